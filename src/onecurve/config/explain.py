@@ -1,0 +1,52 @@
+"""Pydantic's findings in the user's words: the setting, the value, the rule."""
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from onecurve.config.suggest import nearest
+from onecurve.errors import ConfigError
+
+_RULES = {
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text (quote it if it looks like something else)",
+    "dict_type": "must be a map of names to values",
+    "list_type": "must be a list",
+    "model_type": "must be a section with keys of its own",
+}
+
+
+def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield every dotted key a schema knows, sections included."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from known_keys(kind, f"{prefix}{name}.")
+
+
+def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> ConfigError:
+    """Turn what pydantic found into one message, a line a finding.
+
+    Args:
+        error: What validating `model` raised.
+        model: The schema that was validated.
+        prefix: Where that schema hangs in the recipe, such as `task.`.
+    """
+    return ConfigError("\n".join(_line(finding, model, prefix) for finding in error.errors()))
+
+
+def _line(finding: Any, model: type[BaseModel], prefix: str) -> str:
+    key = prefix + ".".join(str(part) for part in finding["loc"])
+    value, kind = finding["input"], finding["type"]
+    if kind == "extra_forbidden":
+        return f"Unknown setting '{key}'. {nearest(key, known_keys(model, prefix))}"
+    if kind == "missing":
+        return f"Missing setting '{key}': a recipe must say it."
+    if kind == "value_error":  # raised by the schema's own checks: already in the user's words
+        return (f"{key}: " if finding["loc"] else "") + str(finding["ctx"]["error"]) + "."
+    rule = _RULES.get(kind) or finding["msg"].removeprefix("Input ").replace("should", "must")
+    return f"{key}: {rule}; got {value!r}."

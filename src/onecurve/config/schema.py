@@ -1,0 +1,184 @@
+"""The recipe's schema: every key, its type, its default and what it means."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """One frozen, strict group of settings; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class OpenSection(Section):
+    """A section whose further keys belong to what its first key names, which checks them (`extras`)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def extras(self) -> dict[str, Any]:
+        """The keys this schema does not know, for their owner to check."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class TaskSection(OpenSection):
+    name: str
+    """A file of `onecurve/tasks/`, such as text_classification, causal_lm, sft. Further keys are the task's own."""
+
+
+class ModelSection(Section):
+    path: str
+    """A folder with a model, or a hub name."""
+    init: Literal["pretrained", "random"] = "pretrained"
+    """`random` draws the weights from the seed and needs only a config.json."""
+    tokenizer: str | None = None
+    """Where the tokenizer lies, when not beside the model."""
+    chat_template: str | None = None
+    """A Jinja file with the chat template to use and to save, when not the tokenizer's own."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What frozen weights are kept in (trained ones are float32). auto: mixed_precision's under PEFT, else float32."""
+    attn_implementation: str | None = None
+    """transformers' attention implementation, such as eager or sdpa; its own choice when absent."""
+
+
+class DataSection(Section):
+    train: str
+    """File, folder or hub name (`org/name` or `org/name:split`)."""
+    eval: str | None = None
+    """The dev split, scored during training."""
+    test: str | None = None
+    """The test split, scored once at the end."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """What the task needs -> what the file calls it (a position from 0 where a CSV has no header)."""
+    format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "text"] = "auto"
+    """auto: by the file's suffix."""
+    encoding: str = "utf-8"
+    """Of text files."""
+    header: bool = True
+    """Whether the first row of CSV and TSV names the columns."""
+    sample_by: Literal["document", "paragraph", "line"] = "document"
+    """What one row of plain text is."""
+    hub_config: str | None = None
+    """The configuration of a hub dataset that has several."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What a broken row does; skipped ones are counted and reported."""
+    on_long: Literal["error", "truncate", "drop"] = "error"
+    """What an example longer than `max_length` does; each one is counted and reported."""
+    max_length: int | None = Field(default=None, gt=1)
+    """Tokens an example may have; the model's own limit when absent."""
+    cache_dir: str | None = None
+    """Where encoded examples are kept; the user's cache directory when absent."""
+
+
+class PeftSection(OpenSection):
+    method: str
+    """A PEFT type (lora, ia3, prefix_tuning, ..., bottleneck). Further keys are that method's own fields in PEFT."""
+
+
+class OptimSection(OpenSection):
+    name: str = "adamw"
+    """A function of `onecurve/optim/optimizers.py`. Further keys are its keyword arguments."""
+    lr: float = Field(gt=0, default=2e-5)
+    """Peak learning rate."""
+    schedule: str = "linear"
+    """A function of `onecurve/optim/schedules.py`: constant, linear, cosine, wsd."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises linearly from zero to its peak."""
+    decay_steps: int | None = Field(default=None, ge=0)
+    """wsd only: steps of the last descent; a tenth of the run when absent."""
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
+    """The learning rate's floor, as a share of its peak."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled; never on biases and normalisation weights."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradients are scaled down to this global norm; 0 never clips."""
+
+
+class TrainSection(Section):
+    max_steps: int | None = Field(default=None, gt=0)
+    """Optimizer updates of the run. Exactly one of this and `epochs` is set."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the training set."""
+    global_batch_size: int = Field(default=32, gt=0)
+    """Examples per optimizer update, whatever the number of ranks."""
+    micro_batch_size: int = Field(default=8, gt=0)
+    """Examples per rank and forward-backward pass."""
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"
+    """What matrix products are computed in; auto: bf16 where the device computes it natively, else no."""
+    emulate: bool = False
+    """Allow a precision that this device can only emulate, many times slower."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass instead of keeping them."""
+    resume: str = "auto"
+    """auto, never, or a checkpoint's path."""
+    stop_after: int | None = Field(default=None, gt=0)
+    """End this launch with a checkpoint after that step; the schedule stays that of the whole run."""
+
+
+class EvalSection(Section):
+    every: int = Field(default=0, ge=0)
+    """Steps between two scorings of the dev split; 0: only at the end."""
+    micro_batch_size: int | None = Field(default=None, gt=0)
+    """Examples per rank and forward pass; train.micro_batch_size when absent."""
+    best_metric: str | None = None
+    """Keep the step that is best by this dev metric; `model/` is that step's. Absent: the last step's."""
+    patience: int | None = Field(default=None, gt=0)
+    """Stop after so many dev scorings without a better best_metric."""
+
+    @model_validator(mode="after")
+    def _patience_needs_a_metric(self) -> "EvalSection":
+        if self.patience and not self.best_metric:
+            raise ValueError("patience needs best_metric: say which metric has to get better")
+        return self
+
+
+class CheckpointSection(Section):
+    every: int = Field(default=0, ge=0)
+    """Steps between two checkpoints; 0: none."""
+    keep: int = Field(default=2, gt=0)
+    """Newest checkpoints to keep."""
+
+
+class TrackingSection(Section):
+    trackers: list[str] = Field(default_factory=list)
+    """Accelerate's trackers, such as tensorboard, wandb, mlflow."""
+    project: str = "onecurve"
+    """The project's name in those trackers."""
+    log_every: int = Field(default=1, gt=0)
+    """Steps between two train lines of metrics.jsonl."""
+
+
+class Recipe(Section):
+    """A complete run."""
+
+    output_dir: str
+    """The run directory."""
+    seed: int = Field(default=0, ge=0)
+    """Of the data order, new weights and every random draw."""
+    task: TaskSection
+    model: ModelSection
+    data: DataSection
+    peft: PeftSection | None = None
+    """Absent: every weight is trained."""
+    optim: OptimSection = OptimSection()
+    train: TrainSection
+    eval: EvalSection = EvalSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    tracking: TrackingSection = TrackingSection()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> "Recipe":
+        train = self.train
+        if (train.max_steps is None) == (train.epochs is None):
+            raise ValueError("set exactly one of train.max_steps and train.epochs")
+        if train.global_batch_size % train.micro_batch_size:
+            raise ValueError(
+                f"train.global_batch_size ({train.global_batch_size}) must be a multiple of "
+                f"train.micro_batch_size ({train.micro_batch_size})"
+            )
+        if self.data.eval is None and (self.eval.every or self.eval.best_metric):
+            raise ValueError("eval.every and eval.best_metric need a dev split: set data.eval")
+        return self

@@ -1,0 +1,23 @@
+"""The nearest known name to one that is not known."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def nearest(unknown: str, known: Iterable[str]) -> str:
+    """Say which known name was probably meant, or list them all.
+
+    Args:
+        unknown: The name as the user wrote it, dotted or not.
+        known: Every name that would have been right.
+
+    Returns:
+        A sentence for an error message.
+    """
+    known = sorted(known)
+    by_leaf = {name.rsplit(".", 1)[-1]: name for name in known}
+    match = get_close_matches(unknown, known, n=1, cutoff=0.75)
+    leaf = get_close_matches(unknown.rsplit(".", 1)[-1], by_leaf, n=1, cutoff=0.6)
+    if match or leaf:
+        return f"Did you mean '{match[0] if match else by_leaf[leaf[0]]}'?"
+    return f"Known: {', '.join(known)}."

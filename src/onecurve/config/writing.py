@@ -1,0 +1,40 @@
+"""Writing the resolved recipe: a recipe again, each value with where it came from beside it."""
+
+from io import StringIO
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+
+from onecurve.config.reading import Sources
+from onecurve.config.schema import Recipe
+
+
+def dump_recipe(recipe: Recipe, sources: Sources, owned: dict[str, dict[str, Any]]) -> str:
+    """Return the recipe as YAML with every value resolved and its source (default, file, command line) as a comment.
+
+    Args:
+        recipe: The checked recipe.
+        sources: Where each value that is not a default came from.
+        owned: Section -> the resolved keys that its owner, not the schema, knows (the task's settings, ...).
+    """
+    values = recipe.model_dump(mode="json")
+    for section, extras in owned.items():
+        values[section] = values[section] | extras
+    text = StringIO()
+    yaml = YAML()
+    yaml.width = 4096  # a wrapped line would part a value from its comment
+    yaml.dump(_annotated(values, sources, ""), text)
+    return text.getvalue()
+
+
+def _annotated(values: dict[str, Any], sources: Sources, prefix: str) -> CommentedMap:
+    node = CommentedMap()
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and value:
+            node[name] = _annotated(value, sources, f"{key}.")
+        else:
+            node[name] = value
+            node.yaml_add_eol_comment(sources.get(key, "default"), name)
+    return node

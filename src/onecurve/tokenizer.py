@@ -1,0 +1,83 @@
+"""The tokenizer as the run uses it, and how many tokens the model can read."""
+
+from pathlib import Path
+from typing import Any
+
+from onecurve.config import ModelSection
+from onecurve.errors import ConfigError
+
+
+def load_config(section: ModelSection) -> Any:
+    """Load the model's transformers config.
+
+    Raises:
+        ConfigError: Nothing there that transformers can read.
+    """
+    from transformers import AutoConfig
+
+    _check_local(section.path, "model.path", "config.json")
+    try:
+        return AutoConfig.from_pretrained(section.path, revision=section.revision or "main")
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{section.path!r} has no model config that can be read: {_first_line(error)}",
+                          where="model.path", fix="Give a model folder, or a hub name that can be reached.") from None
+
+
+def load_tokenizer(section: ModelSection) -> Any:
+    """Load the tokenizer, with a padding token and the recipe's chat template.
+
+    Raises:
+        ConfigError: Nothing there that transformers can read.
+    """
+    from transformers import AutoTokenizer
+
+    path = section.tokenizer or section.path
+    key = "model.tokenizer" if section.tokenizer else "model.path"
+    _check_local(path, key, "tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=section.revision or "main")
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{path!r} has no tokenizer that can be read: {_first_line(error)}", where=key,
+                          fix="Set model.tokenizer.") from None
+    if tokenizer.pad_token is None:
+        # Safe where others mask the end token with it: labels never come from the padding id
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if section.chat_template:
+        try:
+            tokenizer.chat_template = Path(section.chat_template).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot be read: {error.strerror} ({section.chat_template}).",
+                              where="model.chat_template") from None
+    return tokenizer
+
+
+def resolve_max_length(asked: int | None, tokenizer: Any, config: Any) -> int:
+    """Return how many tokens an example may have: what was asked, else the model's limit.
+
+    Raises:
+        ConfigError: More was asked than the model can read, or nobody names a limit.
+    """
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    limits = [n for n in (positions, tokenizer.model_max_length) if n and n < 10**9]  # 1e30: "no limit" upstream
+    if asked is None:
+        if not limits:
+            raise ConfigError("this model names no limit.", where="data.max_length", fix="Set it.")
+        return min(limits)
+    if positions and asked > positions:
+        raise ConfigError(f"must be at most {positions}, the positions this model has; got {asked}.",
+                          where="data.max_length")
+    return asked
+
+
+def _check_local(path: str, key: str, *names: str) -> None:
+    """Refuse what looks like a local folder but is none, before the hub is asked for it."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not any((folder / name).exists() for name in names):
+            raise ConfigError(f"the folder {path!r} holds none of {', '.join(names)}.", where=key)
+    elif folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1 or folder.exists():
+        raise ConfigError(f"no such folder: {path!r}.", where=key)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,10 +1,44 @@
 """The tokenizer as the run uses it, and how many tokens the model can read."""
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from onecurve.config import ModelSection
 from onecurve.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the run's model reads text; each part is loaded when it is first asked for."""
+
+    section: ModelSection
+    asked_max_length: int | None
+
+    @cached_property
+    def config(self) -> Any:
+        """The model's transformers config, told the padding id."""
+        config = load_config(self.section)
+        if getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = self.tokenizer.pad_token_id
+        if config.vocab_size < len(self.tokenizer):
+            raise ConfigError(
+                f"has {len(self.tokenizer)} tokens, but the model knows {config.vocab_size}.",
+                where="model.tokenizer",
+                fix="Take the tokenizer that belongs to the model.",
+            )
+        return config
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer, able to pad."""
+        return load_tokenizer(self.section)
+
+    @cached_property
+    def max_length(self) -> int:
+        """Tokens an example may have."""
+        return resolve_max_length(self.asked_max_length, self.tokenizer, self.config)
 
 
 def load_config(section: ModelSection) -> Any:

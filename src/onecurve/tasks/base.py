@@ -42,13 +42,14 @@ class Task(Protocol):
     """What a task is. One file in this folder, with a class of this shape named `Task`."""
 
     Settings: ClassVar[type[Settings]]
-    settings: Settings
+    settings: Any
+    """An instance of them."""
     columns: ClassVar[Mapping[str, str]]
     """Column -> what it must hold. A name ending in `?` is optional: the file need not have it."""
     encoder_version: ClassVar[int]
     """Raised whenever `encode` changes what it returns, so that old caches are not read."""
 
-    def __init__(self, settings: Settings) -> None: ...
+    def __init__(self, settings: Any) -> None: ...
 
     def check(self, row: Row) -> None:
         """Raise `BadRow` when a value has the wrong type, is empty or cannot be meant. Needs no tokenizer."""

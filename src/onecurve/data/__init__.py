@@ -1,0 +1,1 @@
+"""From files to micro-batches: sources, the cache of encoded examples, the batch plan, the loader."""

@@ -1,0 +1,219 @@
+"""File formats: how each one yields its rows and the line or row they stand on."""
+
+import codecs
+import csv
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from onecurve.config import DataSection
+from onecurve.data.rows import Broken, Columns, Located
+from onecurve.errors import ConfigError, DataError
+
+Records = Iterator[Located | Broken]
+Reader = Callable[[Path, DataSection, Columns], Records]
+
+SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".txt": "text",
+    ".text": "text",
+}
+"""What `data.format: auto` makes of a suffix; `.gz` may follow all but Parquet's."""
+
+_MARK = "\udcff"
+"""Stands for bytes that cannot be decoded; no decoder yields it itself, so its line can be found and named."""
+codecs.register_error("onecurve.mark", lambda error: (_MARK, error.end))  # type: ignore[attr-defined]
+
+_PARQUET_ROWS = 1024
+_MAX_FIELD = 2**31 - 1  # the csv module's own limit is 128 KiB, less than a long document
+
+
+def format_of(path: Path) -> str | None:
+    """Return the format a file's suffix tells; None when it tells nothing."""
+    return SUFFIXES.get((path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower())
+
+
+def check_encoding(encoding: str) -> None:
+    """Refuse an encoding Python does not know.
+
+    Raises:
+        ConfigError: No text encoding has that name.
+    """
+    try:
+        "a".encode(encoding)
+    except (LookupError, ValueError):
+        raise ConfigError(f"no text encoding is called {encoding!r}; such as utf-8, utf-16, latin-1, gb18030.",
+                          where="data.encoding") from None  # fmt: skip
+
+
+def read_jsonl(path: Path, settings: DataSection, columns: Columns) -> Records:
+    """Yield one object a line; blank lines are passed over."""
+    with _open_text(path, settings.encoding) as file:
+        for number, line in enumerate(file, 1):
+            if not line.isspace():
+                yield _json_line(line, f"line {number}", settings.encoding)
+
+
+def _json_line(line: str, place: str, encoding: str) -> Located | Broken:
+    if _MARK in line:
+        return Broken(place, _undecodable(encoding))
+    try:
+        return _json_object(json.loads(line), place)
+    except json.JSONDecodeError as error:
+        return Broken(place, f"broken JSON: {error.msg} at column {error.colno}.")
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits; brackets 10,000 deep
+        return Broken(place, f"broken JSON: {error}.")
+
+
+def _json_object(value: Any, place: str) -> Located | Broken:
+    if isinstance(value, dict):
+        return Located(place, value)
+    return Broken(place, f"must be a JSON object, one key a column; got {json.dumps(value)[:60]}.")
+
+
+def read_json(path: Path, settings: DataSection, columns: Columns) -> Records:
+    """Yield the objects of one list, or of the list under `data`."""
+    with _open_text(path, settings.encoding) as file:
+        text = file.read()
+    if _MARK in text:
+        raise DataError(_undecodable(settings.encoding), where=f"{path}, line {text[: text.index(_MARK)].count(chr(10)) + 1}")
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"broken JSON: {error}.", where=str(path),
+                        fix="One object a line is data.format: jsonl.") from None  # fmt: skip
+    if isinstance(content, dict):
+        content = content.get("data")
+    if not isinstance(content, list):
+        raise DataError("must be a list of objects, or an object with that list under 'data'.", where=str(path))
+    for number, value in enumerate(content, 1):
+        yield _json_object(value, f"row {number}")
+
+
+def read_csv(path: Path, settings: DataSection, columns: Columns) -> Records:
+    """Yield the rows of comma-separated values."""
+    return _read_delimited(path, settings, columns, ",")
+
+
+def read_tsv(path: Path, settings: DataSection, columns: Columns) -> Records:
+    """Yield the rows of tab-separated values, quoted as in CSV: so do spreadsheets and pandas write them."""
+    return _read_delimited(path, settings, columns, "\t")
+
+
+def _read_delimited(path: Path, settings: DataSection, columns: Columns, delimiter: str) -> Records:
+    with _open_text(path, settings.encoding, newline="") as file:
+        records = _split_fields(file, delimiter, settings.encoding)
+        names: list[str] | None = _header(path, next(records, None), columns) if settings.header else None
+        for place, fields in records:
+            if isinstance(fields, str):
+                yield Broken(place, fields)
+                continue
+            names = names or [str(position) for position in range(len(fields))]
+            if len(fields) != len(names):
+                first = "header" if settings.header else "first row"
+                yield Broken(place, f"has {len(fields)} fields where the {first} has {len(names)}.")
+            else:
+                # CSV cannot tell an empty value from none
+                yield Located(place, {name: field or None for name, field in zip(names, fields, strict=True)})
+
+
+def _split_fields(file: IO[str], delimiter: str, encoding: str) -> Iterator[tuple[str, list[str] | str]]:
+    """Yield the line a row begins on with its fields, or with what is wrong with it."""
+    csv.field_size_limit(_MAX_FIELD)
+    reader = csv.reader(file, delimiter=delimiter, strict=True)  # not strict, an open quote swallows the rest
+    while True:
+        place = f"line {reader.line_num + 1}"
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield place, f"its quotes do not match: {error}."
+            continue
+        if any(_MARK in field for field in fields):
+            yield place, _undecodable(encoding)
+        elif fields:  # a blank line has none
+            yield place, fields
+
+
+def _header(path: Path, record: tuple[str, list[str] | str] | None, columns: Columns) -> list[str] | None:
+    if record is None:
+        return None
+    place, names = record
+    if isinstance(names, str):
+        raise DataError(names, where=f"{path}, {place}")
+    for name in columns.names.values():
+        if names.count(name) > 1:
+            raise DataError(f"the header names the column '{name}' twice.", where=f"{path}, {place}")
+    return names
+
+
+def read_text(path: Path, settings: DataSection, columns: Columns) -> Records:
+    """Yield plain text as the column `text`, by document, paragraph or line."""
+    with _open_text(path, settings.encoding) as file:
+        for place, text in _pieces(file, settings.sample_by):
+            if _MARK in text:
+                yield Broken(place, _undecodable(settings.encoding))
+            else:
+                yield Located(place, {"text": text})
+
+
+def _pieces(file: IO[str], sample_by: str) -> Iterator[tuple[str, str]]:
+    if sample_by == "document":
+        yield "", file.read()
+        return
+    filled = groupby(enumerate(file, 1), key=lambda numbered: not numbered[1].isspace())
+    for lines in (lines for is_filled, lines in filled if is_filled):
+        if sample_by == "line":
+            yield from ((f"line {number}", line.rstrip("\n")) for number, line in lines)
+        else:
+            number, first = next(lines)
+            yield f"line {number}", (first + "".join(line for _, line in lines)).rstrip("\n")
+
+
+def read_parquet(path: Path, settings: DataSection, columns: Columns) -> Records:
+    """Yield the rows of a Parquet file, reading only the columns the task wants."""
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            selected = columns.select(file.schema_arrow.names)
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=selected):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield Located(f"row {number}", row)
+    except (pa.ArrowException, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise DataError(f"cannot be read as Parquet after row {number}: {reason}", where=str(path)) from None
+
+
+READERS: dict[str, Reader] = {
+    "jsonl": read_jsonl,
+    "json": read_json,
+    "csv": read_csv,
+    "tsv": read_tsv,
+    "parquet": read_parquet,
+    "text": read_text,
+}
+
+
+def _open_text(path: Path, encoding: str, newline: str | None = None) -> IO[str]:
+    if codecs.lookup(encoding).name == "utf-8":
+        encoding = "utf-8-sig"  # reads both, with and without the mark that Windows puts in front
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding=encoding, errors="onecurve.mark", newline=newline)
+    return open(path, encoding=encoding, errors="onecurve.mark", newline=newline)
+
+
+def _undecodable(encoding: str) -> str:
+    return f"has bytes that are not {encoding}; data.encoding says what the file is in."

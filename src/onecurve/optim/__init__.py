@@ -1,0 +1,86 @@
+"""What moves the weights: parameter groups, an optimizer, and the learning rate as a function of the step."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from onecurve.config import OptimSection, nearest
+from onecurve.errors import ConfigError
+from onecurve.optim import optimizers, schedules
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+
+def check_optim(section: OptimSection) -> dict[str, Any]:
+    """Check what the schema leaves to this room; return the optimizer's own settings, resolved.
+
+    Raises:
+        ConfigError: No such optimizer or schedule, or a setting that it does not know, cannot take or would ignore.
+    """
+    build = _pick(optimizers, "optim.name", section.name)
+    schedule = _pick(schedules, "optim.schedule", section.schedule)
+    settings = {
+        name: parameter.default
+        for name, parameter in inspect.signature(build).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    for key, value in section.extras.items():
+        if key not in settings:
+            known = [*(f"optim.{name}" for name in (*type(section).model_fields, *settings))]
+            raise ConfigError(f"Unknown setting 'optim.{key}' of {section.name}. {nearest(f'optim.{key}', known)}")
+        kind = type(settings[key])
+        if isinstance(value, bool) is not (kind is bool) or not isinstance(value, (kind, int)):
+            raise ConfigError(f"must be a {kind.__name__}; got {value!r}.", where=f"optim.{key}")
+        settings[key] = kind(value)
+    if section.decay_steps is not None and schedule is not schedules.wsd:
+        raise ConfigError(f"belongs to schedule wsd; this one is {section.schedule}.", where="optim.decay_steps")
+    if section.min_lr_ratio and schedule is schedules.constant:
+        raise ConfigError("the constant schedule never falls to a floor.", where="optim.min_lr_ratio")
+    return settings
+
+
+def build_optimizer(model: "nn.Module", section: OptimSection) -> "Optimizer":
+    """Build the optimizer over what is trained; weight decay leaves out biases and normalisation weights."""
+    decayed, plain = [], []
+    for name, parameter, module in _trained(model):
+        exempt = name.endswith("bias") or "norm" in type(module).__name__.lower()
+        (plain if exempt else decayed).append(parameter)
+    groups = [
+        {"params": params, "weight_decay": decay}
+        for params, decay in ((decayed, section.weight_decay), (plain, 0.0))
+        if params
+    ]
+    if not groups:
+        raise ConfigError("nothing is left to train: every weight is frozen.", where="peft")
+    build = _pick(optimizers, "optim.name", section.name)
+    return build(groups, section.lr, **check_optim(section))
+
+
+def lr_at(step: int, max_steps: int, section: OptimSection) -> float:
+    """Return the learning rate of update `step` (1-based)."""
+    decay_steps = section.decay_steps if section.decay_steps is not None else max(1, max_steps // 10)
+    schedule = _pick(schedules, "optim.schedule", section.schedule)
+    return section.lr * schedules.lr_factor(
+        schedule, step - 1, max_steps, section.warmup_steps, decay_steps, section.min_lr_ratio
+    )
+
+
+def _trained(model: "nn.Module") -> Iterator[tuple[str, Any, "nn.Module"]]:
+    # Groups go by name and owner's type: under ZeRO-3 every parameter looks one-dimensional
+    seen = set()
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(prefix=prefix, recurse=False):
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield name, parameter, module
+
+
+def _pick(module: Any, key: str, name: str) -> Callable[..., Any]:
+    names = [
+        n for n, f in vars(module).items() if inspect.isfunction(f) and not n.startswith("_") and n != "lr_factor"
+    ]
+    if name not in names:
+        raise ConfigError(f"must be one of {', '.join(names)}; got {name!r}.", where=key)
+    return getattr(module, name)

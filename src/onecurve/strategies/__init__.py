@@ -1,0 +1,69 @@
+"""How a step is carried out across ranks: one file a strategy, picked by what the launcher started."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onecurve.config import Recipe
+from onecurve.distributed import uses_deepspeed
+from onecurve.errors import ConfigError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from onecurve.strategies.base import Strategy
+
+
+def check_strategy(recipe: Recipe) -> None:
+    """Check, before any process group, that the DeepSpeed file and the recipe do not contradict each other.
+
+    Raises:
+        ConfigError: A number or switch the recipe owns stands in the file with another value, or the optimizer
+            cannot work on flat shares.
+    """
+    if not uses_deepspeed():
+        return
+    if recipe.optim.name == "adafactor":
+        raise ConfigError(
+            "adafactor needs whole matrices, and ZeRO gives each rank a flat share of them.",
+            where="optim.name",
+            fix="Use adamw under ZeRO, or adafactor under DDP.",
+        )
+    path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
+    if not path or path == "none":
+        return
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot be read: {error}.", where=path) from None
+    owned: dict[str, tuple[str, Any]] = {
+        "train_batch_size": ("train.global_batch_size", recipe.train.global_batch_size),
+        "train_micro_batch_size_per_gpu": ("train.micro_batch_size", recipe.train.micro_batch_size),
+        "gradient_clipping": ("optim.max_grad_norm", recipe.optim.max_grad_norm),
+        "gradient_accumulation_steps": ("train.global_batch_size and the number of ranks", None),
+        "optimizer": ("optim", None),
+        "scheduler": ("optim.schedule", None),
+        **dict.fromkeys(("bf16", "fp16", "torch_autocast", "amp"), ("train.mixed_precision", None)),
+    }
+    for key, (setting, value) in owned.items():
+        if config.get(key, "auto") not in ("auto", value):
+            raise ConfigError(
+                f"'{key}' is {config[key]!r}, but the recipe's {setting} decides that"
+                + (f" ({value})." if value is not None else "."),
+                where=path,
+                fix='Remove the key or write "auto".',
+            )
+
+
+def build_strategy(accelerator: "Accelerator", recipe: Recipe, precision: str) -> "Strategy":
+    """Build the strategy of the world that was started."""
+    from accelerate.utils import DistributedType
+
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from onecurve.strategies.zero import Zero
+
+        return Zero(accelerator, precision, recipe.optim.max_grad_norm, recipe.train.micro_batch_size)
+    from onecurve.strategies.plain import Plain
+
+    return Plain(accelerator, precision, recipe.optim.max_grad_norm)

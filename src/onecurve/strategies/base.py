@@ -1,0 +1,65 @@
+"""What a strategy is: how one step's gradients become an update across ranks, and which windows each rank holds."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class Window:
+    """A run of one flattened tensor that this rank holds."""
+
+    name: str
+    """The parameter's name in the model."""
+    key: str
+    """`param` (the float32 master where there is one) or the optimizer's name for a moment."""
+    view: Tensor
+    """The live values, one-dimensional: writing to it writes to the training state."""
+    offset: int
+    """Where the run starts in the flattened tensor."""
+    numel: int
+    """Elements of the whole tensor."""
+
+
+class Strategy(Protocol):
+    """One file in this folder a strategy. The loop calls the first five; saving calls the rest."""
+
+    model: nn.Module
+    """What to call forward on."""
+    optimizer: Any
+    """Holds `param_groups`, whose `lr` the loop sets."""
+
+    def prepare(self, model: nn.Module, optimizer: Optimizer, num_passes: int) -> None:
+        """Take the model and optimizer over. `num_passes`: the most passes a step makes on one rank."""
+
+    def begin_pass(self, last: bool) -> None:
+        """Say, before its forward, whether a pass is the step's last: only then do ranks need to agree."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context the forward pass runs in: mixed precision."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss that is already scaled for the mean over ranks (see `step`)."""
+
+    def update(self) -> tuple[Tensor | float, bool]:
+        """Clip, update, clear the gradients.
+
+        Returns:
+            The global gradient norm before clipping, and whether the update was skipped (fp16 overflow).
+        """
+
+    def unwrapped(self) -> nn.Module:
+        """The model as it was handed to `prepare`."""
+
+    def windows(self) -> Iterator[Window]:
+        """Yield what this rank holds of every trained parameter and of its moments, in the parameters' order."""
+
+    def refresh(self) -> None:
+        """Bring the model in line after windows were written to."""
+
+    def full_parameters(self, trained_only: bool) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, whole value) on every rank, one at a time; aliases of tied parameters too."""

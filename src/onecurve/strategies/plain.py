@@ -1,0 +1,73 @@
+"""One process, or DDP: every rank holds everything and gradients are averaged in the last pass."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from math import inf
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from onecurve.strategies.base import Window
+from onecurve.strategies.precision import DTYPES
+
+
+class Plain:
+    """Implements `Strategy`."""
+
+    model: nn.Module
+    optimizer: Optimizer
+
+    def __init__(self, accelerator: Accelerator, precision: str, max_grad_norm: float) -> None:
+        self.accelerator = accelerator
+        self.dtype = DTYPES.get(precision)
+        self.max_grad_norm = max_grad_norm or inf
+        self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=precision == "fp16")
+
+    def prepare(self, model: nn.Module, optimizer: Optimizer, num_passes: int) -> None:
+        self.model = self.accelerator.prepare_model(model)
+        self.optimizer = optimizer
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def begin_pass(self, last: bool) -> None:
+        if isinstance(self.model, DistributedDataParallel):
+            self.model.require_backward_grad_sync = last
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(self.accelerator.device.type, self.dtype)
+
+    def backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+
+    def update(self) -> tuple[Tensor | float, bool]:
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return grad_norm, self.scaler.is_enabled() and self.scaler.get_scale() < scale
+
+    def unwrapped(self) -> nn.Module:
+        return self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+
+    def windows(self) -> Iterator[Window]:
+        for name, parameter in self.unwrapped().named_parameters():
+            if parameter.requires_grad:
+                yield Window(name, "param", parameter.data.view(-1), 0, parameter.numel())
+                for key, value in self.optimizer.state.get(parameter, {}).items():
+                    if torch.is_tensor(value) and value.shape == parameter.shape and value.dim():
+                        yield Window(name, key, value.view(-1), 0, parameter.numel())
+
+    def refresh(self) -> None:
+        pass
+
+    def full_parameters(self, trained_only: bool) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self.unwrapped().named_parameters(remove_duplicate=False):
+            if parameter.requires_grad or not trained_only:
+                yield name, parameter.data

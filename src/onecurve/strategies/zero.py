@@ -1,0 +1,114 @@
+"""DeepSpeed ZeRO-1, 2 and 3: optimizer state, gradients and parameters shared out over ranks."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from onecurve.strategies.base import Window
+from onecurve.strategies.precision import DTYPES
+
+
+class Zero:
+    """Implements `Strategy`. The engine's own backward and step are called, so that a step has two visible halves."""
+
+    model: Any
+    optimizer: Any
+
+    def __init__(self, accelerator: Accelerator, precision: str, max_grad_norm: float, micro_batch_size: int) -> None:
+        self.accelerator = accelerator
+        config = accelerator.state.deepspeed_plugin.deepspeed_config
+        config["train_micro_batch_size_per_gpu"] = micro_batch_size
+        config["gradient_clipping"] = max_grad_norm  # Accelerate's default is 1.0, whatever the recipe says
+        if precision in DTYPES:
+            # Weights stay float32 and the forward pass is autocast, as in `plain`: one curve. An empty module list
+            # keeps communication in float32 too.
+            config["torch_autocast"] = {
+                "enabled": True,
+                "dtype": str(DTYPES[precision]).removeprefix("torch."),
+                "lower_precision_safe_modules": [],
+            }
+        self.config = config
+
+    @property
+    def stage(self) -> int:
+        """The ZeRO stage, 1 to 3."""
+        return self.model.zero_optimization_stage()
+
+    def prepare(self, model: nn.Module, optimizer: Optimizer, num_passes: int) -> None:
+        # Only tells the engine whether passes are accumulated (offload needs to know); `begin_pass` says when
+        self.config["gradient_accumulation_steps"] = num_passes
+        self.model, _ = self.accelerator.prepare(model, optimizer)
+        self.optimizer = self.model.optimizer
+
+    def begin_pass(self, last: bool) -> None:
+        self.model.set_gradient_accumulation_boundary(last)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext()  # the engine's forward does it
+
+    def backward(self, loss: Tensor) -> None:
+        self.model.backward(loss, scale_wrt_gas=False)
+
+    def update(self) -> tuple[Tensor | float, bool]:
+        self.model.step()
+        return self.model.get_global_grad_norm(), bool(getattr(self.optimizer, "overflow", False))
+
+    def unwrapped(self) -> nn.Module:
+        return self.model.module
+
+    def windows(self) -> Iterator[Window]:
+        yield from self._windows_of_stage_3() if self.stage == 3 else self._windows_of_stages_1_and_2()
+
+    def _windows_of_stages_1_and_2(self) -> Iterator[Window]:
+        # safe_get_full_* fail with more than one parameter group, so the fragments are read where they lie
+        for name, parameter in self.unwrapped().named_parameters():
+            mapping = getattr(parameter, "_hp_mapping", None)
+            if not parameter.requires_grad or mapping is None:
+                continue
+            flat = self.optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+            run, offset = mapping.hp_fragment_address, mapping.lp_fragment_address.start
+            yield Window(name, "param", flat.data.narrow(0, run.start, run.numel), offset, parameter.numel())
+            for key, value in self.optimizer.optimizer.state.get(flat, {}).items():
+                if torch.is_tensor(value) and value.shape == flat.shape:
+                    yield Window(name, key, value.narrow(0, run.start, run.numel), offset, parameter.numel())
+
+    def _windows_of_stage_3(self) -> Iterator[Window]:
+        rank, flat_groups = self.accelerator.process_index, self.optimizer.fp32_partitioned_groups_flat
+        for name, parameter in self.unwrapped().named_parameters():
+            if not parameter.requires_grad:
+                continue
+            group, start, length = self.optimizer.grad_position[self.optimizer.get_param_id(parameter)]
+            share = parameter.ds_tensor.ds_numel
+            offset = min(parameter.ds_numel, rank * share)
+            held = min(length, parameter.ds_numel - offset)  # the last share may end in padding
+            if held <= 0:
+                continue
+            flat = flat_groups[group]
+            yield Window(name, "param", flat.data.narrow(0, start, held), offset, parameter.ds_numel)
+            for key, value in self.optimizer.optimizer.state.get(flat, {}).items():
+                if torch.is_tensor(value) and value.shape == flat.shape:
+                    yield Window(name, key, value.narrow(0, start, held), offset, parameter.ds_numel)
+
+    def refresh(self) -> None:
+        if self.stage < 3:
+            self.optimizer.update_lp_params()
+            return
+        for index, master in enumerate(self.optimizer.fp32_partitioned_groups_flat):
+            working = self.optimizer.fp16_partitioned_groups_flat[index]
+            if working is not None:
+                working.data.copy_(master.data)
+            self.optimizer._unflatten_partitioned_parameters(index)
+        self.optimizer.checkpoint_event_epilogue()
+
+    def full_parameters(self, trained_only: bool) -> Iterator[tuple[str, Tensor]]:
+        from deepspeed.zero import GatheredParameters
+
+        for name, parameter in self.unwrapped().named_parameters(remove_duplicate=False):
+            if parameter.requires_grad or not trained_only:
+                with GatheredParameters([parameter], enabled=self.stage == 3):
+                    yield name, parameter.data

@@ -1,0 +1,83 @@
+"""What a user should know of a run before step 1, and what a model's reader should know after it."""
+
+from typing import TYPE_CHECKING, Any
+
+from onecurve.config import Recipe
+from onecurve.data.encoding import Data, Split
+from onecurve.data.plan import BatchPlan, num_passes
+from onecurve.tasks.base import Task
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def describe_run(
+    recipe: Recipe, task: Task, data: Data, plan: BatchPlan, model: "nn.Module", tokenizer: Any, world_size: int
+) -> str:
+    """Return the summary: what is trained, the batch arithmetic, the data, one example as the model sees it."""
+    sizes = [(_count(p), p.requires_grad) for p in model.parameters()]
+    trained, total = sum(n for n, grad in sizes if grad), sum(n for n, _ in sizes)
+    batch, train = recipe.train.global_batch_size, data.train
+    passes = num_passes(-(-min(batch, plan.num_examples) // recipe.train.micro_batch_size), world_size)
+    lines = [
+        f"model     {recipe.model.path}: {trained:,} of {total:,} parameters trained ({trained / total:.2%}), "
+        f"{recipe.peft.method if recipe.peft else 'full fine-tuning'}",
+        f"batch     {batch} examples a step = {recipe.train.micro_batch_size} a pass x {world_size} rank(s) "
+        f"x {passes} pass(es); {plan.steps_per_epoch} steps an epoch"
+        + (f", the last with {plan.short_last_batch}" if plan.short_last_batch else ""),
+        *(_describe_split(split) for split in (data.train, data.eval, data.test) if split is not None),
+        f"items     {int(train.num_items.sum()):,} terms of the loss from {int(train.lengths.sum()):,} tokens "
+        f"({train.num_items.sum() / train.lengths.sum():.1%}); at most {data.max_length} tokens an example",
+        "example   " + task.describe(train[0], data.survey, tokenizer).replace("\n", "\n          "),
+    ]
+    return "\n".join(lines)
+
+
+def _describe_split(split: Split) -> str:
+    report = split.report
+    told = {"bad rows skipped": report.skipped, "truncated": report.truncated, "too long, dropped": report.dropped}
+    told["with nothing to learn, dropped"] = report.empty
+    notes = "".join(f", {count} {what}" for what, count in told.items() if count)
+    return f"{split.name:<9} {len(split):,} examples from {report.rows:,} rows{notes}"
+
+
+def _count(parameter: Any) -> int:
+    return getattr(parameter, "ds_numel", None) or parameter.numel()
+
+
+def model_card(recipe: Recipe, data: Data, config: str, step: int, scores: dict[str, dict[str, Any]]) -> str:
+    """Return the README.md that lies beside the weights: data, recipe, metrics."""
+    numbers = [
+        f"| {split} | {name} | {value:.4f} |"
+        for split, values in scores.items()
+        for name, value in values.items()
+        if isinstance(value, (int, float))
+    ]
+    labels = f"Labels: {', '.join(data.survey.labels)}.\n\n" if data.survey.labels else ""
+    head = ["---", "library_name: peft" if recipe.peft else "library_name: transformers"]
+    return "\n".join(
+        [
+            *head,
+            f"base_model: {recipe.model.path}",
+            "tags: [onecurve]",
+            "---",
+            "",
+            f"# {recipe.task.name} from {recipe.model.path}",
+            "",
+            f"{'Adapter (' + recipe.peft.method + ')' if recipe.peft else 'Fully fine-tuned'}, "
+            f"the weights of step {step}. Trained with onecurve.",
+            "",
+            labels + f"Data: {recipe.data.train}, {len(data.train):,} examples (fingerprint `{data.fingerprint}`).",
+            "",
+            "| split | metric | value |",
+            "|---|---|--:|",
+            *numbers,
+            "",
+            "## Recipe",
+            "",
+            "```yaml",
+            config.rstrip(),
+            "```",
+            "",
+        ]
+    )

@@ -1,0 +1,302 @@
+"""Text classification: a text, or a pair of texts, and its one label, its set of labels, or its number."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from reprlib import repr as short
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from onecurve.config import nearest
+from onecurve.errors import DataError
+from onecurve.tasks.base import BadRow, Batch, Example, Row, Settings, Survey, pad
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class TextClassificationSettings(Settings):
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] = (
+        "single_label_classification"
+    )
+    """What `label` holds: one name, any number of names, or a number."""
+    labels: list[str | int | bool] | None = None
+    """Every label name in the order of the ids. Absent: those of the training split, numbers by value, else A to Z."""
+    label_separator: str = Field(default=",", min_length=1)
+    """What stands between the names of a multi-label row that is text."""
+
+    @property
+    def label_names(self) -> list[str]:
+        """The label names that are set, as text."""
+        return [_name(label) for label in self.labels or ()]
+
+    @model_validator(mode="after")
+    def _labels_fit_the_problem(self) -> "TextClassificationSettings":
+        if self.labels is None:
+            return self
+        if self.problem_type == "regression":
+            raise ValueError("regression has no labels: leave labels out or set another problem_type")
+        names, least = self.label_names, _PROBLEMS[self.problem_type].least_labels
+        if len(set(names)) < len(names) or "" in names:
+            raise ValueError(f"labels must be distinct and not empty; got {names}")
+        if len(names) < least:
+            raise ValueError(f"labels must name at least {least} for {self.problem_type}; got {names}")
+        return self
+
+
+class Task:
+    """Say what a text is: one of several labels, any of several, or a number."""
+
+    Settings: ClassVar[type[Settings]] = TextClassificationSettings
+    columns: ClassVar[Mapping[str, str]] = {
+        "text": "non-empty text",
+        "text_pair?": "a second text, such as the hypothesis to a premise",
+        "label": "a name or whole number; multi-label: a list of names; regression: a number",
+    }
+    encoder_version: ClassVar[int] = 1
+    peft_task_type: ClassVar[str | None] = "SEQ_CLS"
+    lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss", "mse", "mae"})
+
+    def __init__(self, settings: TextClassificationSettings) -> None:
+        self.settings = settings
+        self._problem: _Problem = _PROBLEMS[settings.problem_type](settings.label_separator)
+
+    def check(self, row: Row) -> None:
+        _check_text(row.get("text"), "text")
+        if row.get("text_pair") is not None:
+            _check_text(row["text_pair"], "text_pair")
+        if row.get("label") is None:
+            raise BadRow("label is missing")
+        names = self._problem.names(self._problem.read(row["label"]))
+        if self.settings.labels is not None:
+            _check_known(names, self.settings.label_names, "is not in task.labels")
+
+    def survey(self, rows: Iterable[Row]) -> Survey:
+        if self._problem.least_labels == 0:
+            return Survey()
+        if self.settings.labels is not None:
+            return Survey(self.settings.label_names)
+        names = {name for row in rows for name in self._problem.names(self._problem.read(row["label"]))}
+        if len(names) < self._problem.least_labels:
+            raise DataError(
+                f"{self.settings.problem_type} needs at least {self._problem.least_labels} different labels; "
+                f"the training split has {', '.join(map(repr, names)) or 'none'}.",
+                where="data.train",
+                fix="Look at data.columns (is `label` the right column?) or set task.labels.",
+            )
+        return Survey(_in_order(names))
+
+    def check_label(self, row: Row, survey: Survey) -> None:
+        names = self._problem.names(self._problem.read(row["label"]))
+        _check_known(names, survey.labels, "was never seen in training")
+
+    def encode(self, row: Row, survey: Survey, tokenizer: Any, max_length: int, truncate: bool) -> list[Example]:
+        limit = {"truncation": True, "max_length": max_length} if truncate else {"truncation": False}
+        # verbose=False: what happens to a long example is the caller's to decide and to report
+        encoded = tokenizer(row["text"], row.get("text_pair"), verbose=False, **limit)
+        label = self._problem.target(self._problem.read(row["label"]), survey.labels)
+        example = {"input_ids": encoded["input_ids"], "labels": label}
+        example["num_items"] = len(label) if isinstance(label, list) else 1
+        # All zero for a single text, which is also what a model takes them for when it is given none
+        if any(encoded.get("token_type_ids") or ()):
+            example["token_type_ids"] = encoded["token_type_ids"]
+        return [example]
+
+    def auto_model(self) -> type:
+        from transformers import AutoModelForSequenceClassification
+
+        return AutoModelForSequenceClassification
+
+    def model_config(self, survey: Survey) -> dict[str, Any]:
+        config: dict[str, Any] = {"problem_type": self.settings.problem_type, "num_labels": len(survey.labels) or 1}
+        if survey.labels:
+            config["id2label"] = dict(enumerate(survey.labels))
+            config["label2id"] = {name: index for index, name in enumerate(survey.labels)}
+        return config
+
+    def collate(self, examples: Sequence[Example], pad_id: int) -> Batch:
+        import torch
+
+        rows = [e["input_ids"] for e in examples]
+        batch = {"input_ids": pad(rows, pad_id), "attention_mask": pad([[1] * len(row) for row in rows], 0)}
+        if any("token_type_ids" in e for e in examples):
+            kinds = [e.get("token_type_ids", [0] * len(e["input_ids"])) for e in examples]
+            batch["token_type_ids"] = pad(kinds, 0)
+        dtype = torch.int64 if self.settings.problem_type == "single_label_classification" else torch.float32
+        batch["labels"] = torch.tensor([e["labels"] for e in examples], dtype=dtype)
+        return batch
+
+    def num_items(self, batch: Batch) -> int:
+        return batch["labels"].numel()
+
+    def forward(self, model: "nn.Module", batch: Batch) -> "Tensor":
+        return model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+
+    def loss_sum(self, logits: "Tensor", batch: Batch) -> "Tensor":
+        return self._problem.loss_sum(logits.float(), batch["labels"])
+
+    def predict(self, logits: "Tensor", batch: Batch) -> list[tuple[Any, Any]]:
+        return list(zip(self._problem.predict(logits), batch["labels"].tolist(), strict=True))
+
+    def metrics(self, pairs: Sequence[tuple[Any, Any]], loss: float, survey: Survey) -> dict[str, Any]:
+        return {"loss": loss, **self._problem.metrics(pairs, survey.labels)}
+
+    def describe(self, example: Example, survey: Survey, tokenizer: Any) -> str:
+        text = tokenizer.decode(example["input_ids"], clean_up_tokenization_spaces=False)
+        return f"{text} -> «{self._problem.show(example['labels'], survey.labels)}»"
+
+
+# The three kinds of label have one shape: how a label is read, learnt, predicted, scored and shown
+
+
+class _SingleLabel:
+    least_labels: ClassVar[int] = 2  # with one there is nothing to tell apart
+
+    def __init__(self, separator: str) -> None: ...
+
+    def read(self, value: Any) -> str:
+        return _read_name(value)
+
+    def names(self, label: str) -> list[str]:
+        return [label]
+
+    def target(self, label: str, names: list[str]) -> int:
+        return names.index(label)
+
+    def loss_sum(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+        from torch.nn import functional
+
+        return functional.cross_entropy(logits, labels, reduction="sum")
+
+    def predict(self, logits: "Tensor") -> list[int]:
+        return logits.argmax(-1).tolist()
+
+    def metrics(self, pairs: Sequence[tuple[int, int]], names: list[str]) -> dict[str, Any]:
+        from onecurve.metrics.classification import score_classification
+
+        return score_classification(pairs, names)
+
+    def show(self, target: int, names: list[str]) -> str:
+        return names[target]
+
+
+class _MultiLabel:
+    least_labels: ClassVar[int] = 1
+
+    def __init__(self, separator: str) -> None:
+        self.separator = separator
+
+    def read(self, value: Any) -> list[str]:
+        if isinstance(value, str):
+            value = value.split(self.separator) if value.strip() else []
+        if not isinstance(value, list | tuple):
+            raise BadRow(
+                f"label must be a list of names, or text with names between {self.separator!r}; "
+                f"got {short(value)} ({type(value).__name__})"
+            )
+        names = [_read_name(name) for name in value]
+        if len(set(names)) < len(names):  # also what a 0/1 vector looks like, which would pass for names 0 and 1
+            raise BadRow(f"label has a name twice: {short(names)}; a list of names is wanted, not a 0/1 vector")
+        return names
+
+    def names(self, label: list[str]) -> list[str]:
+        return label
+
+    def target(self, label: list[str], names: list[str]) -> list[int]:
+        return [int(name in label) for name in names]
+
+    def loss_sum(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+        from torch.nn import functional
+
+        return functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+
+    def predict(self, logits: "Tensor") -> list[list[int]]:
+        return (logits > 0).int().tolist()  # a probability above one half
+
+    def metrics(self, pairs: Sequence[tuple[list[int], list[int]]], names: list[str]) -> dict[str, Any]:
+        from onecurve.metrics.multilabel import score_multilabel
+
+        return score_multilabel(pairs, names)
+
+    def show(self, target: list[int], names: list[str]) -> str:
+        return ", ".join(name for name, is_in in zip(names, target, strict=True) if is_in)
+
+
+class _Regression:
+    least_labels: ClassVar[int] = 0  # numbers have no names
+
+    def __init__(self, separator: str) -> None: ...
+
+    def read(self, value: Any) -> float:
+        try:
+            number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else None
+        except ValueError:
+            number = None
+        if number is None or not math.isfinite(number):
+            raise BadRow(f"label must be a finite number; got {short(value)} ({type(value).__name__})")
+        return number
+
+    def names(self, label: float) -> list[str]:
+        return []
+
+    def target(self, label: float, names: list[str]) -> float:
+        return label
+
+    def loss_sum(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
+        from torch.nn import functional
+
+        return functional.mse_loss(logits[:, 0], labels, reduction="sum")
+
+    def predict(self, logits: "Tensor") -> list[float]:
+        return logits[:, 0].tolist()
+
+    def metrics(self, pairs: Sequence[tuple[float, float]], names: list[str]) -> dict[str, Any]:
+        from onecurve.metrics.regression import score_regression
+
+        return score_regression(pairs)
+
+    def show(self, target: float, names: list[str]) -> str:
+        return str(target)
+
+
+_Problem = _SingleLabel | _MultiLabel | _Regression
+
+_PROBLEMS: dict[str, type[_Problem]] = {
+    "single_label_classification": _SingleLabel,
+    "multi_label_classification": _MultiLabel,
+    "regression": _Regression,
+}
+
+
+def _check_text(value: Any, column: str) -> None:
+    if value is None:
+        raise BadRow(f"{column} is missing")
+    if not isinstance(value, str):
+        raise BadRow(f"{column} must be text; got {short(value)} ({type(value).__name__})")
+    if not value.strip():
+        raise BadRow(f"{column} is empty")
+
+
+def _check_known(names: list[str], known: list[str], what: str) -> None:
+    for name in names:
+        if name not in known:
+            raise BadRow(f"label {name!r} {what}. {nearest(name, known)}")
+
+
+def _name(value: str | int | bool) -> str:
+    """Return a label's name: JSON's `true` and CSV's `1` are the same in every format."""
+    return str(value).lower() if isinstance(value, bool) else str(value).strip()
+
+
+def _read_name(value: Any) -> str:
+    if not isinstance(value, str | int):
+        raise BadRow(f"a label's name must be text or a whole number; got {short(value)} ({type(value).__name__})")
+    if not (name := _name(value)):
+        raise BadRow("a label's name is empty")
+    return name
+
+
+def _in_order(names: set[str]) -> list[str]:
+    are_numbers = all(re.fullmatch(r"-?[0-9]+", name) for name in names)
+    return sorted(names, key=lambda name: (int(name), name) if are_numbers else (0, name))

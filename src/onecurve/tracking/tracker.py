@@ -1,0 +1,90 @@
+"""Events of a run, written by rank 0: a bar or plain lines, one JSON object a line, and the recipe's trackers."""
+
+import json
+import sys
+from math import isfinite
+from typing import Any
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from onecurve.config import Recipe
+from onecurve.run_directory import RunDirectory
+
+_PLAIN_LINES = 40
+"""About as many progress lines as a run writes where there is no terminal."""
+
+
+class Tracker:
+    """Says and records what happens; on ranks other than 0 it does neither."""
+
+    def __init__(self, directory: RunDirectory, accelerator: Accelerator, recipe: Recipe, max_steps: int) -> None:
+        self.directory, self.accelerator = directory, accelerator
+        self.main = accelerator.is_main_process
+        self.max_steps, self.log_every = max_steps, recipe.tracking.log_every
+        self.print_every = max(1, max_steps // _PLAIN_LINES)
+        self.terminal = sys.stderr.isatty()
+        self.bar = tqdm(total=max_steps, unit="step", disable=not (self.main and self.terminal), dynamic_ncols=True)
+        self.tokens, self.seconds, self.total_seconds = 0, 0.0, 0.0
+        if recipe.tracking.trackers:
+            accelerator.init_trackers(recipe.tracking.project)
+
+    def say(self, text: str) -> None:
+        """Print to the terminal, above the bar where there is one."""
+        if self.main:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def event(self, event: str, step: int, **values: Any) -> None:
+        """Append one line to metrics.jsonl and send its numbers to the trackers."""
+        if not self.main:
+            return
+        line = {"event": event, "step": step, **_finite(values)}
+        with open(self.directory.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+        numbers = {f"{event}/{k}": v for k, v in values.items() if isinstance(v, (int, float))}
+        self.accelerator.log(numbers, step=step)
+
+    def train(self, step: int, outcome: dict[str, Any]) -> None:
+        """Record what one optimizer step returned."""
+        seconds = outcome.pop("seconds")
+        self.tokens, self.seconds = self.tokens + outcome.pop("num_tokens"), self.seconds + seconds
+        self.total_seconds += seconds
+        rate = self.tokens / self.seconds
+        self.bar.update()
+        self.bar.set_postfix_str(f"loss {outcome['loss']:.4f}, lr {outcome['lr']:.2e}, {rate:,.0f} tokens/s")
+        if not self.terminal and (step == 1 or step % self.print_every == 0 or step == self.max_steps):
+            left = self.total_seconds / step * (self.max_steps - step)
+            self.say(
+                f"step {step}/{self.max_steps}  loss {outcome['loss']:.4f}  lr {outcome['lr']:.2e}  "
+                f"{rate:,.0f} tokens/s  {_clock(left)} left"
+            )
+        if step % self.log_every == 0 or step == self.max_steps:
+            self.event("train", step, **outcome, tokens_per_second=rate)
+            self.tokens, self.seconds = 0, 0.0
+
+    def scores(self, event: str, step: int, scores: dict[str, Any]) -> None:
+        """Record the scores of a split: `event` is eval or test."""
+        numbers = "  ".join(f"{k} {v:.4f}" for k, v in scores.items() if isinstance(v, (int, float)))
+        self.say(f"{event} at step {step}: {numbers}")
+        self.event(event, step, **scores)
+
+    def close(self) -> None:
+        """Finish the bar and the trackers."""
+        self.bar.close()
+        self.accelerator.end_training()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: what is not finite becomes null."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not isfinite(value) else value

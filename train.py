@@ -54,7 +54,7 @@ def main(argv: list[str], run: Run) -> None:
     run.begin(directory, config)
     tracker = Tracker(directory, accelerator, recipe, max_steps)
     tracker.say(describe_run(recipe, task, data, plan, model, reading.tokenizer, accelerator.num_processes) + remark)
-    loaders = {s.name: Loader(s, task, reading.tokenizer.pad_token_id, accelerator) for s in data.splits}
+    loaders = {s.name: Loader(s, task, reading.tokenizer.pad_token_id, accelerator) for s in (data.train, data.eval, data.test) if s}
     eval_size, scores = recipe.eval.micro_batch_size or recipe.train.micro_batch_size, {}
     best, snapshot = Best.of(task, recipe.eval), Snapshot(strategy)
 
@@ -70,11 +70,15 @@ def main(argv: list[str], run: Run) -> None:
             if best.exhausted:
                 break
 
-    if snapshot.values and best.step < run.step:
-        card = model_card(recipe, data, config, run.step, scores)
-        save_model(directory.model_last, strategy, accelerator, reading.tokenizer, card)
+    if best.step not in (0, run.step):  # the last weights beside the best ones
+        save_model(directory.model_last, strategy, accelerator, reading.tokenizer, model_card(recipe, data, config, run.step, scores))
         snapshot.restore()
-    ...
+    chosen = best.step or run.step
+    if data.test:
+        scores = {"eval": best.scores or scores.get("eval", {}), "test": evaluate(strategy, loaders["test"], eval_size, data.survey)}
+        tracker.scores("test", chosen, scores["test"])
+    save_model(directory.model, strategy, accelerator, reading.tokenizer, model_card(recipe, data, config, chosen, scores))
+    tracker.close(chosen)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ class Best:
     patience: int | None
     value: float | None = None
     step: int = 0
+    scores: Scores = field(default_factory=dict)
     without: int = field(default=0)
     """Scorings since the best one."""
 
@@ -89,7 +90,7 @@ class Best:
         usable = value is not None and isfinite(value)
         sign = -1 if self.lower_is_better else 1
         if usable and (self.value is None or sign * value > sign * self.value):  # type: ignore[operator]
-            self.value, self.step, self.without = value, step, 0
+            self.value, self.step, self.scores, self.without = value, step, scores, 0
             return True
         self.without += 1
         return False

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,50 +11,53 @@ from torch import nn
 from onecurve.config import Recipe
 from onecurve.errors import ConfigError
 from onecurve.seeds import start_stream
+from onecurve.tasks.base import Survey, Task
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A model and which of its modules hold weights that no checkpoint gave."""
-
-    model: Any
-    new_modules: list[str]
-
-
-def load_model(recipe: Recipe, auto_model: type[Any], config: Any, precision: str) -> Loaded:
+def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precision: str) -> tuple[Any, list[str]]:
     """Load or draw the model a recipe names.
 
     Args:
         recipe: The run.
-        auto_model: The transformers `AutoModelFor...` class.
-        config: The model's config, with what the task must tell it.
+        task: Names the kind of model and what its config must know.
+        config: The model's config.
+        survey: The label names.
         precision: What the run computes in: no, bf16, fp16.
+
+    Returns:
+        The model, and the modules whose weights no checkpoint gave: a head that is new.
 
     Raises:
         ConfigError: The weights cannot be read, are another model's, or would be trained in half precision.
     """
-    section = recipe.model
+    section, train = recipe.model, recipe.train
+    config.update(task.model_config(survey))
     options: dict[str, Any] = {"dtype": _dtype(recipe, precision)}
     if section.attn_implementation:
         options["attn_implementation"] = section.attn_implementation
-    if section.init == "random":
-        # Outside ZeRO-3's partitioned construction, which would draw other weights from the same seed
-        with whole_parameters():
-            start_stream(recipe.seed, "weights")
-            loaded = Loaded(_read(auto_model.from_config, section.path, config, **options), [])  # type: ignore[attr-defined]
-    else:
-        loaded = _load_pretrained(recipe, auto_model, config, options)
-    if recipe.train.gradient_checkpointing:
-        loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        loaded.model.enable_input_require_grads()
-    return loaded
+    try:
+        if section.init == "random":
+            # Outside ZeRO-3's partitioned construction, which would draw other weights from the same seed
+            with whole_parameters():
+                start_stream(recipe.seed, "weights")
+                model, new_modules = task.auto_model().from_config(config, **options), []  # type: ignore[attr-defined]
+        else:
+            model, new_modules = _load_pretrained(recipe, task.auto_model(), config, options)
+    except (OSError, ValueError) as error:
+        line = str(error).strip().split("\n")[0]
+        raise ConfigError(f"{section.path!r} cannot be used: {line}", where="model.path") from None
+    if train.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    return model, new_modules
 
 
-def _load_pretrained(recipe: Recipe, auto_model: Any, config: Any, options: dict[str, Any]) -> Loaded:
+def _load_pretrained(recipe: Recipe, auto_model: Any, config: Any, options: dict[str, Any]) -> tuple[Any, list[str]]:
     section = recipe.model
-    model, found = _read(
-        auto_model.from_pretrained,
-        section.path,
+    # A local folder by its full path: an adapter remembers where its base lies
+    path = Path(section.path).expanduser()
+    model, found = auto_model.from_pretrained(
+        str(path.resolve()) if path.is_dir() else section.path,
         config=config,
         revision=section.revision or "main",
         ignore_mismatched_sizes=True,  # a head for other labels: drawn anew below, and said
@@ -72,15 +75,7 @@ def _load_pretrained(recipe: Recipe, auto_model: Any, config: Any, options: dict
     modules = sorted({name.rpartition(".")[0] for name in new})
     for name in modules:
         _draw(model, name, recipe.seed)
-    return Loaded(model, modules)
-
-
-def _read(load: Any, path: str, *args: Any, **options: Any) -> Any:
-    try:
-        return load(*args, **options) if args else load(path, **options)
-    except (OSError, ValueError) as error:
-        line = str(error).strip().split("\n")[0]
-        raise ConfigError(f"the weights of {path!r} cannot be used: {line}", where="model.path") from None
+    return model, modules
 
 
 def _draw(model: Any, name: str, seed: int) -> None:

@@ -1,1 +1,7 @@
 """From files to micro-batches: sources, the cache of encoded examples, the batch plan, the loader."""
+
+from onecurve.data.encoding import Data, Split, load_data
+from onecurve.data.loader import Loader
+from onecurve.data.plan import BatchPlan, Step
+
+__all__ = ["BatchPlan", "Data", "Loader", "Split", "Step", "load_data"]

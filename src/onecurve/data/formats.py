@@ -53,8 +53,9 @@ def check_encoding(encoding: str) -> None:
     try:
         "a".encode(encoding)
     except (LookupError, ValueError):
-        raise ConfigError(f"no text encoding is called {encoding!r}; such as utf-8, utf-16, latin-1, gb18030.",
-                          where="data.encoding") from None  # fmt: skip
+        raise ConfigError(
+            f"no text encoding is called {encoding!r}; such as utf-8, utf-16, latin-1, gb18030.", where="data.encoding"
+        ) from None
 
 
 def read_jsonl(path: Path, settings: DataSection, columns: Columns) -> Records:
@@ -87,12 +88,14 @@ def read_json(path: Path, settings: DataSection, columns: Columns) -> Records:
     with _open_text(path, settings.encoding) as file:
         text = file.read()
     if _MARK in text:
-        raise DataError(_undecodable(settings.encoding), where=f"{path}, line {text[: text.index(_MARK)].count(chr(10)) + 1}")
+        line = text.count("\n", 0, text.index(_MARK)) + 1
+        raise DataError(_undecodable(settings.encoding), where=f"{path}, line {line}")
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"broken JSON: {error}.", where=str(path),
-                        fix="One object a line is data.format: jsonl.") from None  # fmt: skip
+        raise DataError(
+            f"broken JSON: {error}.", where=str(path), fix="One object a line is data.format: jsonl."
+        ) from None
     if isinstance(content, dict):
         content = content.get("data")
     if not isinstance(content, list):
@@ -112,6 +115,7 @@ def read_tsv(path: Path, settings: DataSection, columns: Columns) -> Records:
 
 
 def _read_delimited(path: Path, settings: DataSection, columns: Columns, delimiter: str) -> Records:
+    optional = [name for name in columns.names.values() if columns.is_optional(name)]
     with _open_text(path, settings.encoding, newline="") as file:
         records = _split_fields(file, delimiter, settings.encoding)
         names: list[str] | None = _header(path, next(records, None), columns) if settings.header else None
@@ -124,8 +128,10 @@ def _read_delimited(path: Path, settings: DataSection, columns: Columns, delimit
                 first = "header" if settings.header else "first row"
                 yield Broken(place, f"has {len(fields)} fields where the {first} has {len(names)}.")
             else:
-                # CSV cannot tell an empty value from none
-                yield Located(place, {name: field or None for name, field in zip(names, fields, strict=True)})
+                row: dict[str, str | None] = dict(zip(names, fields, strict=True))
+                # CSV cannot tell an empty value from none; where there may be none, that is what it means
+                row.update({name: None for name in optional if row.get(name) == ""})
+                yield Located(place, row)
 
 
 def _split_fields(file: IO[str], delimiter: str, encoding: str) -> Iterator[tuple[str, list[str] | str]]:

@@ -74,8 +74,9 @@ def _answers(endpoint: str) -> bool:
 
 
 def _neither(key: str, name: str, reason: str) -> DataError:
-    return DataError(f"{name!r} is neither a file or folder here nor a hub dataset that loads: {reason.rstrip('.')}.",
-                     where=key)  # fmt: skip
+    return DataError(
+        f"{name!r} is neither a file or folder here nor a hub dataset that loads: {reason.rstrip('.')}.", where=key
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -46,19 +46,22 @@ class Columns:
         known = [column.removesuffix("?") for column in task_columns]
         for column in mapping:
             if column not in known:
-                raise ConfigError(f"this task reads no column '{column}'.", where="data.columns",
-                                  fix=nearest(column, known))  # fmt: skip
+                raise ConfigError(
+                    f"this task reads no column '{column}'.", where="data.columns", fix=nearest(column, known)
+                )
         names = {column: mapping.get(column, column) for column in known}
         required = frozenset(column for column in known if column in task_columns)
         needed = frozenset(names[column] for column in required | set(mapping))
         return cls(names, required, needed)
 
     def select(self, there: Sequence[str]) -> list[str]:
-        """Return which of a file's columns to read: all of them where a needed one is missing, for the message."""
-        if not self.needed <= set(there):
-            return list(there)
-        wanted = set(self.names.values())
-        return [name for name in there if name in wanted]
+        """Return which of a file's columns to read: all of them where one is missing, for the message to list."""
+        wanted = set(self.names.values()) & set(there)
+        return [name for name in there if name in wanted] if wanted and self.needed <= wanted else list(there)
+
+    def is_optional(self, name: str) -> bool:
+        """Whether rows may be without this file column."""
+        return name not in {self.names[column] for column in self.required}
 
     def pick(self, record: Located) -> Located | Broken:
         """Return the row under the task's names, without what the task does not read."""
@@ -69,17 +72,20 @@ class Columns:
                 row[column] = value
             elif column in self.required:
                 missing = name not in record.row
-                return Broken(record.place, self.missing(name, record.row) if missing else f"column '{name}' is empty.")
+                return Broken(record.place, self.missing(record.row, name) if missing else f"column '{name}' is null.")
+        if not any(name in record.row for name in self.names.values()):
+            return Broken(record.place, self.missing(record.row, *self.names.values()))
         for column, value in row.items():
             if not _is_unicode(value):
-                return Broken(record.place, f"column '{self.names[column]}' holds half of a surrogate pair, no character.")
+                return Broken(record.place, f"column '{self.names[column]}' holds half of a surrogate pair.")
         return Located(record.place, row)
 
-    def missing(self, name: str, there: Mapping[str, Any]) -> str:
-        """Say that a file column is not there, what is, and how to map it."""
-        column = next(column for column, file_column in self.names.items() if file_column == name)
+    def missing(self, there: Mapping[str, Any], *names: str) -> str:
+        """Say that these file columns are not there, what is, and how to map it."""
+        wanted = " or ".join(f"'{name}'" for name in names)
+        settings = " or ".join(f"data.columns.{column}" for column, name in self.names.items() if name in names)
         listed = ", ".join(map(str, there)) or "none"
-        return f"there is no column '{name}'; the columns are: {listed}. data.columns.{column} says which one to read."
+        return f"there is no column {wanted}; the columns are: {listed}. {settings} says which one to read."
 
 
 def _is_unicode(value: Any) -> bool:

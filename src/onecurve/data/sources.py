@@ -99,7 +99,7 @@ class Source:
             unseen.difference_update(record.row)
             yield self.columns.pick(Located(place, record.row))
         if last and unseen:
-            raise DataError(self.columns.missing(min(unseen), last.row), where=part.name)
+            raise DataError(self.columns.missing(last.row, min(unseen)), where=part.name)
 
     def digest(self) -> str:
         """Return a hash of the data's content and order; where it lies does not count."""
@@ -158,16 +158,20 @@ def _files_of(folder: Path) -> list[Path]:
 def _data_file(key: str, path: Path, settings: DataSection) -> DataFile:
     kind = format_of(path) if settings.format == "auto" else settings.format
     if kind is None:
-        raise ConfigError(f"the suffix of '{path}' tells no format; known are {', '.join(SUFFIXES)}.", where=key,
-                          fix="Set data.format, or move the file out of the folder.")  # fmt: skip
+        raise ConfigError(
+            f"the suffix of '{path}' tells no format; known are {', '.join(SUFFIXES)}.",
+            where=key,
+            fix="Set data.format, or move the file out of the folder.",
+        )
     return DataFile(path, kind, settings)
 
 
 def _hub_split(key: str, spec: str, settings: DataSection) -> HubSplit:
     match = _HUB_NAME.fullmatch(spec)
     if not match or format_of(Path(spec)):
-        raise ConfigError(f"no such file or folder: {spec!r}.", where=key,
-                          fix="A hub dataset is written org/name or org/name:split.")  # fmt: skip
+        raise ConfigError(
+            f"no such file or folder: {spec!r}.", where=key, fix="A hub dataset is written org/name or org/name:split."
+        )
     split = match["split"] or _HUB_SPLITS[key.rpartition(".")[-1]]
     return load_hub_split(key, match["name"], split, settings.hub_config)
 

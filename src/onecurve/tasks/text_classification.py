@@ -68,7 +68,7 @@ class Task:
             _check_text(row["text_pair"], "text_pair")
         if row.get("label") is None:
             raise BadRow("label is missing")
-        names = self._problem.names(self._problem.read(row["label"]))
+        names = self._problem.names(row["label"])
         if self.settings.labels is not None:
             _check_known(names, self.settings.label_names, "is not in task.labels")
 
@@ -77,7 +77,7 @@ class Task:
             return Survey()
         if self.settings.labels is not None:
             return Survey(self.settings.label_names)
-        names = {name for row in rows for name in self._problem.names(self._problem.read(row["label"]))}
+        names = {name for row in rows for name in self._problem.names(row["label"])}
         if len(names) < self._problem.least_labels:
             raise DataError(
                 f"{self.settings.problem_type} needs at least {self._problem.least_labels} different labels; "
@@ -88,14 +88,14 @@ class Task:
         return Survey(_in_order(names))
 
     def check_label(self, row: Row, survey: Survey) -> None:
-        names = self._problem.names(self._problem.read(row["label"]))
+        names = self._problem.names(row["label"])
         _check_known(names, survey.labels, "was never seen in training")
 
     def encode(self, row: Row, survey: Survey, tokenizer: Any, max_length: int, truncate: bool) -> list[Example]:
         limit = {"truncation": True, "max_length": max_length} if truncate else {"truncation": False}
         # verbose=False: what happens to a long example is the caller's to decide and to report
         encoded = tokenizer(row["text"], row.get("text_pair"), verbose=False, **limit)
-        label = self._problem.target(self._problem.read(row["label"]), survey.labels)
+        label = self._problem.target(row["label"], survey.labels)
         example = {"input_ids": encoded["input_ids"], "labels": label}
         example["num_items"] = len(label) if isinstance(label, list) else 1
         # All zero for a single text, which is also what a model takes them for when it is given none
@@ -147,7 +147,7 @@ class Task:
         return f"{text} -> «{self._problem.show(example['labels'], survey.labels)}»"
 
 
-# The three kinds of label have one shape: how a label is read, learnt, predicted, scored and shown
+# The three kinds of label have one shape: the names in it, its target, loss, predictions, scores and how it is shown
 
 
 class _SingleLabel:
@@ -155,14 +155,11 @@ class _SingleLabel:
 
     def __init__(self, separator: str) -> None: ...
 
-    def read(self, value: Any) -> str:
-        return _read_name(value)
+    def names(self, value: Any) -> list[str]:
+        return [_read_name(value)]
 
-    def names(self, label: str) -> list[str]:
-        return [label]
-
-    def target(self, label: str, names: list[str]) -> int:
-        return names.index(label)
+    def target(self, value: Any, names: list[str]) -> int:
+        return names.index(_read_name(value))
 
     def loss_sum(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
         from torch.nn import functional
@@ -187,7 +184,7 @@ class _MultiLabel:
     def __init__(self, separator: str) -> None:
         self.separator = separator
 
-    def read(self, value: Any) -> list[str]:
+    def names(self, value: Any) -> list[str]:
         if isinstance(value, str):
             value = value.split(self.separator) if value.strip() else []
         if not isinstance(value, list | tuple):
@@ -200,10 +197,8 @@ class _MultiLabel:
             raise BadRow(f"label has a name twice: {short(names)}; a list of names is wanted, not a 0/1 vector")
         return names
 
-    def names(self, label: list[str]) -> list[str]:
-        return label
-
-    def target(self, label: list[str], names: list[str]) -> list[int]:
+    def target(self, value: Any, names: list[str]) -> list[int]:
+        label = self.names(value)
         return [int(name in label) for name in names]
 
     def loss_sum(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
@@ -228,20 +223,12 @@ class _Regression:
 
     def __init__(self, separator: str) -> None: ...
 
-    def read(self, value: Any) -> float:
-        try:
-            number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else None
-        except ValueError:
-            number = None
-        if number is None or not math.isfinite(number):
-            raise BadRow(f"label must be a finite number; got {short(value)} ({type(value).__name__})")
-        return number
-
-    def names(self, label: float) -> list[str]:
+    def names(self, value: Any) -> list[str]:
+        _read_number(value)
         return []
 
-    def target(self, label: float, names: list[str]) -> float:
-        return label
+    def target(self, value: Any, names: list[str]) -> float:
+        return _read_number(value)
 
     def loss_sum(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
         from torch.nn import functional
@@ -295,6 +282,16 @@ def _read_name(value: Any) -> str:
     if not (name := _name(value)):
         raise BadRow("a label's name is empty")
     return name
+
+
+def _read_number(value: Any) -> float:
+    try:
+        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadRow(f"label must be a finite number; got {short(value)} ({type(value).__name__})")
+    return number
 
 
 def _in_order(names: set[str]) -> list[str]:

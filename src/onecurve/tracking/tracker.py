@@ -69,9 +69,11 @@ class Tracker:
         self.say(f"{event} at step {step}: {numbers}")
         self.event(event, step, **scores)
 
-    def close(self) -> None:
-        """Finish the bar and the trackers."""
+    def close(self, step: int) -> None:
+        """Say where the model is, whose weights are those of `step`, and finish the bar and the trackers."""
         self.bar.close()
+        self.say(f"model of step {step}: {self.directory.model}")
+        self.event("end", step, model=str(self.directory.model))
         self.accelerator.end_training()
 
 

@@ -1,0 +1,25 @@
+"""The `onecurve` command: one file of this folder a subcommand."""
+
+import argparse
+import pkgutil
+import sys
+from importlib import import_module
+
+from onecurve.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one subcommand and return its exit code; a user's mistake is one message and code 2."""
+    parser = argparse.ArgumentParser(prog="onecurve", description="One fine-tuning run, one curve.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module_info in pkgutil.iter_modules(__path__):
+        module = import_module(f"{__name__}.{module_info.name}")
+        command = commands.add_parser(module_info.name, help=module.__doc__, description=module.__doc__)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    arguments = parser.parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except UserError as error:
+        print(f"onecurve {arguments.command}: {error}", file=sys.stderr)  # noqa: T201
+        return 2

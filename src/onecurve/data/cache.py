@@ -1,0 +1,97 @@
+"""What has been encoded already: entries keyed by content, each written by one process and read only when whole."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from onecurve.errors import LaunchError
+
+_INFO = "info.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A complete entry."""
+
+    folder: Path
+    counts: dict[str, Any]
+    """What its writer returned."""
+    is_hit: bool
+    """Whether it was there before."""
+
+
+def cache_root(cache_dir: str | None) -> Path:
+    """Return `data.cache_dir`, or the user's cache directory where it is not set."""
+    if cache_dir:
+        return Path(os.path.expanduser(cache_dir))
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "onecurve"
+
+
+def get_or_write(root: Path, key: str, write: Callable[[Path], dict[str, Any]]) -> Entry:
+    """Return the entry of `key`; where there is none, exactly one of the waiting processes writes it.
+
+    Args:
+        root: The folder of all entries.
+        key: A hash of everything the content depends on.
+        write: Writes files to the folder it is given, and returns counts for JSON.
+
+    Raises:
+        LaunchError: The folder cannot be written.
+    """
+    entry = _read(root / key, is_hit=True)  # without the lock, so that ranks verify side by side
+    if entry:
+        return entry
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f"{key}.lock"):
+            return _read(root / key, is_hit=True) or _write(root, key, write)
+    except (OSError, NotImplementedError) as error:  # the second: a file system without locks
+        raise LaunchError(
+            f"encoded examples cannot be kept in '{root}': {error}.",
+            where="data.cache_dir",
+            fix="Set it to a folder that this user can write.",
+        ) from None
+
+
+def _write(root: Path, key: str, write: Callable[[Path], dict[str, Any]]) -> Entry:
+    for leftover in (root / key, *root.glob(f"{key}.incomplete-*")):  # damaged, or of a writer that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    folder = root / f"{key}.incomplete-{uuid.uuid4().hex}"
+    folder.mkdir()
+    try:
+        counts = write(folder)
+        info = {"counts": counts, "files": _hashes(folder)}
+        (folder / _INFO).write_text(json.dumps(info), encoding="utf-8")
+        folder.rename(root / key)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return Entry(root / key, counts, is_hit=False)
+
+
+def _read(folder: Path, is_hit: bool) -> Entry | None:
+    """Return the entry, or None where it is missing, cut short or altered."""
+    try:
+        info = json.loads((folder / _INFO).read_text(encoding="utf-8"))
+        return Entry(folder, info["counts"], is_hit) if info["files"] == _hashes(folder) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {path.name: _hash(path) for path in sorted(folder.iterdir()) if path.name != _INFO}
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

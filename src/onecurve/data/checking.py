@@ -1,0 +1,120 @@
+"""Which rows a task can use: every one checked, counted or refused before anything is encoded."""
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from onecurve.data.rows import Broken, Located
+from onecurve.data.sources import Source
+from onecurve.errors import DataError
+from onecurve.tasks.base import BadRow, Row, Survey, Task
+
+_PLACES_KEPT = 5
+
+
+@dataclass
+class Report:
+    """What became of a split's rows."""
+
+    rows: int = 0
+    """Rows read, usable or not."""
+    skipped: int = 0
+    """Broken rows left out (`data.on_bad_row: skip`)."""
+    truncated: int = 0
+    """Examples cut to the maximal length."""
+    dropped: int = 0
+    """Examples left out for their length."""
+    empty: int = 0
+    """Rows with nothing to learn from."""
+    skipped_places: list[str] = field(default_factory=list)
+    """Place and reason of the first few broken rows."""
+
+    def add(self, other: "Report") -> "Report":
+        """Return the sum of two reports on the same split."""
+        return Report(
+            self.rows + other.rows,
+            self.skipped + other.skipped,
+            self.truncated + other.truncated,
+            self.dropped + other.dropped,
+            self.empty + other.empty,
+            (self.skipped_places + other.skipped_places)[:_PLACES_KEPT],
+        )
+
+
+@dataclass(frozen=True)
+class RowChecker:
+    """One split's rows, held against the task."""
+
+    source: Source
+    task: Task
+    skips: bool
+    """Whether a broken row is left out; otherwise it is an error."""
+
+    def usable(self, report: Report, survey: Survey | None) -> Iterator[Located]:
+        """Yield the rows that can be used, and count the others.
+
+        Args:
+            report: Is added to as rows are read.
+            survey: What training told, for a split whose labels must be among it.
+
+        Raises:
+            DataError: A broken row that must not be skipped, or nothing usable at all.
+        """
+        for found in self.source.rows():
+            report.rows += 1
+            bad = found if isinstance(found, Broken) else self._fault(found, survey)
+            if bad is not None:
+                self.refuse(bad, report)
+            elif isinstance(found, Located):
+                yield found
+        if not report.rows:
+            raise DataError(f"'{self.source.spec}' has no rows.", where=self.source.key)
+        if report.skipped == report.rows:
+            raise DataError(
+                f"all {report.rows} rows of '{self.source.spec}' are broken; the first: {report.skipped_places[0]}",
+                where=self.source.key,
+            )
+
+    def refuse(self, bad: Broken, report: Report) -> None:
+        """Count a broken row, or raise `DataError` for it."""
+        reason = bad.reason if bad.reason.endswith((".", "?", "!")) else f"{bad.reason}."
+        if not self.skips:
+            raise DataError(reason, where=bad.place, fix="(data.on_bad_row: skip would leave such rows out.)")
+        report.skipped += 1
+        if len(report.skipped_places) < _PLACES_KEPT:
+            report.skipped_places.append(f"{bad.place}: {reason}")
+
+    def _fault(self, found: Located, survey: Survey | None) -> Broken | None:
+        try:
+            self.task.check(found.row)
+            if survey is not None:
+                self.task.check_label(found.row, survey)
+        except BadRow as error:
+            return Broken(found.place, str(error))
+        return None
+
+
+def check_splits(checkers: Mapping[str, RowChecker]) -> tuple[Survey, dict[str, Report]]:
+    """Read every row of every split once; needs no tokenizer.
+
+    Returns:
+        What the training split told, and a report per split.
+
+    Raises:
+        DataError: A broken row that must not be skipped, or a split with nothing usable.
+    """
+    reports = {name: Report() for name in checkers}
+    usable = checkers["train"].usable(reports["train"], None)
+    try:
+        survey = checkers["train"].task.survey(_rows(usable))
+    except BadRow as error:
+        raise DataError(str(error), where="data.train") from None
+    deque(usable, maxlen=0)  # a task that asks nothing has not read them
+    for name, checker in checkers.items():
+        if name != "train":
+            deque(checker.usable(reports[name], survey), maxlen=0)
+    return survey, reports
+
+
+def _rows(usable: Iterator[Located]) -> Iterator[Row]:
+    return (located.row for located in usable)

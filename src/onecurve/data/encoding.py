@@ -1,0 +1,211 @@
+"""From rows to examples: each split checked, then encoded once, and read from the cache ever after."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onecurve.config import DataSection
+from onecurve.data.cache import cache_root, get_or_write
+from onecurve.data.checking import Report, RowChecker, check_splits
+from onecurve.data.examples import Examples, write_examples
+from onecurve.data.keys import content_key, tokenizer_digest
+from onecurve.data.rows import Broken, Located
+from onecurve.data.sources import open_source
+from onecurve.errors import DataError
+from onecurve.tasks.base import BadRow, Example, Survey, Task
+
+__all__ = ["Data", "Report", "Split", "load_data"]
+
+_ROWS_LOOKED_AT = 10_000
+"""How far a refusal looks on to say how many rows are too long."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The examples of one split, in the order of its rows."""
+
+    name: str
+    report: Report
+    examples: Examples
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example: int64 [examples]."""
+        return self.examples.lengths
+
+    @property
+    def num_items(self) -> np.ndarray:
+        """Terms of the loss of each example: int64 [examples]."""
+        return self.examples.num_items
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> list[Example]:
+        """Return the examples of these numbers, in this order."""
+        return [self.examples[index] for index in indices]
+
+
+@dataclass(frozen=True)
+class Data:
+    """All data of a run."""
+
+    train: Split
+    eval: Split | None
+    test: Split | None
+    survey: Survey
+    fingerprint: str
+    """Equal where the training examples are equal: a hash of all that they are made from."""
+    max_length: int
+    """Tokens an example may have."""
+    cached: bool
+    """Whether nothing had to be encoded."""
+
+
+def load_data(
+    settings: DataSection, task: Task, tokenizer: Callable[[], Any], max_length: Callable[[Any], int]
+) -> Data:
+    """Check every row of every split, then read its examples from the cache or encode them.
+
+    Args:
+        settings: The recipe's data section.
+        task: Knows what a row must hold and how it is encoded.
+        tokenizer: Loads the tokenizer; called once every row is known to be good.
+        max_length: How many tokens an example may have, given the tokenizer.
+
+    Raises:
+        UserError: A setting, file, row or label that cannot be meant; a cache that cannot be written.
+    """
+    specs = {"train": settings.train, "eval": settings.eval, "test": settings.test}
+    checkers = {
+        name: RowChecker(open_source(f"data.{name}", spec, settings, task.columns), task, settings.on_bad_row == "skip")
+        for name, spec in specs.items()
+        if spec is not None
+    }
+    stamps = {name: checker.source.stamp() for name, checker in checkers.items()}
+    survey, reports = check_splits(checkers)
+    loaded = tokenizer()
+    encoder = _Encoder(task, survey, loaded, max_length(loaded), settings.on_long)
+    tokenizer_hash = tokenizer_digest(loaded)  # before any call: a tokenizer remembers its latest one
+    splits, keys, hits = {}, {}, []
+    for name, checker in checkers.items():
+        digest = checker.source.digest()
+        keys[name] = content_key(digest, tokenizer_hash, task, survey, settings, encoder.max_length)
+        writing = _Writing(encoder, checker, None if name == "train" else survey, stamps[name])
+        entry = get_or_write(cache_root(settings.cache_dir), keys[name], writing.write)
+        splits[name] = Split(name, reports[name].add(Report(**entry.counts)), Examples(entry.folder))
+        hits.append(entry.is_hit)
+    return Data(
+        train=splits["train"],
+        eval=splits.get("eval"),
+        test=splits.get("test"),
+        survey=survey,
+        fingerprint=keys["train"],
+        max_length=encoder.max_length,
+        cached=all(hits),
+    )
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """A task's `encode` with everything it needs but the row."""
+
+    task: Task
+    survey: Survey
+    tokenizer: Any
+    max_length: int
+    on_long: str
+
+    def encode(self, row: Located, report: Report) -> list[Example]:
+        """Encode one row and do with what is too long as the recipe says.
+
+        Raises:
+            BadRow: The task cannot use the row after all.
+            _TooLong: An example is too long and must not be.
+        """
+        examples = self._encode(row, truncate=False)
+        fitting = [example for example in examples if len(example["input_ids"]) <= self.max_length]
+        num_long = len(examples) - len(fitting)
+        if num_long and self.on_long == "error":
+            raise _TooLong(max(len(example["input_ids"]) for example in examples))
+        if num_long and self.on_long == "truncate":
+            fitting = self._encode(row, truncate=True)
+            assert all(len(example["input_ids"]) <= self.max_length for example in fitting), "the task did not truncate"
+            report.truncated += num_long if fitting else 0
+            num_long = 0
+        report.dropped += num_long
+        report.empty += not fitting and not num_long
+        return fitting
+
+    def longest(self, row: Located) -> int:
+        """Return the length of a row's longest example."""
+        return max((len(example["input_ids"]) for example in self._encode(row, truncate=False)), default=0)
+
+    def _encode(self, row: Located, truncate: bool) -> list[Example]:
+        return self.task.encode(row.row, self.survey, self.tokenizer, self.max_length, truncate)
+
+
+class _TooLong(Exception):
+    def __init__(self, length: int) -> None:
+        self.length = length
+        super().__init__(length)
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """The encoding of one split, done only where the cache does not hold it."""
+
+    encoder: _Encoder
+    checker: RowChecker
+    survey: Survey | None
+    stamp: tuple[str, ...]
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Encode the split into a folder and return the counts that only encoding tells.
+
+        Raises:
+            DataError: An example that is too long, no example left, or data that changed meanwhile.
+        """
+        report = Report()
+        count = write_examples(folder, self._examples(report))
+        source = self.checker.source
+        if source.stamp() != self.stamp:
+            raise DataError(f"'{source.spec}' changed while it was read.", where=source.key, fix="Start again.")
+        if not count:
+            raise DataError(
+                f"no example is left of '{source.spec}': {report.empty} rows with nothing to learn from, "
+                f"{report.dropped} examples too long, {report.skipped} broken rows.",
+                where=source.key,
+            )
+        return asdict(report)
+
+    def _examples(self, report: Report) -> Iterator[Example]:
+        rows = self.checker.usable(Report(), self.survey)
+        for before, row in enumerate(rows):
+            try:
+                yield from self.encoder.encode(row, report)
+            except BadRow as error:
+                self.checker.refuse(Broken(row.place, str(error)), report)
+            except _TooLong as error:
+                raise self._refusal(row, error.length, before, rows) from None
+
+    def _refusal(self, row: Located, length: int, before: int, rest: Iterator[Located]) -> DataError:
+        seen, num_long = before + 1, 1
+        for other in islice(rest, _ROWS_LOOKED_AT):
+            seen += 1
+            with suppress(BadRow):
+                num_long += self.encoder.longest(other) > self.encoder.max_length
+        return DataError(
+            f"has {length} tokens, more than the {self.encoder.max_length} an example may have (data.max_length); "
+            f"so have {num_long} of the first {seen} rows.",
+            where=row.place,
+            fix="Set data.on_long to truncate (cut them) or drop (leave them out), or raise data.max_length.",
+        )

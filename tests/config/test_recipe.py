@@ -1,0 +1,104 @@
+import pytest
+from ruamel.yaml import YAML
+
+from onecurve.config import dump_recipe, load_recipe
+from onecurve.errors import ConfigError
+
+RECIPE = """
+output_dir: runs/x
+task: {name: text_classification}
+model: {path: some/model}
+data: {train: a.jsonl, columns: {text: body}}
+optim: {lr: 2e-5}
+train: {max_steps: 3, mixed_precision: no}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return str(path)
+
+
+def test_numbers_with_an_exponent_are_numbers_and_no_is_a_word(recipe):
+    loaded, _ = load_recipe([recipe])
+    assert loaded.optim.lr == 2e-5
+    assert loaded.train.mixed_precision == "no"
+
+
+def test_overrides_come_after_the_file_in_either_spelling(recipe):
+    loaded, sources = load_recipe([recipe, "--optim.lr", "1e-3", "--train.global_batch_size=64", "--peft.method", "ia3"])
+    assert (loaded.optim.lr, loaded.train.global_batch_size, loaded.peft.method) == (1e-3, 64, "ia3")
+    assert sources["optim.lr"] == "command line"
+    assert sources["train.max_steps"] == "file"
+
+
+def test_the_resolved_recipe_is_a_recipe_and_names_every_source(recipe, tmp_path):
+    loaded, sources = load_recipe([recipe, "--seed", "5"])
+    text = dump_recipe(loaded, sources, {"task": {"problem_type": "regression"}})
+    lines = {line.split(":")[0].strip(): line for line in text.splitlines()}
+    assert lines["seed"].endswith("# command line")
+    assert lines["lr"].endswith("# file")
+    assert lines["weight_decay"].endswith("# default")
+    again = tmp_path / "config.yaml"
+    again.write_text(text)
+    reloaded, _ = load_recipe([str(again)])
+    assert reloaded.model_dump(exclude={"task"}) == loaded.model_dump(exclude={"task"})
+    assert YAML(typ="safe", pure=True).load(text)["task"]["problem_type"] == "regression"
+
+
+def test_every_leaf_of_the_resolved_recipe_carries_a_source(recipe):
+    loaded, sources = load_recipe([recipe])
+    for line in dump_recipe(loaded, sources, {}).splitlines():
+        assert line.rstrip().endswith(":") or "# " in line, line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["--train.lrr", "3"], "Unknown setting 'train.lrr'. Did you mean 'optim.lr'?"),
+        (["--trian.max_steps", "3"], "Unknown setting 'trian'. Did you mean 'train'?"),
+        (["--train.max_steps", "many"], "train.max_steps: must be a whole number; got 'many'."),
+        (["--train.max_steps", "0"], "train.max_steps: must be greater than 0; got 0."),
+        (["--train.max_steps", "2.5"], "train.max_steps: must be a whole number; got 2.5."),
+        (["--train.gradient_checkpointing", "1"], "train.gradient_checkpointing: must be true or false; got 1."),
+        (["--train.mixed_precision", "fp8"], "must be 'no', 'bf16', 'fp16' or 'auto'; got 'fp8'."),
+        (["--train.micro_batch_size", "5"], "(32) must be a multiple of train.micro_batch_size (5)."),
+        (["--train.epochs", "2"], "set exactly one of train.max_steps and train.epochs."),
+        (["--train.max_steps", "null"], "set exactly one of train.max_steps and train.epochs."),
+        (["--eval.every", "5"], "eval.every and eval.best_metric need a dev split: set data.eval."),
+        (["--eval.patience", "5"], "eval: patience needs best_metric"),
+        (["--data", "x.jsonl"], "data: must be a section with keys of its own; got 'x.jsonl'."),
+        (["--model.path.x", "1"], "'model.path' is a value, not a section."),
+        (["--optim.lr"], "--optim.lr needs a value."),
+        (["optim.lr=3"], "'optim.lr=3' is not an override."),
+        (["--data.on_long", "cut"], "data.on_long: must be 'error', 'truncate' or 'drop'; got 'cut'."),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_value_and_the_way_out(recipe, overrides, said):
+    with pytest.raises(ConfigError) as error:
+        load_recipe([recipe, *overrides])
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [1", "not valid YAML"),
+        ("a: 1\na: 2", "not valid YAML"),
+        ("- 1", "must hold sections"),
+        (RECIPE.replace("train: {max_steps: 3, mixed_precision: no}", ""), "Missing setting 'train'"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, said):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_recipe([str(path)])
+    assert said in str(error.value)
+
+
+def test_a_missing_recipe_is_named():
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such recipe"):
+        load_recipe(["nowhere.yaml"])

@@ -1,0 +1,49 @@
+import pytest
+import torch
+from torch import nn
+
+from onecurve.config import OptimSection
+from onecurve.errors import ConfigError
+from onecurve.optim import build_optimizer
+
+
+def model():
+    return nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.RMSNorm(4), nn.Linear(4, 2))
+
+
+def test_weight_decay_leaves_out_biases_and_norms():
+    built = model()
+    decayed, plain = build_optimizer(built, OptimSection(weight_decay=0.1)).param_groups
+    assert {id(p) for p in decayed["params"]} == {id(built[i].weight) for i in (0, 1, 4)}
+    assert {id(p) for p in plain["params"]} == {
+        id(p) for p in (built[1].bias, built[4].bias, *built[2].parameters(), built[3].weight)
+    }
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+
+
+def test_the_groups_do_not_depend_on_how_many_dimensions_a_parameter_seems_to_have():
+    # ZeRO-3 makes every parameter an empty vector: choosing by ndim puts all of them in one group without a word
+    built = model()
+    shapes = [[p.numel() for p in g["params"]] for g in build_optimizer(built, OptimSection()).param_groups]
+    for parameter in built.parameters():
+        parameter.data = torch.empty(0)
+    partitioned = build_optimizer(built, OptimSection()).param_groups
+    assert [len(g["params"]) for g in partitioned] == [len(s) for s in shapes]
+
+
+def test_frozen_weights_are_in_no_group_and_nothing_to_train_is_refused():
+    built = model()
+    built[1].requires_grad_(False)
+    assert sum(len(g["params"]) for g in build_optimizer(built, OptimSection()).param_groups) == 6
+    with pytest.raises(ConfigError, match="nothing is left to train"):
+        build_optimizer(built.requires_grad_(False), OptimSection())
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "sgd"])
+def test_every_optimizer_moves_the_weights(name):
+    built = nn.Linear(3, 1)
+    before = built.weight.detach().clone()
+    optimizer = build_optimizer(built, OptimSection(name=name, lr=0.1))
+    built(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(before, built.weight)

@@ -1,0 +1,59 @@
+import pytest
+from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
+from transformers import get_linear_schedule_with_warmup, get_wsd_schedule
+
+import torch
+from onecurve.config import OptimSection
+from onecurve.errors import ConfigError
+from onecurve.optim import check_optim, lr_at
+
+
+def upstream(build, max_steps):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    scheduler = build(optimizer)
+    rates = []
+    for _ in range(max_steps):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("name", "build"),
+    [
+        ("constant", lambda o: get_constant_schedule_with_warmup(o, 5)),
+        ("linear", lambda o: get_linear_schedule_with_warmup(o, 5, 30)),
+        ("cosine", lambda o: get_cosine_schedule_with_warmup(o, 5, 30)),
+        ("wsd", lambda o: get_wsd_schedule(o, 5, 6, num_training_steps=30, decay_type="linear", min_lr_ratio=0)),
+    ],
+)
+def test_a_schedule_is_the_one_transformers_calls_by_that_name(name, build):
+    section = OptimSection(lr=0.5, schedule=name, warmup_steps=5, decay_steps=6 if name == "wsd" else None)
+    ours = [lr_at(step, 30, section) for step in range(1, 31)]
+    assert ours == pytest.approx(upstream(build, 30), rel=1e-12)
+
+
+def test_the_floor_is_where_the_run_would_end():
+    section = OptimSection(lr=1.0, schedule="cosine", min_lr_ratio=0.1)
+    assert lr_at(1, 10, section) == 1.0
+    assert lr_at(11, 10, section) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"name": "adamm"}, "optim.name: must be one of adamw, adafactor, sgd; got 'adamm'"),
+        ({"schedule": "cos"}, "optim.schedule: must be one of constant, linear, cosine, wsd; got 'cos'"),
+        ({"momentum": 0.9}, "Unknown setting 'optim.momentum' of adamw"),
+        ({"lrr": 0.9}, "Did you mean 'optim.lr'?"),
+        ({"beta1": "high"}, "optim.beta1: must be a float; got 'high'"),
+        ({"name": "sgd", "nesterov": 1}, "optim.nesterov: must be a bool; got 1"),
+        ({"decay_steps": 3}, "optim.decay_steps: belongs to schedule wsd"),
+        ({"schedule": "constant", "min_lr_ratio": 0.1}, "optim.min_lr_ratio"),
+    ],
+)
+def test_a_setting_that_would_be_ignored_is_refused(values, said):
+    with pytest.raises(ConfigError) as error:
+        check_optim(OptimSection(**values))
+    assert said in str(error.value)

@@ -1,0 +1,193 @@
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onecurve.errors import ConfigError
+from onecurve.tasks.base import IGNORE_INDEX, BadRow, Survey
+from onecurve.tasks.sft import SftSettings, Task
+from tests.tasks.contract import CHAT
+from tests.tiny_models import CHAT_TEMPLATE
+
+TASK = Task(SftSettings())
+PAIR = {"prompt": "what?", "response": "the dog"}
+
+
+@pytest.fixture(scope="module")
+def chatml(tiny_llama: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_llama)
+
+
+@pytest.fixture
+def tokenizer(chatml: Any) -> Any:
+    """A tokenizer whose template a test may change."""
+    return copy.deepcopy(chatml)
+
+
+def _encode(row: dict[str, Any], tokenizer: Any, task: Task = TASK, **limit: Any) -> list[dict[str, Any]]:
+    task.check(row)
+    return task.encode(row, Survey(), tokenizer, **{"max_length": 256, "truncate": False, **limit})
+
+
+def _shown(row: dict[str, Any], tokenizer: Any, task: Task = TASK, **limit: Any) -> str:
+    (example,) = _encode(row, tokenizer, task, **limit)
+    assert example["num_items"] == sum(label != IGNORE_INDEX for label in example["labels"][1:])
+    assert all(label in (token, IGNORE_INDEX) for token, label in zip(example["input_ids"], example["labels"]))
+    return task.describe(example, Survey(), tokenizer)
+
+
+def test_a_prompt_and_its_response_are_rendered_as_one_turn_each(tokenizer: Any) -> None:
+    assert _shown(PAIR, tokenizer) == (
+        "<|im_start|>user\nwhat?<|im_end|>\n<|im_start|>assistant\n«the dog<|im_end|>»\n"
+    )
+
+
+def test_every_answer_of_a_conversation_is_learnt_with_its_end_of_turn_token(tokenizer: Any) -> None:
+    system = {"role": "system", "content": "be short"}
+    assert _shown({"messages": [system, *CHAT]}, tokenizer) == (
+        "<|im_start|>system\nbe short<|im_end|>\n"
+        "<|im_start|>user\nwhat is the answer?<|im_end|>\n<|im_start|>assistant\n«there is no answer.<|im_end|>»\n"
+        "<|im_start|>user\nand the question?<|im_end|>\n<|im_start|>assistant\n«none.<|im_end|>»\n"
+    )
+
+
+def test_a_system_prompt_that_the_template_adds_is_read_and_not_learnt(tokenizer: Any) -> None:
+    tokenizer.chat_template = (
+        "{% if messages[0].role != 'system' %}<|im_start|>system\nbe kind<|im_end|>\n{% endif %}" + CHAT_TEMPLATE
+    )
+    assert _shown(PAIR, tokenizer).startswith("<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\nwhat?")
+    assert _shown(PAIR, tokenizer).endswith("assistant\n«the dog<|im_end|>»\n")
+
+
+def test_the_learnt_characters_are_exact_beyond_ascii_and_in_indented_code(tokenizer: Any) -> None:
+    answer = "déjà 🦊 vu:\n\n        return  x\n\tnaïve"
+    row = {"prompt": "🦊🦊 é", "response": answer}
+    assert f"assistant\n«{answer}<|im_end|>»\n" in _shown(row, tokenizer)
+
+
+def test_indentation_is_learnt_where_the_tokenizer_trims_spaces_off_its_offsets(tokenizer: Any) -> None:
+    from tokenizers import processors
+
+    # As in Llama 3. A run of spaces then has no width, and an overlap test for tokens of some width would lose it
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    row = {"prompt": "code", "response": "def add():\n        return 1"}
+    offsets = tokenizer(row["response"], return_offsets_mapping=True)["offset_mapping"]
+    assert any(left == right for left, right in offsets)
+    assert "«def add():\n        return 1<|im_end|>»" in _shown(row, tokenizer)
+
+
+def test_what_follows_the_last_answer_is_left_out(tokenizer: Any) -> None:
+    asked_again = [*CHAT, {"role": "user", "content": "and then?"}]
+    assert _encode({"messages": asked_again}, tokenizer) == _encode({"messages": CHAT}, tokenizer)
+
+
+def test_a_template_without_an_end_token_gets_the_tokenizers_own(tokenizer: Any) -> None:
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    assert _shown({"messages": CHAT}, tokenizer) == (
+        "user: what is the answer?\nassistant:« there is no answer.»\n"
+        "user: and the question?\nassistant:« none.<|end|>»"
+    )
+
+
+def test_an_answer_learnt_with_the_end_token_of_the_model_gets_no_second_one(tokenizer: Any) -> None:
+    tokenizer.chat_template = "<|begin|>{% for m in messages %}{{ m.content }}{{ '<|end|>' if m.role == 'assistant' else ' => ' }}{% endfor %}"
+    assert _shown(PAIR, tokenizer) == "<|begin|>what? =>« the dog<|end|>»"
+
+
+def test_a_template_that_drops_earlier_reasoning_is_refused_and_never_masked_wrongly(tokenizer: Any) -> None:
+    tokenizer.chat_template = CHAT_TEMPLATE.replace(
+        "{{ message.content }}",
+        "{% if loop.last %}{{ message.content }}{% else %}{{ message.content.split('</think>')[-1] }}{% endif %}",
+    )
+    thinking = [{**m, "content": "<think>hm</think>" + m["content"]} if m["role"] == "assistant" else m for m in CHAT]
+    with pytest.raises(BadRow, match=r"messages\[1\].*model.chat_template"):
+        _encode({"messages": thinking}, tokenizer)
+    assert "«<think>hm</think>there is no answer.<|im_end|>»" in _shown({"messages": thinking[:2]}, tokenizer)
+
+
+def test_a_template_that_opens_the_answer_with_text_of_its_own_is_refused(tokenizer: Any) -> None:
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    with pytest.raises(BadRow, match="cannot be found"):
+        _encode(PAIR, tokenizer)
+
+
+def test_a_template_that_refuses_a_row_is_quoted(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(BadRow, match="the chat template refuses these messages: roles must alternate"):
+        _encode(PAIR, tokenizer)
+
+
+def test_without_a_template_the_separator_stands_between_prompt_and_response(tokenizer: Any) -> None:
+    tokenizer.chat_template = None
+    assert _shown(PAIR, tokenizer) == "<|begin|>what?\n«the dog<|end|>»"
+    arrow = Task(SftSettings(separator=" -> "))
+    assert _shown({"prompt": "a", "response": "(b)"}, tokenizer, arrow) == "<|begin|>a ->« (b)<|end|>»"
+
+
+def test_messages_without_a_template_are_the_recipes_mistake(tokenizer: Any) -> None:
+    tokenizer.chat_template = None
+    with pytest.raises(ConfigError, match="model.chat_template"):
+        _encode({"messages": CHAT}, tokenizer)
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE.replace("<|im_end|>", "<|end|>"), None])
+def test_the_end_token_is_learnt_where_padding_shares_it(template: str | None, tokenizer: Any) -> None:
+    tokenizer.chat_template, tokenizer.pad_token = template, tokenizer.eos_token
+    rows = [PAIR, {"prompt": "what is it?", "response": "the lazy dog sleeps in the sun"}]
+    examples = [example for row in rows for example in _encode(row, tokenizer)]
+    batch = TASK.collate(examples, tokenizer.pad_token_id)
+    assert (batch["labels"] == tokenizer.eos_token_id).sum(-1).tolist() == [1, 1]
+    assert TASK.num_items(batch) == sum(example["num_items"] for example in examples)
+    assert batch["attention_mask"].sum() == sum(len(example["input_ids"]) for example in examples)
+
+
+def test_an_answer_that_truncation_cuts_off_leaves_no_example(tokenizer: Any) -> None:
+    (whole,) = _encode(PAIR, tokenizer)
+    first = next(n for n, label in enumerate(whole["labels"]) if label != IGNORE_INDEX)
+    assert _encode(PAIR, tokenizer, max_length=first, truncate=True) == []
+    (cut,) = _encode(PAIR, tokenizer, max_length=first + 1, truncate=True)
+    assert cut["num_items"] == 1
+
+
+def test_messages_may_be_json_text_and_other_columns_null_or_empty(tokenizer: Any) -> None:
+    columnar = [{**message, "tool_calls": None} for message in CHAT]
+    plain = _encode({"messages": CHAT}, tokenizer)
+    assert _encode({"messages": json.dumps(CHAT), "prompt": "", "response": ""}, tokenizer) == plain
+    assert _encode({"messages": columnar, "prompt": None}, tokenizer) == plain
+    assert _encode({**PAIR, "messages": None}, tokenizer) == _encode(PAIR, tokenizer)
+
+
+USER, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({}, "neither prompt and response nor messages"),
+        ({"prompt": "a"}, "response is missing"),
+        ({"prompt": "", "response": "b"}, "prompt is empty"),
+        ({"prompt": "a", "response": "  "}, "response is empty"),
+        ({"prompt": "a", "response": 3}, "response must be text; got int"),
+        ({**PAIR, "messages": [USER, ANSWER]}, "one of the two"),
+        ({"messages": "hello"}, "not JSON"),
+        ({"messages": []}, "non-empty list"),
+        ({"messages": {"role": "user"}}, "got dict"),
+        ({"messages": ["a"]}, r"messages\[0\] must be a map"),
+        ({"messages": [USER, {"role": "bot", "content": "b"}]}, r"messages\[1\].role must be one of .*'bot'"),
+        ({"messages": [USER, {"role": "assistant"}]}, r"messages\[1\].content is missing"),
+        ({"messages": [USER, {"role": "assistant", "content": ""}]}, r"messages\[1\].content is empty"),
+        ({"messages": [USER, {**ANSWER, "weight": 0}]}, "has weight; only role and content"),
+        ({"messages": [USER]}, "no assistant turn"),
+        ({"messages": [ANSWER, USER, ANSWER]}, "starts with an assistant turn"),
+    ],
+)
+def test_a_bad_row_says_why(row: dict[str, Any], why: str) -> None:
+    with pytest.raises(BadRow, match=why):
+        TASK.check(row)

@@ -1,0 +1,168 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onecurve.config import TaskSection
+from onecurve.errors import ConfigError, DataError
+from onecurve.tasks import load_task
+from onecurve.tasks.base import BadRow, Survey
+from onecurve.tasks.text_classification import Task
+
+MULTI, NUMBER = "multi_label_classification", "regression"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_bert: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_bert)
+
+
+def _task(problem_type: str = "single_label_classification", **settings: Any) -> Task:
+    return load_task(TaskSection(name="text_classification", problem_type=problem_type, **settings))
+
+
+def _rows(*labels: Any) -> list[dict[str, Any]]:
+    return [{"text": "the dog", "label": label} for label in labels]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["yes", "no", "maybe", "no"], ["maybe", "no", "yes"]),
+        ([10, 9, 2, 10], ["2", "9", "10"]),
+        (["10", "9", " 2"], ["2", "9", "10"]),
+        ([1, -1, "0"], ["-1", "0", "1"]),
+        ([True, False], ["false", "true"]),
+        (["10", "9", "x"], ["10", "9", "x"]),
+    ],
+)
+def test_labels_are_learnt_numbers_by_value_and_else_from_a_to_z(labels: list[Any], names: list[str]) -> None:
+    assert _task().survey(_rows(*labels)).labels == names
+
+
+def test_labels_of_the_recipe_fix_the_order_and_what_may_occur() -> None:
+    task = _task(labels=["no", "yes", 3])
+    assert task.survey(_rows("yes")).labels == ["no", "yes", "3"]
+    with pytest.raises(BadRow, match=r"label 'yess' is not in task.labels. Did you mean 'yes'\?"):
+        task.check(*_rows("yess"))
+
+
+def test_the_model_learns_the_label_names() -> None:
+    config = _task().model_config(Survey(["no", "yes"]))
+    assert config["id2label"] == {0: "no", 1: "yes"} and config["label2id"] == {"no": 0, "yes": 1}
+    assert config["num_labels"] == 2 and config["problem_type"] == "single_label_classification"
+    assert _task(NUMBER).model_config(Survey()) == {"problem_type": NUMBER, "num_labels": 1}
+
+
+def test_one_label_alone_is_no_classification() -> None:
+    with pytest.raises(DataError, match=r"at least 2 different labels; the training split has 'yes'"):
+        _task().survey(_rows("yes", "yes"))
+    with pytest.raises(DataError, match="has none"):
+        _task(MULTI).survey(_rows([], ""))
+
+
+def test_a_label_that_training_never_saw_is_named_with_the_nearest_known() -> None:
+    survey = Survey(["negative", "positive"])
+    _task().check_label(*_rows("positive"), survey)
+    with pytest.raises(BadRow, match=r"label 'postive' was never seen in training. Did you mean 'positive'\?"):
+        _task().check_label(*_rows("postive"), survey)
+    with pytest.raises(BadRow, match=r"'neutral' was never seen in training. Known: negative, positive"):
+        _task(MULTI).check_label(*_rows(["positive", "neutral"]), survey)
+    _task(NUMBER).check_label(*_rows(0.5), Survey())
+
+
+@pytest.mark.parametrize(
+    ("value", "target"), [(["a", "c"], [1, 0, 1]), ("c, a", [1, 0, 1]), ([], [0, 0, 0]), ("", [0, 0, 0])]
+)
+def test_several_labels_become_a_vector(value: Any, target: list[int], tokenizer: Any) -> None:
+    (row,) = _rows(value)
+    task = _task(MULTI)
+    task.check(row)
+    (example,) = task.encode(row, Survey(["a", "b", "c"]), tokenizer, 64, truncate=True)
+    assert example["labels"] == target and example["num_items"] == 3
+
+
+def test_names_may_be_separated_by_anything() -> None:
+    assert _task(MULTI, label_separator="|").survey(_rows("a|b, c", "b, c")).labels == ["a", "b, c"]
+
+
+@pytest.mark.parametrize(("value", "target"), [(2, 2.0), ("-1.5", -1.5), (" 1e3 ", 1000.0), (0.25, 0.25)])
+def test_a_number_may_be_text(value: Any, target: float, tokenizer: Any) -> None:
+    (row,) = _rows(value)
+    _task(NUMBER).check(row)
+    (example,) = _task(NUMBER).encode(row, _task(NUMBER).survey([row]), tokenizer, 64, truncate=True)
+    assert example["labels"] == target and example["num_items"] == 1
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "row", "why"),
+    [
+        ("single_label_classification", {"label": 1}, "text is missing"),
+        ("single_label_classification", {"text": "", "label": 1}, "text is empty"),
+        ("single_label_classification", {"text": 7, "label": 1}, r"text must be text; got 7 \(int\)"),
+        ("single_label_classification", {"text": "a", "text_pair": " ", "label": 1}, "text_pair is empty"),
+        ("single_label_classification", {"text": "a"}, "label is missing"),
+        ("single_label_classification", {"text": "a", "label": ""}, "name is empty"),
+        ("single_label_classification", {"text": "a", "label": 1.0}, r"whole number; got 1.0 \(float\)"),
+        ("single_label_classification", {"text": "a", "label": ["x"]}, r"got \['x'\] \(list\)"),
+        (MULTI, {"text": "a", "label": 3}, r"must be a list of names.*got 3 \(int\)"),
+        (MULTI, {"text": "a", "label": [0, 1, 0]}, "not a 0/1 vector"),
+        (MULTI, {"text": "a", "label": [0.0, 1.0]}, r"got 0.0 \(float\)"),
+        (MULTI, {"text": "a", "label": "x,,y"}, "name is empty"),
+        (NUMBER, {"text": "a", "label": "high"}, r"finite number; got 'high' \(str\)"),
+        (NUMBER, {"text": "a", "label": "nan"}, "finite number"),
+        (NUMBER, {"text": "a", "label": True}, r"got True \(bool\)"),
+        (NUMBER, {"text": "a", "label": [1.0]}, r"got \[1.0\] \(list\)"),
+    ],
+)
+def test_a_bad_row_says_why(problem_type: str, row: dict[str, Any], why: str) -> None:
+    with pytest.raises(BadRow, match=why):
+        _task(problem_type).check(row)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"problem_typ": "regression"}, "Unknown setting 'task.problem_typ'. Did you mean 'task.problem_type'"),
+        ({"problem_type": "ranking"}, "task.problem_type: must be 'single_label_classification'"),
+        ({"problem_type": NUMBER, "labels": ["a", "b"]}, "regression has no labels"),
+        ({"labels": ["a"]}, "must name at least 2"),
+        ({"labels": ["1", 1]}, "distinct"),
+        ({"label_separator": ""}, "task.label_separator"),
+    ],
+)
+def test_a_bad_setting_says_why(settings: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        load_task(TaskSection(name="text_classification", **settings))
+
+
+def test_the_second_text_is_told_from_the_first(tokenizer: Any) -> None:
+    task, survey = _task(), Survey(["0", "1"])
+    pair, single = {"text": "the dog", "text_pair": "the fox", "label": 1}, {"text": "the dog", "label": 0}
+    examples = [task.encode(row, survey, tokenizer, 64, truncate=True)[0] for row in (pair, single)]
+    assert tokenizer.decode(examples[0]["input_ids"]) == "[CLS]the dog[SEP]the fox[SEP]"
+    batch = task.collate(examples, tokenizer.pad_token_id)
+    assert batch["token_type_ids"].sum(-1).tolist() == [
+        len(tokenizer("the fox", add_special_tokens=False).input_ids) + 1,
+        0,
+    ]
+    assert "token_type_ids" not in task.collate(examples[1:], tokenizer.pad_token_id)
+
+
+def test_an_example_is_shown_with_its_label_by_name(tokenizer: Any) -> None:
+    (example,) = _task(MULTI).encode(*_rows(["a", "c"]), Survey(["a", "b", "c"]), tokenizer, 64, truncate=True)
+    assert _task(MULTI).describe(example, Survey(["a", "b", "c"]), tokenizer) == "[CLS]the dog[SEP] -> «a, c»"
+
+
+def test_predictions_are_ids_sets_and_numbers() -> None:
+    import torch
+
+    logits, single = torch.tensor([[0.2, -1.0], [0.5, 3.0]]), torch.tensor([[0.5], [-2.0]])
+    assert _task().predict(logits, {"labels": torch.tensor([0, 0])}) == [(0, 0), (1, 0)]
+    assert _task(MULTI).predict(logits, {"labels": torch.tensor([[1, 0], [0, 1]])}) == [
+        ([1, 0], [1, 0]),
+        ([1, 1], [0, 1]),
+    ]
+    assert _task(NUMBER).predict(single, {"labels": torch.tensor([1.0, 2.0])}) == [(0.5, 1.0), (-2.0, 2.0)]

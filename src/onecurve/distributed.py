@@ -1,6 +1,8 @@
 """Ranks, device and precision: a world that is not the one asked for is refused."""
 
 import os
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import TYPE_CHECKING
 
 from onecurve.config import TrainSection
@@ -54,7 +56,8 @@ def start(trackers: list[str], project_dir: str) -> "Accelerator":
     if torch.cuda.is_available():
         accelerator = Accelerator(**settings, kwargs_handlers=handlers)
     elif uses_deepspeed():  # `cpu=True` would switch DeepSpeed off; without the backend Accelerate sees one process
-        accelerator = Accelerator(**settings, kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
+        with redirect_stdout(StringIO()):  # its first start compiles a small op and prints so on every rank
+            accelerator = Accelerator(**settings, kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
     else:
         accelerator = Accelerator(**settings, cpu=True, kwargs_handlers=handlers)
     count = int(accelerator.reduce(torch.ones((), device=accelerator.device), "sum"))

@@ -92,7 +92,7 @@ def _draw(model: Any, name: str, seed: int) -> None:
 @contextmanager
 def _gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
     if any(hasattr(p, "ds_id") for p in parameters):
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         with GatheredParameters(parameters, modifier_rank=0):
             yield

@@ -1,5 +1,6 @@
 """How a run ends: one voice, one message, an exit code, and the status that scripts trust."""
 
+import logging
 import os
 import sys
 import time
@@ -72,5 +73,6 @@ def _hush() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    for name in ("DeepSpeed", "accelerate.accelerator"):
+        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
     warnings.filterwarnings("ignore")

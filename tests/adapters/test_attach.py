@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from peft import PeftModel
 from torch import nn
 from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
     DebertaV2Config,
     DebertaV2ForSequenceClassification,
     DistilBertConfig,
@@ -182,9 +184,11 @@ def test_parts_of_a_head_that_is_trained_whole_are_not_wrapped_twice():
         task_type="SEQ_CLS",
         new_modules=["classifier.out_proj", "classifier.dense"],
     )
-    trained = [n for n, p in model.named_parameters() if p.requires_grad and "classifier" in n]
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad and "classifier" in n}
     assert len(trained) == 4
-    assert all(n.count("modules_to_save") == 1 for n in trained)
+    assert all(".classifier.modules_to_save.default." in n for n in trained)
+    model(input_ids=torch.ones(1, 3, dtype=torch.long)).logits.sum().backward()
+    assert all(p.grad is not None for p in trained.values())  # wrapped twice, PEFT trains copies that nothing calls
 
 
 def test_a_new_module_left_frozen_is_noticed():
@@ -223,16 +227,23 @@ def test_targets_that_no_module_has_are_refused():
         adapt("llama", dict(method="lora", target_modules=["nothing"]))
 
 
+class UnheardOf(BertConfig):
+    model_type = "unheard_of"
+
+
 def test_a_model_type_that_peft_does_not_know_gets_all_linear_layers():
+    config = UnheardOf(**SIZES, num_labels=3)
     for method in ("lora", "ia3", "vera"):
-        model = bert()
-        model.config.model_type = "unheard_of"
+        model = BertForSequenceClassification(config)
         model = add_adapter(model, PeftSection(method=method), task_type="SEQ_CLS", new_modules=["classifier"])
         assert any("intermediate.dense" in n and p.requires_grad for n, p in model.named_parameters())
-    model = bert()
-    model.config.model_type = "unheard_of"
-    with pytest.raises(ConfigError, match="target_modules"):
-        add_adapter(model, PeftSection(method="bottleneck"), task_type="SEQ_CLS", new_modules=[])
+    with pytest.raises(ConfigError, match="'unheard_of' are not known: name them in target_modules"):
+        add_adapter(
+            BertForSequenceClassification(config),
+            PeftSection(method="bottleneck"),
+            task_type="SEQ_CLS",
+            new_modules=[],
+        )
 
 
 def test_prompts_work_where_sizes_have_other_names(batch):

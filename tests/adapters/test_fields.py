@@ -18,6 +18,10 @@ def message(**section) -> str:
 
 def test_an_unknown_method_is_answered_with_the_nearest():
     assert message(method="lroa") == "peft.method: 'lroa' is not a method of PEFT. Did you mean 'lora'?"
+    assert message(method="randlroa").endswith("Did you mean 'randlora'?")
+    assert message(method="DoRA").endswith("Say lora with use_dora: true.")
+    assert "Known: adamss" in message(method="zzz")
+    assert "xlora" not in message(method="zzz")
 
 
 def test_a_methods_name_may_be_written_in_any_case():

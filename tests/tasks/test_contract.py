@@ -58,7 +58,7 @@ def test_the_contract_holds(case: Prepared, check: Any) -> None:
 
 
 @every_case
-def test_a_loss_has_a_gradient_that_dies_in_no_parameter_of_the_head(case: Prepared) -> None:
+def test_the_loss_is_float32_whatever_the_logits_are_and_has_a_gradient(case: Prepared) -> None:
     batch = case.batch()
     logits = case.task.forward(case.model, batch).detach().requires_grad_()
     loss = case.task.loss_sum(logits.bfloat16(), batch)

@@ -36,7 +36,9 @@ def _encode(row: dict[str, Any], tokenizer: Any, task: Task = TASK, **limit: Any
 def _shown(row: dict[str, Any], tokenizer: Any, task: Task = TASK, **limit: Any) -> str:
     (example,) = _encode(row, tokenizer, task, **limit)
     assert example["num_items"] == sum(label != IGNORE_INDEX for label in example["labels"][1:])
-    assert all(label in (token, IGNORE_INDEX) for token, label in zip(example["input_ids"], example["labels"]))
+    assert all(
+        label in (token, IGNORE_INDEX) for token, label in zip(example["input_ids"], example["labels"], strict=True)
+    )
     return task.describe(example, Survey(), tokenizer)
 
 
@@ -96,8 +98,12 @@ def test_a_template_without_an_end_token_gets_the_tokenizers_own(tokenizer: Any)
     )
 
 
-def test_an_answer_learnt_with_the_end_token_of_the_model_gets_no_second_one(tokenizer: Any) -> None:
-    tokenizer.chat_template = "<|begin|>{% for m in messages %}{{ m.content }}{{ '<|end|>' if m.role == 'assistant' else ' => ' }}{% endfor %}"
+def test_a_token_across_the_edge_is_learnt_and_the_models_own_end_token_not_put_twice(tokenizer: Any) -> None:
+    tokenizer.chat_template = (
+        "<|begin|>{% for m in messages %}"
+        "{{ m.content }}{{ '<|end|>' if m.role == 'assistant' else ' => ' }}"
+        "{% endfor %}"
+    )
     assert _shown(PAIR, tokenizer) == "<|begin|>what? =>« the dog<|end|>»"
 
 
@@ -128,12 +134,12 @@ def test_without_a_template_the_separator_stands_between_prompt_and_response(tok
     tokenizer.chat_template = None
     assert _shown(PAIR, tokenizer) == "<|begin|>what?\n«the dog<|end|>»"
     arrow = Task(SftSettings(separator=" -> "))
-    assert _shown({"prompt": "a", "response": "(b)"}, tokenizer, arrow) == "<|begin|>a ->« (b)<|end|>»"
+    assert _shown({"prompt": "a", "response": "(b)"}, tokenizer, arrow) == "<|begin|>a -> «(b)<|end|>»"
 
 
 def test_messages_without_a_template_are_the_recipes_mistake(tokenizer: Any) -> None:
     tokenizer.chat_template = None
-    with pytest.raises(ConfigError, match="model.chat_template"):
+    with pytest.raises(ConfigError, match=r"model\.chat_template"):
         _encode({"messages": CHAT}, tokenizer)
 
 

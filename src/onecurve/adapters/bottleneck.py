@@ -181,9 +181,6 @@ class BottleneckModel(BaseTuner):
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
-    def _check_merge_allowed(self) -> None:
-        raise ValueError(_UNMERGEABLE)
-
 
 _UNMERGEABLE = "a bottleneck adapter cannot be merged into the base model: it is not linear; keep it as an adapter"
 

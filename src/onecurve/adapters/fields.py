@@ -18,6 +18,16 @@ _OURS = {field.name for field in dataclasses.fields(PeftConfig)}
 _DERIVED = {"token_dim", "encoder_hidden_size", "target_modules"}
 """Fields whose absence PEFT fills in from the model."""
 _PROMPTS = {"prefix_tuning", "prompt_tuning", "p_tuning"}
+_COMMON = {*_PROMPTS, "lora", "ia3", "adaption_prompt", "bottleneck"}
+"""Asked first for what a misspelt method means: `lroa` is as near to `road` as to `lora`."""
+_SPELT = {
+    "dora": "lora with use_dora: true",
+    "rslora": "lora with use_rslora: true",
+    "llama_adapter": "adaption_prompt",
+    "houlsby": "bottleneck with variant: houlsby",
+    "pfeiffer": "bottleneck with variant: pfeiffer",
+}
+"""What people call a method -> how a recipe says it."""
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a map", list: "a list"}
 
 
@@ -67,9 +77,16 @@ def _config_class(method: str) -> type[PeftConfig]:
     if method in METHODS:
         raise ConfigError(f"{method} cannot be trained here: {METHODS[method]}.", where="peft.method")
     if method not in known:
-        choices = sorted(known.keys() - METHODS.keys())
-        raise ConfigError(f"'{method}' is not a method of PEFT. {nearest(method, choices)}", where="peft.method")
+        hint = _meant(method, known.keys() - METHODS.keys())
+        raise ConfigError(f"'{method}' is not a method of PEFT. {hint}", where="peft.method")
     return known[method]
+
+
+def _meant(method: str, choices: set[str]) -> str:
+    if method in _SPELT:
+        return f"Say {_SPELT[method]}."
+    common = nearest(method, _COMMON)
+    return common if common.startswith("Did") else nearest(method, choices)
 
 
 def _settable(config_class: type[PeftConfig]) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def _json_line(line: str, place: str, encoding: str) -> Located | Broken:
     if _MARK in line:
         return Broken(place, _undecodable(encoding))
     try:
-        return _json_object(json.loads(line), place)
+        return _json_object(json.loads(line.rstrip()), place)
     except json.JSONDecodeError as error:
         return Broken(place, f"broken JSON: {error.msg} at column {error.colno}.")
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits; brackets 10,000 deep

@@ -99,7 +99,8 @@ class Source:
             unseen.difference_update(record.row)
             yield self.columns.pick(Located(place, record.row))
         if last and unseen:
-            raise DataError(self.columns.missing(last.row, min(unseen)), where=part.name)
+            missing = [name for name in self.columns.names.values() if name in unseen]
+            raise DataError(self.columns.missing(last.row, *missing), where=part.name)
 
     def digest(self) -> str:
         """Return a hash of the data's content and order; where it lies does not count."""

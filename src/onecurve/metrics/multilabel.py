@@ -6,7 +6,7 @@ from typing import Any
 import evaluate
 from datasets import Features, Value
 from datasets import Sequence as ListOf
-from numpy import asarray, nan
+from numpy import asarray, nan, pad
 from sklearn.metrics import accuracy_score, f1_score
 
 from onecurve.metrics.offline import compute
@@ -26,7 +26,7 @@ class Multilabel(evaluate.Metric):
         )
 
     def _compute(self, predictions: Any, references: Any, names: list[str]) -> dict[str, Any]:
-        predictions, references = asarray(list(predictions)), asarray(list(references))
+        predictions, references = _matrix(predictions), _matrix(references)
         per_class = score_per_class(references, predictions, names)
         return {
             "micro_f1": defined(f1_score(references, predictions, average="micro", zero_division=nan)),
@@ -34,6 +34,15 @@ class Multilabel(evaluate.Metric):
             "subset_accuracy": float(accuracy_score(references, predictions)),
             "per_class": per_class,
         }
+
+
+def _matrix(vectors: list[list[int]]) -> Any:
+    """Return [example, label], with a column that is always 0 beside a single label's.
+
+    scikit-learn takes a matrix of one column for the two classes 0 and 1, and scores the absence of the label.
+    """
+    matrix = asarray(list(vectors))
+    return matrix if matrix.shape[1] > 1 else pad(matrix, ((0, 0), (0, 1)))
 
 
 def score_multilabel(pairs: Sequence[tuple[list[int], list[int]]], names: list[str]) -> dict[str, Any]:

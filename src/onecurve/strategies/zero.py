@@ -41,7 +41,7 @@ class Zero:
 
     def prepare(self, model: nn.Module, optimizer: Optimizer, num_passes: int) -> None:
         # Only tells the engine whether passes are accumulated (offload needs to know); `begin_pass` says when
-        self.config["gradient_accumulation_steps"] = num_passes
+        self.config["gradient_accumulation_steps"] = self.accelerator.gradient_accumulation_steps = num_passes
         self.model, _ = self.accelerator.prepare(model, optimizer)
         self.optimizer = self.model.optimizer
 
@@ -106,7 +106,7 @@ class Zero:
         self.optimizer.checkpoint_event_epilogue()
 
     def full_parameters(self, trained_only: bool) -> Iterator[tuple[str, Tensor]]:
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         for name, parameter in self.unwrapped().named_parameters(remove_duplicate=False):
             if parameter.requires_grad or not trained_only:

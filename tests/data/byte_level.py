@@ -1,0 +1,60 @@
+"""A tokenizer of one token a byte, a task that counts its calls, and data files to load with them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from onecurve.config import DataSection
+from onecurve.data.encoding import Data, load_data
+from onecurve.tasks.base import Example, Row, Survey
+from onecurve.tasks.text_classification import Task as TextClassification
+from onecurve.tasks.text_classification import TextClassificationSettings
+
+
+def byte_tokenizer(**settings: Any) -> Any:
+    """Build it in memory; what it reads is as long as its bytes."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = {token: number for number, token in enumerate([*alphabet, "<end>"])}
+    tokenizer = Tokenizer(models.BPE(vocab=tokens, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **{"eos_token": "<end>", "pad_token": "<end>", **settings}
+    )
+
+
+class LoggedTask(TextClassification):
+    """Text classification that writes one line a call of `encode`, whichever process calls it."""
+
+    def __init__(self, log: Path, settings: TextClassificationSettings | None = None) -> None:
+        super().__init__(settings or TextClassificationSettings())
+        self.log = log
+
+    def encode(self, row: Row, survey: Survey, tokenizer: Any, max_length: int, truncate: bool) -> list[Example]:
+        with open(self.log, "a", encoding="utf-8") as file:
+            file.write(row["text"] + "\n")
+        return super().encode(row, survey, tokenizer, max_length, truncate)
+
+    def encoded(self) -> list[str]:
+        """The texts encoded so far."""
+        return self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> str:
+    """Write one line a row; a string is written as it is."""
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
+    return str(path)
+
+
+def labelled(*texts: str) -> list[Row]:
+    """Rows with alternating labels."""
+    return [{"text": text, "label": "ab"[number % 2]} for number, text in enumerate(texts)]
+
+
+def load(settings: DataSection, task: Any, tokenizer: Any = None, max_length: int = 100) -> Data:
+    """Load with the byte tokenizer unless another is given."""
+    return load_data(settings, task, lambda: tokenizer or byte_tokenizer(), lambda _: max_length)

@@ -1,6 +1,5 @@
 """Scoring a split: each example exactly once at any world size; sums and counts only."""
 
-from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
@@ -13,6 +12,7 @@ from onecurve.data.loader import Loader
 from onecurve.data.plan import BatchPlan
 from onecurve.errors import ConfigError
 from onecurve.strategies.base import Strategy
+from onecurve.strategies.snapshot import Snapshot
 from onecurve.tasks.base import Survey, Task
 
 Scores = dict[str, Any]
@@ -56,46 +56,52 @@ def _broadcast(values: list[Any], accelerator: Accelerator) -> Any:
     return values[0]
 
 
-@dataclass
 class Best:
-    """The best score so far and where it stood; empty where no metric was asked for."""
+    """The step whose weights count: the last one, or the best by the recipe's metric, whose weights are then kept."""
 
-    metric: str | None
-    lower_is_better: bool
-    patience: int | None
-    value: float | None = None
-    step: int = 0
-    scores: Scores = field(default_factory=dict)
-    without: int = field(default=0)
-    """Scorings since the best one."""
+    def __init__(self, task: Task, section: EvalSection, strategy: Strategy) -> None:
+        self.metric, self.patience = section.best_metric, section.patience
+        self.sign = -1 if self.metric == "loss" or self.metric in task.lower_is_better else 1
+        self.snapshot = Snapshot(strategy)
+        self.step = 0
+        self.value: float | None = None
+        self.scores: Scores = {}
+        self.without = 0
+        """Scorings since the best one."""
 
-    @classmethod
-    def of(cls, task: Task, section: EvalSection) -> "Best":
-        """Start with nothing seen."""
-        metric = section.best_metric
-        return cls(metric, metric == "loss" or metric in task.lower_is_better, section.patience)
+    def after(self, step: int) -> None:
+        """Take in that a step was made: without a metric, and until one is scored, the last step counts."""
+        if self.value is None:
+            self.step = step
 
-    def improves(self, step: int, scores: Scores) -> bool:
-        """Take in the scores after `step`; say whether they are the best so far.
+    def consider(self, step: int, scores: Scores) -> None:
+        """Take in the scores after `step`.
 
         Raises:
             ConfigError: The metric that was asked for is not among them.
         """
         if self.metric is None:
-            return False
+            self.scores = scores
+            return
         value = scores.get(self.metric)
         if self.metric not in scores or isinstance(value, (dict, list)):
-            numbers = sorted(k for k, v in scores.items() if isinstance(v, (int, float)))
+            numbers = sorted(name for name, v in scores.items() if isinstance(v, (int, float)))
             raise ConfigError(f"no metric {self.metric!r}; there are {', '.join(numbers)}.", where="eval.best_metric")
-        usable = value is not None and isfinite(value)
-        sign = -1 if self.lower_is_better else 1
-        if usable and (self.value is None or sign * value > sign * self.value):  # type: ignore[operator]
-            self.value, self.step, self.scores, self.without = value, step, scores, 0
-            return True
         self.without += 1
-        return False
+        if value is None or not isfinite(value):  # undefined, as a correlation with constant predictions is
+            return
+        if self.value is None or self.sign * value > self.sign * self.value:
+            self.step, self.value, self.scores, self.without = step, value, scores, 0
+            self.snapshot.take()
+
+    def restore(self) -> None:
+        """Put the best step's weights back."""
+        self.snapshot.restore()
 
     @property
     def exhausted(self) -> bool:
         """Whether patience has run out."""
         return self.patience is not None and self.without >= self.patience
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.value} at step {self.step} was not bettered in {self.without} scorings"

@@ -13,7 +13,7 @@ from onecurve.model import whole_parameters
 from onecurve.strategies.base import Strategy
 
 
-def save_model(folder: Path, strategy: Strategy, accelerator: Accelerator, tokenizer: Any, card: str) -> None:
+def save_model(strategy: Strategy, accelerator: Accelerator, tokenizer: Any, folder: Path, card: str) -> None:
     """Write the model, or with PEFT its adapter and head, with tokenizer and card. Every rank calls it.
 
     Raises:

@@ -8,14 +8,30 @@ from typing import Any
 import torch
 from torch import nn
 
+from onecurve.adapters import add_adapter, check_adapter
 from onecurve.config import Recipe
 from onecurve.errors import ConfigError
 from onecurve.seeds import start_stream
 from onecurve.tasks.base import Survey, Task
 
 
-def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precision: str) -> tuple[Any, list[str]]:
-    """Load or draw the model a recipe names.
+def check_model(recipe: Recipe) -> None:
+    """Check, before any data is encoded, what the model and adapter sections ask for.
+
+    Raises:
+        ConfigError: An adapter that PEFT does not know or cannot build so, or weights trained in half precision.
+    """
+    check_adapter(recipe.peft)
+    if recipe.peft is None and recipe.model.dtype not in ("auto", "float32"):
+        raise ConfigError(
+            f"{recipe.model.dtype} is for frozen weights; trained ones are kept in float32.",
+            where="model.dtype",
+            fix="Remove it, or set peft.method.",
+        )
+
+
+def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precision: str) -> Any:
+    """Load or draw the model a recipe names, with a head for the labels and the adapter it asks for.
 
     Args:
         recipe: The run.
@@ -24,32 +40,32 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
         survey: The label names.
         precision: What the run computes in: no, bf16, fp16.
 
-    Returns:
-        The model, and the modules whose weights no checkpoint gave: a head that is new.
-
     Raises:
-        ConfigError: The weights cannot be read, are another model's, or would be trained in half precision.
+        ConfigError: The weights cannot be read or are another model's, or the adapter does not fit.
     """
-    section, train = recipe.model, recipe.train
+    section = recipe.model
     config.update(task.model_config(survey))
     options: dict[str, Any] = {"dtype": _dtype(recipe, precision)}
     if section.attn_implementation:
         options["attn_implementation"] = section.attn_implementation
+    auto_model: Any = task.auto_model()
+    new_modules: list[str] = []
     try:
         if section.init == "random":
             # Outside ZeRO-3's partitioned construction, which would draw other weights from the same seed
             with whole_parameters():
                 start_stream(recipe.seed, "weights")
-                model, new_modules = task.auto_model().from_config(config, **options), []  # type: ignore[attr-defined]
+                model = auto_model.from_config(config, **options)
         else:
-            model, new_modules = _load_pretrained(recipe, task.auto_model(), config, options)
+            model, new_modules = _load_pretrained(recipe, auto_model, config, options)
     except (OSError, ValueError) as error:
         line = str(error).strip().split("\n")[0]
         raise ConfigError(f"{section.path!r} cannot be used: {line}", where="model.path") from None
-    if train.gradient_checkpointing:
+    if recipe.train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    return model, new_modules
+    start_stream(recipe.seed, "adapter")
+    return add_adapter(model, recipe.peft, task_type=task.peft_task_type, new_modules=new_modules)
 
 
 def _load_pretrained(recipe: Recipe, auto_model: Any, config: Any, options: dict[str, Any]) -> tuple[Any, list[str]]:
@@ -114,14 +130,8 @@ def whole_parameters() -> Iterator[None]:
 
 
 def _dtype(recipe: Recipe, precision: str) -> torch.dtype:
+    """Return what the weights are loaded in: half precision only where they stay frozen."""
     asked = recipe.model.dtype
-    if recipe.peft is None:
-        if asked not in ("auto", "float32"):
-            raise ConfigError(
-                f"{asked} is for frozen weights; trained ones are kept in float32.",
-                where="model.dtype",
-                fix="Remove it, or set peft.method.",
-            )
-        return torch.float32
-    frozen = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision] if asked == "auto" else asked
-    return getattr(torch, frozen)
+    if asked == "auto":
+        asked = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision] if recipe.peft else "float32"
+    return getattr(torch, asked)

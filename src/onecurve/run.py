@@ -50,7 +50,7 @@ def execute(body: Callable[[list[str], Run], None], argv: list[str]) -> int:
         return _fail(run, str(error), error.exit_code)
     except TrainingError as error:
         return _fail(run, str(error), error.exit_code)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  a bug or an interrupt: shown whole, and the status must say so
         if launched_rank() == 0:
             traceback.print_exc()
         run.finish("failed", 1, f"{type(error).__name__}: {error}")

@@ -70,9 +70,7 @@ class RunDirectory:
             write_atomically(self.path / "config.yaml", config)
             self.metrics.write_text("", encoding="utf-8")
         except OSError as error:
-            raise LaunchError(
-                f"{str(self.path)!r} cannot be written: {error.strerror}.", where="output_dir"
-            ) from None
+            raise LaunchError(f"{str(self.path)!r} cannot be written: {error.strerror}.", where="output_dir") from None
         self.set_status("running", step=0)
 
     def set_status(self, status: str, *, step: int, exit_code: int | None = None, reason: str = "") -> None:

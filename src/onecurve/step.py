@@ -35,7 +35,8 @@ def train_step(
 
     Returns:
         loss (mean over items, nats), grad_norm (before clipping; None after an overflow), lr, num_items, num_tokens
-        (without padding), num_samples (so far), sample_digest, seconds, and skipped where an fp16 overflow left the weights as they were.
+        (without padding), num_samples (so far), sample_digest, seconds, and skipped where an fp16 overflow left the
+        weights as they were.
 
     Raises:
         TrainingError: The loss or its gradient is not finite.

@@ -25,7 +25,7 @@ def describe_run(
         f"batch     {batch} examples a step = {recipe.train.micro_batch_size} a pass x {world_size} rank(s) "
         f"x {passes} pass(es); {plan.steps_per_epoch} steps an epoch"
         + (f", the last with {plan.short_last_batch}" if plan.short_last_batch else ""),
-        *(_describe_split(split) for split in (data.train, data.eval, data.test) if split is not None),
+        *map(_describe_split, data.splits),
         f"items     {int(train.num_items.sum()):,} terms of the loss from {int(train.lengths.sum()):,} tokens "
         f"({train.num_items.sum() / train.lengths.sum():.1%}); at most {data.max_length} tokens an example",
         "example   " + task.describe(train[0], data.survey, tokenizer).replace("\n", "\n          "),

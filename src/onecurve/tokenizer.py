@@ -53,8 +53,11 @@ def load_config(section: ModelSection) -> Any:
     try:
         return AutoConfig.from_pretrained(section.path, revision=section.revision or "main")
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{section.path!r} has no model config that can be read: {_first_line(error)}",
-                          where="model.path", fix="Give a model folder, or a hub name that can be reached.") from None
+        raise ConfigError(
+            f"{section.path!r} has no model config that can be read: {_first_line(error)}",
+            where="model.path",
+            fix="Give a model folder, or a hub name that can be reached.",
+        ) from None
 
 
 def load_tokenizer(section: ModelSection) -> Any:
@@ -71,8 +74,9 @@ def load_tokenizer(section: ModelSection) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=section.revision or "main")
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{path!r} has no tokenizer that can be read: {_first_line(error)}", where=key,
-                          fix="Set model.tokenizer.") from None
+        raise ConfigError(
+            f"{path!r} has no tokenizer that can be read: {_first_line(error)}", where=key, fix="Set model.tokenizer."
+        ) from None
     if tokenizer.pad_token is None:
         # Safe where others mask the end token with it: labels never come from the padding id
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -80,8 +84,9 @@ def load_tokenizer(section: ModelSection) -> Any:
         try:
             tokenizer.chat_template = Path(section.chat_template).read_text(encoding="utf-8")
         except OSError as error:
-            raise ConfigError(f"cannot be read: {error.strerror} ({section.chat_template}).",
-                              where="model.chat_template") from None
+            raise ConfigError(
+                f"cannot be read: {error.strerror} ({section.chat_template}).", where="model.chat_template"
+            ) from None
     return tokenizer
 
 
@@ -98,8 +103,9 @@ def resolve_max_length(asked: int | None, tokenizer: Any, config: Any) -> int:
             raise ConfigError("this model names no limit.", where="data.max_length", fix="Set it.")
         return min(limits)
     if positions and asked > positions:
-        raise ConfigError(f"must be at most {positions}, the positions this model has; got {asked}.",
-                          where="data.max_length")
+        raise ConfigError(
+            f"must be at most {positions}, the positions this model has; got {asked}.", where="data.max_length"
+        )
     return asked
 
 

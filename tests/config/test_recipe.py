@@ -28,7 +28,9 @@ def test_numbers_with_an_exponent_are_numbers_and_no_is_a_word(recipe):
 
 
 def test_overrides_come_after_the_file_in_either_spelling(recipe):
-    loaded, sources = load_recipe([recipe, "--optim.lr", "1e-3", "--train.global_batch_size=64", "--peft.method", "ia3"])
+    loaded, sources = load_recipe(
+        [recipe, "--optim.lr", "1e-3", "--train.global_batch_size=64", "--peft.method", "ia3"]
+    )
     assert (loaded.optim.lr, loaded.train.global_batch_size, loaded.peft.method) == (1e-3, 64, "ia3")
     assert sources["optim.lr"] == "command line"
     assert sources["train.max_steps"] == "file"

@@ -1,8 +1,12 @@
 import pytest
-from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
-from transformers import get_linear_schedule_with_warmup, get_wsd_schedule
-
 import torch
+from transformers import (
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+    get_wsd_schedule,
+)
+
 from onecurve.config import OptimSection
 from onecurve.errors import ConfigError
 from onecurve.optim import check_optim, lr_at

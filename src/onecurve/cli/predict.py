@@ -12,7 +12,9 @@ from onecurve.errors import ConfigError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     parser.add_argument("model", help="a run's model/ folder")
-    parser.add_argument("texts", nargs="*", metavar="TEXT", help="what to label or continue; lines of stdin when absent")
+    parser.add_argument(
+        "texts", nargs="*", metavar="TEXT", help="what to label or continue; lines of stdin when absent"
+    )
     parser.add_argument("--max_new_tokens", type=int, default=64, help="how far a language model continues")
 
 
@@ -48,7 +50,7 @@ def load_trained(folder: Path, config: Any, classifies: bool) -> Any:
 
     import onecurve.adapters  # noqa: F401  registers the bottleneck adapter with PEFT
 
-    base = PeftConfig.from_pretrained(folder).base_model_name_or_path
+    base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     return PeftModel.from_pretrained(auto.from_pretrained(base, config=config, dtype="float32"), folder)
 
 

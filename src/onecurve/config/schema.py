@@ -169,6 +169,11 @@ class Recipe(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     tracking: TrackingSection = TrackingSection()
 
+    @property
+    def eval_micro_batch_size(self) -> int:
+        """Examples per rank and forward pass when scoring."""
+        return self.eval.micro_batch_size or self.train.micro_batch_size
+
     @model_validator(mode="after")
     def _sections_agree(self) -> "Recipe":
         train = self.train

@@ -69,6 +69,11 @@ class Data:
     cached: bool
     """Whether nothing had to be encoded."""
 
+    @property
+    def splits(self) -> list[Split]:
+        """Those that the recipe names."""
+        return [split for split in (self.train, self.eval, self.test) if split is not None]
+
 
 def load_data(
     settings: DataSection, task: Task, tokenizer: Callable[[], Any], max_length: Callable[[Any], int]

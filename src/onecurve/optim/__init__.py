@@ -43,7 +43,8 @@ def check_optim(section: OptimSection) -> dict[str, Any]:
 
 def build_optimizer(model: "nn.Module", section: OptimSection) -> "Optimizer":
     """Build the optimizer over what is trained; weight decay leaves out biases and normalisation weights."""
-    decayed, plain = [], []
+    decayed: list[Any] = []
+    plain: list[Any] = []
     for name, parameter, module in _trained(model):
         exempt = name.endswith("bias") or "norm" in type(module).__name__.lower()
         (plain if exempt else decayed).append(parameter)
@@ -78,9 +79,7 @@ def _trained(model: "nn.Module") -> Iterator[tuple[str, Any, "nn.Module"]]:
 
 
 def _pick(module: Any, key: str, name: str) -> Callable[..., Any]:
-    names = [
-        n for n, f in vars(module).items() if inspect.isfunction(f) and not n.startswith("_") and n != "lr_factor"
-    ]
+    names = [n for n, f in vars(module).items() if inspect.isfunction(f) and not n.startswith("_") and n != "lr_factor"]
     if name not in names:
         raise ConfigError(f"must be one of {', '.join(names)}; got {name!r}.", where=key)
     return getattr(module, name)

@@ -31,7 +31,9 @@ def wsd(done: float, descent: float) -> float:
     return 1.0 if done < 1.0 - descent else (1.0 - done) / descent
 
 
-def lr_factor(schedule: Schedule, done: int, max_steps: int, warmup_steps: int, decay_steps: int, floor: float) -> float:
+def lr_factor(
+    schedule: Schedule, done: int, max_steps: int, warmup_steps: int, decay_steps: int, floor: float
+) -> float:
     """Return the factor for the update after `done` steps: a linear warm-up from 0, then the schedule above its floor.
 
     Args:

@@ -79,6 +79,7 @@ class Zero:
 
     def _windows_of_stage_3(self) -> Iterator[Window]:
         rank, flat_groups = self.accelerator.process_index, self.optimizer.fp32_partitioned_groups_flat
+        parameter: Any  # DeepSpeed hangs the attributes named ds_* on it
         for name, parameter in self.unwrapped().named_parameters():
             if not parameter.requires_grad:
                 continue

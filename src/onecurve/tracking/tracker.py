@@ -29,9 +29,9 @@ class Tracker:
         if recipe.tracking.trackers:
             accelerator.init_trackers(recipe.tracking.project)
 
-    def say(self, text: str) -> None:
-        """Print to the terminal, above the bar where there is one."""
-        if self.main:
+    def say(self, *texts: str) -> None:
+        """Print what is not empty to the terminal, above the bar where there is one."""
+        for text in filter(None, texts) if self.main else ():
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 

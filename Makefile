@@ -1,0 +1,62 @@
+# `make quickstart` and `make test` do all set-up themselves. They need Python, make and, for tests, a C++ compiler.
+
+# PYTHON       the interpreter that .venv is made with
+# CONSTRAINTS  exact versions to install; `make CONSTRAINTS= quickstart` installs within pyproject.toml's ranges
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+
+BIN := $(abspath $(VENV))/bin
+READY := $(VENV)/.ready
+MODEL := models/all-MiniLM-L6-v2
+RUN := runs/quickstart
+# One thread a process: tests start several, and two threads on contended cores are many times slower
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# DeepSpeed looks for ninja on the path
+export PATH := $(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help venv quickstart test test-slow test-all lint compiler clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+quickstart: $(READY) ## set up, fetch a small model, fine-tune it, show the result (minutes)
+	@$(BIN)/python quickstart/fetch_model.py $(MODEL)
+	@$(BIN)/python train.py recipes/quickstart.yaml --output_dir $(RUN) --train.resume never
+	@$(BIN)/python quickstart/compare.py $(RUN)
+
+test: lint compiler ## set up, then lint and the fast tests
+	$(PYTEST) -m "not slow and not gpu"
+
+test-slow: $(READY) compiler ## the slow tests alone
+	$(PYTEST) -m "slow and not gpu" || [ $$? -eq 5 ]  # 5: there are none
+
+test-all: test test-slow ## the fast tests, then the slow ones
+
+lint: $(READY) ## ruff, mypy and the import layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+venv: $(READY) ## .venv with the package, its tests' tools and tensorboard
+
+# Installed anew only when what is to be installed has changed
+$(READY): pyproject.toml $(CONSTRAINTS)
+	@command -v $(PYTHON) >/dev/null || { echo "onecurve needs Python 3.10 or newer; there is no '$(PYTHON)'." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("onecurve needs Python 3.10 or newer; $(PYTHON) is %d.%d: give another with `make PYTHON=python3.x`." % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[dev,tensorboard]"
+	@touch $@
+
+# DeepSpeed compiles a small operator when it first starts
+compiler: $(READY)
+	@command -v c++ g++ >/dev/null || { echo "The tests need a C++ compiler: install g++ (Debian: apt-get install g++)." >&2; exit 1; }
+	@$(BIN)/python -c 'import os, sys, sysconfig as s; os.path.exists(s.get_path("include") + "/Python.h") or sys.exit("The tests need the headers of Python %d.%d (Debian: apt-get install python3-dev)." % sys.version_info[:2])'
+
+clean: ## remove .venv, caches and build leftovers; runs/ and models/ stay
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +

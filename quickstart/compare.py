@@ -1,0 +1,76 @@
+"""Set a trained classifier's test scores beside those of the untrained head and of the commonest class."""
+
+import json
+import os
+import sys
+import warnings
+from collections import Counter
+from math import nan
+from pathlib import Path
+from typing import Any
+
+from onecurve.config import load_recipe
+from onecurve.data import Loader, load_data
+from onecurve.distributed import start
+from onecurve.errors import UserError
+from onecurve.evaluation import evaluate
+from onecurve.model import load_model
+from onecurve.optim import build_optimizer
+from onecurve.strategies.plain import Plain
+from onecurve.tasks import load_task
+from onecurve.tokenizer import Reading
+
+HEADLINE = "Shares of Lindqvist Foods slide after it trims its full-year outlook"
+
+
+def compare(run_dir: Path) -> str:
+    """Return the table, where the model lies, and a command to try it with."""
+    recipe, _ = load_recipe([str(run_dir / "config.yaml")])
+    task = load_task(recipe.task)
+    reading = Reading(recipe.model, recipe.data.max_length)
+    data = load_data(recipe.data, task, lambda: reading.tokenizer, lambda _: reading.max_length)
+    assert data.test is not None and data.survey.labels, "compare.py reads runs of one label a text with data.test"
+
+    # The same seed draws the same head; a LoRA adapter starts as no change at all, so none is added
+    accelerator = start([], recipe.output_dir)
+    model, _ = load_model(recipe, task, reading.config, data.survey, "no")
+    strategy = Plain(accelerator, "no", recipe.optim.max_grad_norm)
+    strategy.prepare(model, build_optimizer(model, recipe.optim), 1)
+    loader = Loader(data.test, task, reading.tokenizer.pad_token_id, accelerator)
+    untrained = evaluate(strategy, loader, recipe.train.micro_batch_size, data.survey)
+
+    commonest = Counter(data.train[i]["labels"] for i in range(len(data.train))).most_common(1)[0][0]
+    pairs = [(commonest, data.test[i]["labels"]) for i in range(len(data.test))]
+    rows = {
+        "trained": test_scores(run_dir),
+        "untrained head": untrained,
+        f"always '{data.survey.labels[commonest]}'": task.metrics(pairs, nan, data.survey),
+    }
+    table = [f"{f'test split, {len(data.test)} texts':<26}{'accuracy':>10}{'macro-F1':>10}"]
+    table += [f"{name:<26}{scores['accuracy']:>10.3f}{scores['macro_f1']:>10.3f}" for name, scores in rows.items()]
+    model_dir = run_dir / "model"
+    return "\n".join([*table, "", f"model   {model_dir}", f'try it  {command()} predict {model_dir} "{HEADLINE}"'])
+
+
+def test_scores(run_dir: Path) -> dict[str, Any]:
+    """Return the run's own test scores."""
+    events = map(json.loads, (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    found = [event for event in events if event["event"] == "test"]
+    return found[-1] if found else sys.exit(f"compare.py: {run_dir} has no test scores.")
+
+
+def command() -> str:
+    """Return how this shell calls `onecurve`: with the environment's path where it is not activated."""
+    if os.environ.get("VIRTUAL_ENV") == sys.prefix:
+        return "onecurve"
+    return os.path.relpath(Path(sys.executable).with_name("onecurve"))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore")
+    try:
+        print("\n" + compare(Path(sys.argv[1])))  # noqa: T201
+    except UserError as error:
+        sys.exit(f"compare.py: {error}")

@@ -1,4 +1,4 @@
-"""Set a trained classifier's test scores beside those of the untrained head and of the commonest class."""
+"""Set a trained classifier's test scores beside those of the untrained model and of the commonest label."""
 
 import json
 import os
@@ -8,6 +8,8 @@ from collections import Counter
 from math import nan
 from pathlib import Path
 from typing import Any
+
+from transformers.utils import logging
 
 from onecurve.config import load_recipe
 from onecurve.data import Loader, load_data
@@ -31,19 +33,19 @@ def compare(run_dir: Path) -> str:
     data = load_data(recipe.data, task, lambda: reading.tokenizer, lambda _: reading.max_length)
     assert data.test is not None and data.survey.labels, "compare.py reads runs of one label a text with data.test"
 
-    # The same seed draws the same head; a LoRA adapter starts as no change at all, so none is added
+    # The same seed draws the same weights: this is the model as it stood before the first step
     accelerator = start([], recipe.output_dir)
-    model, _ = load_model(recipe, task, reading.config, data.survey, "no")
+    model = load_model(recipe, task, reading.config, data.survey, "no")
     strategy = Plain(accelerator, "no", recipe.optim.max_grad_norm)
     strategy.prepare(model, build_optimizer(model, recipe.optim), 1)
     loader = Loader(data.test, task, reading.tokenizer.pad_token_id, accelerator)
-    untrained = evaluate(strategy, loader, recipe.train.micro_batch_size, data.survey)
+    untrained = evaluate(strategy, loader, recipe.eval_micro_batch_size, data.survey)
 
     commonest = Counter(data.train[i]["labels"] for i in range(len(data.train))).most_common(1)[0][0]
     pairs = [(commonest, data.test[i]["labels"]) for i in range(len(data.test))]
     rows = {
         "trained": test_scores(run_dir),
-        "untrained head": untrained,
+        "untrained": untrained,
         f"always '{data.survey.labels[commonest]}'": task.metrics(pairs, nan, data.survey),
     }
     table = [f"{f'test split, {len(data.test)} texts':<26}{'accuracy':>10}{'macro-F1':>10}"]
@@ -67,9 +69,9 @@ def command() -> str:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         print("\n" + compare(Path(sys.argv[1])))  # noqa: T201
     except UserError as error:

@@ -131,7 +131,7 @@ def whole_parameters() -> Iterator[None]:
 
 def _dtype(recipe: Recipe, precision: str) -> torch.dtype:
     """Return what the weights are loaded in: half precision only where they stay frozen."""
-    asked = recipe.model.dtype
+    asked: str = recipe.model.dtype
     if asked == "auto":
         asked = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision] if recipe.peft else "float32"
     return getattr(torch, asked)

@@ -17,6 +17,7 @@ def main(argv: list[str], run: Run) -> None:
     recipe, task, directory = checked.recipe, checked.task, checked.directory
 
     # The recipe can be meant: only now what takes seconds to import
+    from onecurve.adapters import virtual_tokens
     from onecurve.data import BatchPlan, Loader, load_data
     from onecurve.distributed import resolve_precision, start
     from onecurve.evaluation import Best, evaluate
@@ -29,7 +30,7 @@ def main(argv: list[str], run: Run) -> None:
 
     precision, remark = resolve_precision(recipe.train)
     check_model(recipe)
-    reading = Reading(recipe.model, recipe.data.max_length)
+    reading = Reading(recipe.model, recipe.data.max_length, virtual_tokens(recipe.peft))
     data = load_data(recipe.data, task, lambda: reading.tokenizer, lambda _: reading.max_length)
     plan = BatchPlan(data.train.num_items, recipe.seed, recipe.train.global_batch_size, recipe.train.micro_batch_size)
     max_steps = recipe.train.max_steps or plan.num_steps(recipe.train.epochs or 1)

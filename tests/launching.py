@@ -38,11 +38,11 @@ def write_recipe(path: Path, **sections: Any) -> Path:
     return path
 
 
-def launch(recipe: Path, output_dir: Path, how: str = "python", *overrides: str, num_processes: int = 2) -> Finished:
+def launch(recipe: Path, output_dir: Path, how: str | Path = "python", *overrides: str, num_processes: int = 2) -> Finished:
     """Run train.py under `python` or a file of accelerate_configs/; a failure of the launch itself shows its output."""
     command = [sys.executable]
     if how != "python":
-        config = ROOT / "accelerate_configs" / f"{how}.yaml"
+        config = how if isinstance(how, Path) else ROOT / "accelerate_configs" / f"{how}.yaml"
         command += ["-m", "accelerate.commands.launch", "--config_file", str(config), "--main_process_port", "0"]
         command += ["--num_processes", str(1 if how == "single" else num_processes)]
     command += ["train.py", str(recipe), "--output_dir", str(output_dir), *overrides]

@@ -27,7 +27,7 @@ def save_model(strategy: Strategy, accelerator: Accelerator, tokenizer: Any, fol
         unfinished = folder.with_name(folder.name + ".incomplete")
         shutil.rmtree(unfinished, ignore_errors=True)
         with whole_parameters():
-            model.save_pretrained(unfinished, state_dict=values)  # type: ignore[operator]
+            model.save_pretrained(unfinished, state_dict=dict(values))  # type: ignore[operator]  # it empties its argument
             problem = _verify_adapter(unfinished, values) if adapter else _verify_model(unfinished, model, values)
         tokenizer.save_pretrained(unfinished)
         if adapter:  # label names lie in the base's config, which an adapter folder would otherwise lack

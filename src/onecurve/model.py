@@ -80,6 +80,10 @@ def _load_pretrained(recipe: Recipe, auto_model: Any, config: Any, options: dict
         output_loading_info=True,
         **options,
     )
+    if any(hasattr(p, "ds_id") for p in model.parameters()):
+        # Under ZeRO-3 transformers remembers every renaming it knows, not those this file needed, and would save
+        # under names from before
+        del model._weight_conversions
     new = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
     total = len(dict(model.named_parameters()))
     if len(new) * 2 > total:

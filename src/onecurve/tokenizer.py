@@ -15,6 +15,8 @@ class Reading:
 
     section: ModelSection
     asked_max_length: int | None
+    reserved: int = 0
+    """Positions that an adapter's virtual tokens take."""
 
     @cached_property
     def config(self) -> Any:
@@ -38,7 +40,7 @@ class Reading:
     @cached_property
     def max_length(self) -> int:
         """Tokens an example may have."""
-        return resolve_max_length(self.asked_max_length, self.tokenizer, self.config)
+        return resolve_max_length(self.asked_max_length, self.tokenizer, self.config, self.reserved)
 
 
 def load_config(section: ModelSection) -> Any:
@@ -90,21 +92,23 @@ def load_tokenizer(section: ModelSection) -> Any:
     return tokenizer
 
 
-def resolve_max_length(asked: int | None, tokenizer: Any, config: Any) -> int:
+def resolve_max_length(asked: int | None, tokenizer: Any, config: Any, reserved: int) -> int:
     """Return how many tokens an example may have: what was asked, else the model's limit.
 
     Raises:
         ConfigError: More was asked than the model can read, or nobody names a limit.
     """
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    limits = [n for n in (positions, tokenizer.model_max_length) if n and n < 10**9]  # 1e30: "no limit" upstream
+    room = positions - reserved if positions else None
+    limits = [n for n in (room, tokenizer.model_max_length) if n and n < 10**9]  # 1e30: "no limit" upstream
     if asked is None:
         if not limits:
             raise ConfigError("this model names no limit.", where="data.max_length", fix="Set it.")
         return min(limits)
-    if positions and asked > positions:
+    if room and asked > room:
+        taken = f" less the {reserved} of peft's virtual tokens" if reserved else ""
         raise ConfigError(
-            f"must be at most {positions}, the positions this model has; got {asked}.", where="data.max_length"
+            f"must be at most {room}, the positions this model has{taken}; got {asked}.", where="data.max_length"
         )
     return asked
 

@@ -1,0 +1,204 @@
+"""The rules that a machine can hold: sizes, names, the README's tree, launch files, recipes, light imports.
+
+Each guard returns what it found; each has a planted violation that it must find.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from onecurve.config import load_recipe
+from onecurve.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+MODULE_LINES, LOOP_LINES = 300, 80
+BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "handler"}
+RECIPES_OWN = {
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer",
+    "scheduler",
+    "bf16",
+    "fp16",
+    "torch_autocast",
+}
+HEAVY = {"torch", "transformers", "accelerate", "deepspeed", "peft", "datasets", "evaluate"}
+
+
+def too_long(root: Path) -> list[str]:
+    budgets = dict.fromkeys((root / "src" / "onecurve").rglob("*.py"), MODULE_LINES)
+    budgets[root / "train.py"] = LOOP_LINES
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in budgets}
+    return [f"{path.relative_to(root)}: {n} lines" for path, n in sorted(lines.items()) if n > budgets[path]]
+
+
+def badly_named(root: Path) -> list[str]:
+    sources = [path.relative_to(root) for path in (root / "src").rglob("*.py")]
+    return sorted(str(path) for path in sources if BANNED_NAMES & {*path.parts, path.stem})
+
+
+def missing_from_tree(root: Path) -> list[str]:
+    """Return the entries of the README's tree that are not there; an indented one lies in the folder above it."""
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    tree = re.search(r"## Where things are\n+```\n(.*?)```", readme, re.DOTALL)
+    assert tree, "the README has no tree"
+    missing, folder = [], ""
+    for line in tree[1].splitlines():
+        name = line.split()[0]
+        entry = folder + name if line.startswith(" ") else name
+        folder = folder if line.startswith(" ") else name
+        found = root / entry
+        if not (found.is_dir() if name.endswith("/") else found.is_file()):
+            missing.append(entry)
+    return missing
+
+
+def broken_launch_files(root: Path) -> list[str]:
+    problems = []
+    for path in sorted((root / "accelerate_configs").glob("*.yaml")):
+        try:
+            config = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+            config["distributed_type"]
+        except Exception as error:
+            problems.append(f"{path.name}: {type(error).__name__}")
+            continue
+        named = config.get("deepspeed_config", {}).get("deepspeed_config_file")
+        if named and not (root / named).is_file():
+            problems.append(f"{path.name}: no {named}")
+    for path in sorted((root / "ds_configs").glob("*.json")):
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            problems.append(f"{path.name}: not JSON")
+            continue
+        problems += [f"{path.name}: {key}" for key in sorted(RECIPES_OWN & config.keys()) if config[key] != "auto"]
+    return problems
+
+
+def refused_recipes(root: Path) -> list[str]:
+    problems = []
+    for path in sorted((root / "recipes").glob("*.yaml")):
+        try:
+            load_recipe([str(path)])
+        except UserError as error:
+            problems.append(f"{path.name}: {error}")
+    return problems
+
+
+def run_and_list_imports(*arguments: str, path: str = "") -> tuple[int, set[str], str]:
+    """Run Python; return its exit code, the top-level names it imported and what it said."""
+    command = [sys.executable, "-X", "importtime", *arguments]
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    environment["PYTHONPATH"] = path
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    timed = re.compile(r"^import time:\s+\d+ \|\s+\d+ \|\s+([\w.]+)$", re.MULTILINE)
+    said = "\n".join(line for line in result.stderr.splitlines() if not line.startswith("import time:"))
+    return result.returncode, {name.partition(".")[0] for name in timed.findall(result.stderr)}, said
+
+
+def plant(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+    return root
+
+
+def test_modules_and_the_loop_keep_to_their_budgets():
+    assert len(list((ROOT / "src" / "onecurve").rglob("*.py"))) > 20
+    assert too_long(ROOT) == []
+
+
+def test_too_long_a_module_is_found(tmp_path):
+    at_the_limit = "x = 1\n" * MODULE_LINES
+    files = {"src/onecurve/data/long.py": at_the_limit + "x = 2\n", "src/onecurve/fits.py": at_the_limit}
+    plant(tmp_path, {**files, "train.py": "x = 1\n" * (LOOP_LINES + 1)})
+    assert too_long(tmp_path) == ["src/onecurve/data/long.py: 301 lines", "train.py: 81 lines"]
+
+
+def test_modules_are_named_after_what_they_know():
+    assert badly_named(ROOT) == []
+
+
+def test_a_banned_name_is_found(tmp_path):
+    plant(tmp_path, {"src/onecurve/helpers/plan.py": "", "src/onecurve/utils.py": "", "src/onecurve/plan.py": ""})
+    assert badly_named(tmp_path) == ["src/onecurve/helpers/plan.py", "src/onecurve/utils.py"]
+
+
+def test_what_the_readme_lists_is_there():
+    assert missing_from_tree(ROOT) == []
+
+
+def test_a_readme_that_lists_what_is_gone_is_found(tmp_path):
+    tree = "```\ntrain.py  the loop\nsrc/\n  a.py  one\n  gone/  two\nlost.txt\n```\n"
+    plant(tmp_path, {"README.md": f"## Where things are\n\n{tree}", "train.py": "", "src/a.py": ""})
+    assert missing_from_tree(tmp_path) == ["src/gone/", "lost.txt"]
+
+
+def test_launch_files_parse_and_leave_the_recipe_its_own():
+    assert broken_launch_files(ROOT) == []
+    assert len(list((ROOT / "ds_configs").glob("*.json"))) >= 4
+
+
+def test_broken_launch_files_are_found(tmp_path):
+    deepspeed = "distributed_type: DEEPSPEED\ndeepspeed_config: {{deepspeed_config_file: ds_configs/{}.json}}\n"
+    files = {
+        "accelerate_configs/good.yaml": deepspeed.format("good"),
+        "accelerate_configs/lost.yaml": deepspeed.format("lost"),
+        "accelerate_configs/torn.yaml": "distributed_type: [",
+        "accelerate_configs/typo.yaml": "distributed_typ: NO\n",
+        "ds_configs/good.json": '{"gradient_clipping": "auto", "zero_optimization": {"stage": 1}}',
+        "ds_configs/owns.json": '{"gradient_clipping": 1.0, "bf16": {"enabled": true}}',
+        "ds_configs/torn.json": "{",
+    }
+    assert broken_launch_files(plant(tmp_path, files)) == [
+        "lost.yaml: no ds_configs/lost.json",
+        "torn.yaml: ParserError",
+        "typo.yaml: KeyError",
+        "owns.json: bf16",
+        "owns.json: gradient_clipping",
+        "torn.json: not JSON",
+    ]
+
+
+def test_every_recipe_can_be_meant():
+    assert refused_recipes(ROOT) == []
+    assert len(list((ROOT / "recipes").glob("*.yaml"))) >= 3
+
+
+def test_a_recipe_that_cannot_be_meant_is_found(tmp_path):
+    good = (ROOT / "recipes" / "quickstart.yaml").read_text(encoding="utf-8")
+    plant(tmp_path, {"recipes/good.yaml": good, "recipes/typo.yaml": good.replace("epochs:", "epoch:")})
+    assert [line.partition(":")[0] for line in refused_recipes(tmp_path)] == ["typo.yaml"]
+
+
+def test_the_recipe_schema_imports_nothing_heavy():
+    exit_code, imported, said = run_and_list_imports("-c", "import onecurve.config")
+    assert exit_code == 0, said
+    assert "pydantic" in imported
+    assert not imported & HEAVY
+
+
+@pytest.mark.parametrize("typo", ["--optim.lrr=1", "--task.lables=[a, b]", "--optim.bta1=0.5", "--data.trian=x"])
+def test_a_typo_is_answered_before_anything_heavy_is_imported(tmp_path, typo):
+    recipe = ROOT / "recipes" / "quickstart.yaml"
+    exit_code, imported, said = run_and_list_imports("train.py", str(recipe), typo, f"--output_dir={tmp_path / 'run'}")
+    assert exit_code == 2, said
+    assert not imported & HEAVY
+    assert len(said.strip().splitlines()) == 1, said
+    assert typo[2:].partition("=")[0] in said, said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_heavy_import_is_found(tmp_path):
+    plant(tmp_path, {"torch/__init__.py": ""})
+    exit_code, imported, said = run_and_list_imports("-c", "import torch", path=str(tmp_path))
+    assert exit_code == 0, said
+    assert imported & HEAVY == {"torch"}

@@ -7,7 +7,7 @@ import sys
 
 from onecurve.optim import build_optimizer, lr_at
 from onecurve.preflight import preflight
-from onecurve.run import Run, due, execute
+from onecurve.run import Run, due, execute, leave
 from onecurve.strategies import build_strategy
 
 
@@ -72,4 +72,4 @@ def main(argv: list[str], run: Run) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(execute(main, sys.argv[1:]))
+    leave(execute(main, sys.argv[1:]))

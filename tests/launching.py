@@ -38,7 +38,9 @@ def write_recipe(path: Path, **sections: Any) -> Path:
     return path
 
 
-def launch(recipe: Path, output_dir: Path, how: str | Path = "python", *overrides: str, num_processes: int = 2) -> Finished:
+def launch(
+    recipe: Path, output_dir: Path, how: str | Path = "python", *overrides: str, num_processes: int = 2
+) -> Finished:
     """Run train.py under `python` or a file of accelerate_configs/; a failure of the launch itself shows its output."""
     command = [sys.executable]
     if how != "python":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from onecurve.config import load_recipe
 from onecurve.errors import UserError
@@ -67,7 +68,7 @@ def broken_launch_files(root: Path) -> list[str]:
         try:
             config = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
             config["distributed_type"]
-        except Exception as error:
+        except (YAMLError, KeyError, TypeError) as error:
             problems.append(f"{path.name}: {type(error).__name__}")
             continue
         named = config.get("deepspeed_config", {}).get("deepspeed_config_file")

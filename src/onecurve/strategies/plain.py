@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from onecurve.strategies.base import Window
-from onecurve.strategies.precision import DTYPES
+from onecurve.strategies.precision import DTYPES, LossScale
 
 
 class Plain:
@@ -25,7 +25,7 @@ class Plain:
         self.accelerator = accelerator
         self.dtype = DTYPES.get(precision)
         self.max_grad_norm = max_grad_norm or inf
-        self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=precision == "fp16")
+        self.loss_scale = LossScale(enabled=precision == "fp16")
 
     def prepare(self, model: nn.Module, optimizer: Optimizer, num_passes: int) -> None:
         self.model = self.accelerator.prepare_model(model)
@@ -42,16 +42,19 @@ class Plain:
         return torch.autocast(self.accelerator.device.type, self.dtype)
 
     def backward(self, loss: Tensor) -> None:
-        self.scaler.scale(loss).backward()
+        (loss * self.loss_scale.value).backward()
 
     def update(self) -> tuple[Tensor | float, bool]:
-        self.scaler.unscale_(self.optimizer)
+        if self.loss_scale.enabled:
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            torch._foreach_mul_(gradients, 1 / self.loss_scale.value)
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-        scale = self.scaler.get_scale()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        overflow = self.loss_scale.enabled and not bool(grad_norm.isfinite())
+        if not overflow:
+            self.optimizer.step()
+        self.loss_scale.update(overflow)
         self.optimizer.zero_grad(set_to_none=True)
-        return grad_norm, self.scaler.is_enabled() and self.scaler.get_scale() < scale
+        return grad_norm, overflow
 
     def unwrapped(self) -> nn.Module:
         return self.model.module if isinstance(self.model, DistributedDataParallel) else self.model

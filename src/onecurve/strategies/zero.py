@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onecurve.strategies.base import Window
-from onecurve.strategies.precision import DTYPES
+from onecurve.strategies.precision import DTYPES, LossScale
 
 
 class Zero:
@@ -33,6 +33,7 @@ class Zero:
                 "lower_precision_safe_modules": [],
             }
         self.config = config
+        self.loss_scale = LossScale(enabled=precision == "fp16")
 
     @property
     def stage(self) -> int:
@@ -44,6 +45,10 @@ class Zero:
         self.config["gradient_accumulation_steps"] = self.accelerator.gradient_accumulation_steps = num_passes
         self.model, _ = self.accelerator.prepare(model, optimizer)
         self.optimizer = self.model.optimizer
+        if self.loss_scale.enabled:
+            # DeepSpeed's own scaler under autocast clips before it unscales: gradients 65,536 times too long
+            self.optimizer.torch_autocast_gradscaler = None
+            self.optimizer.override_loss_scale(self.loss_scale.value)
 
     def begin_pass(self, last: bool) -> None:
         self.model.set_gradient_accumulation_boundary(last)
@@ -56,7 +61,11 @@ class Zero:
 
     def update(self) -> tuple[Tensor | float, bool]:
         self.model.step()
-        return self.model.get_global_grad_norm(), bool(getattr(self.optimizer, "overflow", False))
+        overflow = self.loss_scale.enabled and bool(self.optimizer.overflow)
+        self.loss_scale.update(overflow)
+        if self.loss_scale.enabled:
+            self.optimizer.override_loss_scale(self.loss_scale.value)
+        return self.model.get_global_grad_norm(), overflow
 
     def unwrapped(self) -> nn.Module:
         return self.model.module

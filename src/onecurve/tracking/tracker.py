@@ -74,7 +74,8 @@ class Tracker:
         self.bar.close()
         self.say(f"model of step {step}: {self.directory.model}")
         self.event("end", step, model=str(self.directory.model))
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # not `end_training`: it also ends the process group (see `leave`)
+            tracker.finish()
 
 
 def _clock(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """Writing the model folder: what plain `from_pretrained` loads, read back and compared before it counts."""
 
 import shutil
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,25 @@ def save_model(strategy: Strategy, accelerator: Accelerator, tokenizer: Any, fol
     Raises:
         TrainingError: What was read back is not what was trained.
     """
-    model = strategy.unwrapped()
+    model: Any = strategy.unwrapped()
     adapter = hasattr(model, "peft_config")
-    values = _gather(strategy, accelerator, trained_only=adapter)
-    problem = ""
-    if accelerator.is_main_process:
-        unfinished = folder.with_name(folder.name + ".incomplete")
+    values = _gather(strategy, accelerator, adapter)
+    unfinished = folder.with_name(folder.name + ".incomplete")
+    main, problem = accelerator.is_main_process, ""
+    if main:
         shutil.rmtree(unfinished, ignore_errors=True)
-        with whole_parameters():
-            model.save_pretrained(unfinished, state_dict=dict(values))  # type: ignore[operator]  # it empties its argument
-            problem = _verify_adapter(unfinished, values) if adapter else _verify_model(unfinished, model, values)
+        unfinished.mkdir(parents=True)
+    if adapter:  # on every rank: PEFT runs prompt encoders forward to save them, and ZeRO-3 gathers for that
+        model.save_pretrained(unfinished, state_dict=dict(values), is_main_process=main)
+    elif main:
+        model.save_pretrained(unfinished, state_dict=dict(values))  # a copy: it empties its argument
+    if main:
         tokenizer.save_pretrained(unfinished)
-        if adapter:  # label names lie in the base's config, which an adapter folder would otherwise lack
-            model.config.save_pretrained(unfinished)  # type: ignore[union-attr,operator]
         (unfinished / "README.md").write_text(card, encoding="utf-8")
+        if adapter:  # label names lie in the base's config, which an adapter's folder would otherwise lack
+            model.config.save_pretrained(unfinished)
+        with whole_parameters():
+            problem = _verify_adapter(unfinished, values) if adapter else _verify_model(unfinished, model, values)
         if not problem:
             shutil.rmtree(folder, ignore_errors=True)
             unfinished.rename(folder)
@@ -40,13 +46,15 @@ def save_model(strategy: Strategy, accelerator: Accelerator, tokenizer: Any, fol
         raise TrainingError(f"{folder}: what was saved is not what was trained. {problem}".strip())
 
 
-def _gather(strategy: Strategy, accelerator: Accelerator, trained_only: bool) -> dict[str, Tensor]:
+def _gather(strategy: Strategy, accelerator: Accelerator, adapter: bool) -> dict[str, Tensor]:
+    """Collect whole values in host memory: an adapter's trained ones on every rank, a model's on rank 0."""
     values: dict[str, Tensor] = {}
-    if not trained_only and accelerator.is_main_process:
+    keep = adapter or accelerator.is_main_process
+    if not adapter and keep:
         values.update({k: v.detach().cpu() for k, v in strategy.unwrapped().state_dict().items()})  # buffers too
     seen: dict[int, Tensor] = {}
-    for name, value in strategy.full_parameters(trained_only):
-        if accelerator.is_main_process:
+    for name, value in strategy.full_parameters(trained_only=adapter):
+        if keep:
             # tied parameters stay one tensor, so that they are written once
             key = id(strategy.unwrapped().get_parameter(name))
             if key not in seen:
@@ -58,12 +66,14 @@ def _gather(strategy: Strategy, accelerator: Accelerator, trained_only: bool) ->
 def _verify_adapter(folder: Path, values: dict[str, Tensor]) -> str:
     from peft import load_peft_weights
 
-    saved = load_peft_weights(str(folder), device="cpu")
-    written = sorted((value.shape, float(value.double().sum())) for value in saved.values())
-    for name, value in values.items():
-        if (value.shape, float(value.double().sum())) not in written:
-            return f"The trained tensor {name} is not in the folder."
-    return ""
+    # By content, since PEFT names tensors anew. Of a prompt encoder it saves what the encoder gives, not its weights.
+    saved = {_digest(value) for value in load_peft_weights(str(folder), device="cpu").values()}
+    missing = [name for name, v in values.items() if "prompt_encoder." not in name and _digest(v) not in saved]
+    return f"Not in the folder: {', '.join(missing)}." if missing or not saved else ""
+
+
+def _digest(value: Tensor) -> tuple[torch.Size, bytes]:
+    return value.shape, blake2b(value.contiguous().view(torch.uint8).numpy().tobytes()).digest()
 
 
 def _verify_model(folder: Path, model: Any, values: dict[str, Tensor]) -> str:

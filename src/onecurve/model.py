@@ -61,6 +61,7 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
     except (OSError, ValueError) as error:
         line = str(error).strip().split("\n")[0]
         raise ConfigError(f"{section.path!r} cannot be used: {line}", where="model.path") from None
+    model.config.architectures = [type(model).__name__]  # what an adapter's folder says of its base
     if recipe.train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onecurve.config import Recipe, dump_recipe, load_recipe
+from onecurve.errors import ConfigError
 from onecurve.optim import check_optim
 from onecurve.run_directory import RunDirectory
 from onecurve.strategies import check_strategy
@@ -32,6 +33,18 @@ def preflight(argv: list[str]) -> Checked:
     task = load_task(recipe.task)
     owned = {"task": task.settings.model_dump(mode="json"), "optim": check_optim(recipe.optim)}
     check_strategy(recipe)
+    _check_checkpoints(recipe)
     directory = RunDirectory(Path(recipe.output_dir))
     directory.check(recipe.train.resume)
     return Checked(recipe, task, directory, dump_recipe(recipe, sources, owned))
+
+
+def _check_checkpoints(recipe: Recipe) -> None:
+    """Refuse what needs checkpoints while there are none: a key must never be ignored."""
+    asked = {
+        "train.resume": recipe.train.resume not in ("auto", "never"),
+        "train.stop_after": recipe.train.stop_after is not None,
+        "checkpoint.every": recipe.checkpoint.every > 0,
+    }
+    for key in (key for key, is_asked in asked.items() if is_asked):
+        raise ConfigError("checkpoints cannot be written or resumed yet.", where=key, fix="Remove the key.")

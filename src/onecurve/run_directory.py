@@ -44,12 +44,8 @@ class RunDirectory:
         """Check, writing nothing, that a run may use this directory.
 
         Raises:
-            ConfigError: It holds a finished run, or a checkpoint is asked for.
+            ConfigError: It is no directory, or holds a finished run.
         """
-        if resume not in ("auto", "never"):
-            raise ConfigError(
-                f"resuming from {resume!r} is not possible yet.", where="train.resume", fix="Use auto or never."
-            )
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{str(self.path)!r} is a file.", where="output_dir")
         if resume == "auto" and self.status().get("status") == "done":

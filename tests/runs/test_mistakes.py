@@ -85,6 +85,10 @@ MISTAKES = {
     "unknown encoding": ([], {"encoding": "utf-9"}, GOOD, "utf-9"),
     "half precision trained": (["--model.dtype", "bfloat16"], {}, GOOD, "model.dtype"),
     "checkpoint asked for": (["--train.resume", "some/checkpoint"], {}, GOOD, "train.resume"),
+    "checkpoints asked for": (["--checkpoint.every", "5"], {}, GOOD, "checkpoint.every"),
+    "stop asked for": (["--train.stop_after", "5"], {}, GOOD, "train.stop_after"),
+    "metric without its split": (["--eval.best_metric", "accuracy"], {}, GOOD, "set data.eval"),
+    "another schedule's key": (["--optim.decay_steps", "5"], {}, GOOD, "optim.decay_steps"),
 }
 
 

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
+from onecurve.config import manual
 from onecurve.distributed import launched_rank
 from onecurve.errors import TrainingError, UserError
 from onecurve.run_directory import RunDirectory
@@ -43,6 +44,9 @@ def due(step: int, every: int, max_steps: int) -> bool:
 
 def execute(body: Callable[[list[str], Run], None], argv: list[str]) -> int:
     """Run `body` and return the exit code: 0 done, 1 a bug, 2 the user's mistake, 3 training failed."""
+    if "--help" in argv or "-h" in argv:
+        print(manual())  # noqa: T201
+        return 0
     _hush()
     run = Run()
     try:

@@ -28,7 +28,7 @@ def describe_run(
         *map(_describe_split, data.splits),
         f"items     {int(train.num_items.sum()):,} terms of the loss from {int(train.lengths.sum()):,} tokens "
         f"({train.num_items.sum() / train.lengths.sum():.1%}); at most {data.max_length} tokens an example",
-        "example   " + task.describe(train[0], data.survey, tokenizer).replace("\n", "\n          "),
+        "example   " + task.describe(train[0], data.survey, tokenizer).rstrip().replace("\n", "\n          "),
     ]
     return "\n".join(lines)
 

@@ -1,7 +1,8 @@
 import pytest
 from ruamel.yaml import YAML
 
-from onecurve.config import dump_recipe, load_recipe
+from onecurve.config import Recipe, dump_recipe, load_recipe, manual
+from onecurve.config.explain import known_keys
 from onecurve.errors import ConfigError
 
 RECIPE = """
@@ -104,3 +105,13 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, said):
 def test_a_missing_recipe_is_named():
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such recipe"):
         load_recipe(["nowhere.yaml"])
+
+
+def test_the_manual_names_and_explains_every_key():
+    text = manual()
+    for key in known_keys(Recipe):
+        if key in ("task", "model", "data", "peft", "optim", "train", "eval", "checkpoint", "tracking"):
+            continue
+        assert f"--{key}  (" in text
+        explained = text.split(f"--{key}  (")[1].splitlines()[1]
+        assert explained.strip(), f"{key} has no explanation"

@@ -1,6 +1,7 @@
 """The recipe: what a run is, read once, checked before anything heavy loads."""
 
 from onecurve.config.explain import explain
+from onecurve.config.manual import manual
 from onecurve.config.reading import Sources, load_recipe
 from onecurve.config.schema import (
     DataSection,
@@ -30,5 +31,6 @@ __all__ = [
     "dump_recipe",
     "explain",
     "load_recipe",
+    "manual",
     "nearest",
 ]

@@ -1,12 +1,14 @@
 """What a strategy is: how one step's gradients become an update across ranks, and which windows each rank holds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from onecurve.strategies.precision import LossScale
 
 
 @dataclass(frozen=True)
@@ -16,13 +18,15 @@ class Window:
     name: str
     """The parameter's name in the model."""
     key: str
-    """`param` (the float32 master where there is one) or the optimizer's name for a moment."""
+    """`param` (the float32 master where there is one) or the optimizer's name for a piece of its state."""
     view: Tensor
     """The live values, one-dimensional: writing to it writes to the training state."""
     offset: int
     """Where the run starts in the flattened tensor."""
     numel: int
     """Elements of the whole tensor."""
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
 
 
 class Strategy(Protocol):
@@ -30,6 +34,8 @@ class Strategy(Protocol):
 
     model: nn.Module
     """What to call forward on."""
+    loss_scale: LossScale
+    """Of fp16; 1 and unchanging elsewhere."""
     optimizer: Any
     """Holds `param_groups`, whose `lr` the loop sets."""
 
@@ -55,8 +61,14 @@ class Strategy(Protocol):
     def unwrapped(self) -> nn.Module:
         """The model as it was handed to `prepare`."""
 
-    def windows(self) -> Iterator[Window]:
-        """Yield what this rank holds of every trained parameter and of its moments, in the parameters' order."""
+    def windows(self, once: bool = False) -> Iterator[Window]:
+        """Yield what this rank holds of every trained parameter and its optimizer state, in the parameters' order.
+
+        With `once`, every element comes from exactly one rank: what several hold alike is shared out.
+        """
+
+    def create_state(self, entries: Iterable[tuple[str, str, tuple[int, ...]]]) -> None:
+        """Make room in the optimizer, which makes its state as it steps, for (key, parameter's name, shape)."""
 
     def refresh(self) -> None:
         """Bring the model in line after windows were written to."""

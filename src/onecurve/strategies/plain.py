@@ -1,6 +1,6 @@
 """One process, or DDP: every rank holds everything and gradients are averaged in the last pass."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from math import inf
 from typing import Any
@@ -59,13 +59,21 @@ class Plain:
     def unwrapped(self) -> nn.Module:
         return self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
 
-    def windows(self) -> Iterator[Window]:
+    def windows(self, once: bool = False) -> Iterator[Window]:
+        rank, world_size = (self.accelerator.process_index, self.accelerator.num_processes) if once else (0, 1)
         for name, parameter in self.unwrapped().named_parameters():
             if parameter.requires_grad:
-                yield Window(name, "param", parameter.data.view(-1), 0, parameter.numel())
-                for key, value in self.optimizer.state.get(parameter, {}).items():
-                    if torch.is_tensor(value) and value.shape == parameter.shape and value.dim():
-                        yield Window(name, key, value.view(-1), 0, parameter.numel())
+                for key, value in [("param", parameter.data), *self.optimizer.state.get(parameter, {}).items()]:
+                    share = -(-value.numel() // world_size)
+                    run = value.view(-1)[rank * share : (rank + 1) * share]
+                    if run.numel():
+                        yield Window(name, key, run, rank * share, value.numel(), tuple(value.shape))
+
+    def create_state(self, entries: Iterable[tuple[str, str, tuple[int, ...]]]) -> None:
+        parameters = dict(self.unwrapped().named_parameters())
+        for key, name, shape in entries:
+            parameter = parameters[name]
+            self.optimizer.state[parameter][key] = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
 
     def refresh(self) -> None:
         pass

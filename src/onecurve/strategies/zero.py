@@ -1,7 +1,8 @@
 """DeepSpeed ZeRO-1, 2 and 3: optimizer state, gradients and parameters shared out over ranks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,21 @@ from torch.optim import Optimizer
 
 from onecurve.strategies.base import Window
 from onecurve.strategies.precision import DTYPES, LossScale
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A run of a parameter in one of this rank's flat float32 groups."""
+
+    name: str
+    flat: Any
+    start: int
+    """Where the run starts in the group."""
+    length: int
+    offset: int
+    """Where it starts in the flattened parameter."""
+    shape: torch.Size
+    """The whole parameter's."""
 
 
 class Zero:
@@ -70,39 +86,49 @@ class Zero:
     def unwrapped(self) -> nn.Module:
         return self.model.module
 
-    def windows(self) -> Iterator[Window]:
-        yield from self._windows_of_stage_3() if self.stage == 3 else self._windows_of_stages_1_and_2()
+    def windows(self, once: bool = False) -> Iterator[Window]:
+        for held in self._held():
+            for key, value in [("param", held.flat.data), *self.optimizer.optimizer.state.get(held.flat, {}).items()]:
+                if value.dim():
+                    view = value.narrow(0, held.start, held.length)
+                    yield Window(held.name, key, view, held.offset, held.shape.numel(), tuple(held.shape))
+                elif (
+                    held.offset == 0 or not once
+                ):  # the step count: one a group, told by whoever holds the first element
+                    yield Window(held.name, key, value.view(1), 0, 1, ())
 
-    def _windows_of_stages_1_and_2(self) -> Iterator[Window]:
+    def create_state(self, entries: Iterable[tuple[str, str, tuple[int, ...]]]) -> None:
+        wanted: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
+        for key, name, shape in entries:
+            wanted.setdefault(name, []).append((key, shape))
+        for held in self._held():
+            for key, shape in wanted.get(held.name, []):
+                room = torch.zeros_like(held.flat.data) if shape else torch.zeros((), device=held.flat.device)
+                self.optimizer.optimizer.state[held.flat].setdefault(key, room)
+
+    def _held(self) -> Iterator["_Held"]:
+        return self._held_in_stage_3() if self.stage == 3 else self._held_in_stages_1_and_2()
+
+    def _held_in_stages_1_and_2(self) -> Iterator["_Held"]:
         # safe_get_full_* fail with more than one parameter group, so the fragments are read where they lie
         for name, parameter in self.unwrapped().named_parameters():
             mapping = getattr(parameter, "_hp_mapping", None)
-            if not parameter.requires_grad or mapping is None:
-                continue
-            flat = self.optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
-            run, offset = mapping.hp_fragment_address, mapping.lp_fragment_address.start
-            yield Window(name, "param", flat.data.narrow(0, run.start, run.numel), offset, parameter.numel())
-            for key, value in self.optimizer.optimizer.state.get(flat, {}).items():
-                if torch.is_tensor(value) and value.shape == flat.shape:
-                    yield Window(name, key, value.narrow(0, run.start, run.numel), offset, parameter.numel())
+            if parameter.requires_grad and mapping is not None:
+                flat = self.optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+                run = mapping.hp_fragment_address
+                yield _Held(name, flat, run.start, run.numel, mapping.lp_fragment_address.start, parameter.shape)
 
-    def _windows_of_stage_3(self) -> Iterator[Window]:
-        rank, flat_groups = self.accelerator.process_index, self.optimizer.fp32_partitioned_groups_flat
+    def _held_in_stage_3(self) -> Iterator["_Held"]:
         parameter: Any  # DeepSpeed hangs the attributes named ds_* on it
         for name, parameter in self.unwrapped().named_parameters():
             if not parameter.requires_grad:
                 continue
             group, start, length = self.optimizer.grad_position[self.optimizer.get_param_id(parameter)]
-            share = parameter.ds_tensor.ds_numel
-            offset = min(parameter.ds_numel, rank * share)
+            offset = min(parameter.ds_numel, self.accelerator.process_index * parameter.ds_tensor.ds_numel)
             held = min(length, parameter.ds_numel - offset)  # the last share may end in padding
-            if held <= 0:
-                continue
-            flat = flat_groups[group]
-            yield Window(name, "param", flat.data.narrow(0, start, held), offset, parameter.ds_numel)
-            for key, value in self.optimizer.optimizer.state.get(flat, {}).items():
-                if torch.is_tensor(value) and value.shape == flat.shape:
-                    yield Window(name, key, value.narrow(0, start, held), offset, parameter.ds_numel)
+            if held > 0:
+                flat = self.optimizer.fp32_partitioned_groups_flat[group]
+                yield _Held(name, flat, start, held, offset, parameter.ds_shape)
 
     def refresh(self) -> None:
         if self.stage < 3:

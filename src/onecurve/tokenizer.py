@@ -7,6 +7,7 @@ from typing import Any
 
 from onecurve.config import ModelSection
 from onecurve.errors import ConfigError
+from onecurve.hub import reachable
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,8 @@ def _check_local(path: str, key: str, *names: str) -> None:
             raise ConfigError(f"the folder {path!r} holds none of {', '.join(names)}.", where=key)
     elif folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1 or folder.exists():
         raise ConfigError(f"no such folder: {path!r}.", where=key)
+    else:
+        reachable()
 
 
 def _first_line(error: Exception) -> str:

@@ -69,6 +69,7 @@ MISTAKES = {
     "impossible value": (["--optim.lr", "-1"], {}, GOOD, "optim.lr: must be greater than 0; got -1."),
     "batch not a multiple": (["--train.micro_batch_size", "3"], {}, GOOD, "(4) must be a multiple of"),
     "model not there": (["--model.path", "./no/model"], {}, GOOD, "model.path: no such folder: './no/model'."),
+    "model nowhere": (["--model.path", "nosuch/model"], {}, GOOD, "model.path: 'nosuch/model' has no"),
     "file not there": ([], {"train": "nowhere.jsonl"}, GOOD, "nowhere.jsonl"),
     "empty split": ([], {}, [], "train.jsonl"),
     "empty dev split": ([], {"eval": "empty.jsonl"}, GOOD, "empty.jsonl"),

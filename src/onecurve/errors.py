@@ -37,3 +37,7 @@ class TrainingError(Exception):
     """Training itself failed; the message says what to do."""
 
     exit_code = 3
+
+
+class NothingToDo(Exception):
+    """What was asked for is there already; the message says where. Exit code 0."""

@@ -57,7 +57,7 @@ def _broadcast(values: list[Any], accelerator: Accelerator) -> Any:
 
 
 class Best:
-    """The step whose weights count: the last one, or the best by the recipe's metric, whose weights are then kept."""
+    """The best step so far by the recipe's metric, its weights kept; none where the recipe asks for no metric."""
 
     def __init__(self, task: Task, section: EvalSection, strategy: Strategy) -> None:
         self.metric, self.patience = section.best_metric, section.patience
@@ -66,13 +66,9 @@ class Best:
         self.step = 0
         self.value: float | None = None
         self.scores: Scores = {}
+        self.last_scores: Scores = {}
         self.without = 0
         """Scorings since the best one."""
-
-    def after(self, step: int) -> None:
-        """Take in that a step was made: without a metric, and until one is scored, the last step counts."""
-        if self.value is None:
-            self.step = step
 
     def consider(self, step: int, scores: Scores) -> None:
         """Take in the scores after `step`.
@@ -80,6 +76,7 @@ class Best:
         Raises:
             ConfigError: The metric that was asked for is not among them.
         """
+        self.last_scores = scores
         if self.metric is None:
             self.scores = scores
             return
@@ -93,6 +90,14 @@ class Best:
         if self.value is None or self.sign * value > self.sign * self.value:
             self.step, self.value, self.scores, self.without = step, value, scores, 0
             self.snapshot.take()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, besides the weights in its snapshot."""
+        return {"step": self.step, "value": self.value, "scores": self.scores, "without": self.without}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.step, self.value, self.scores, self.without = (state[k] for k in ("step", "value", "scores", "without"))
 
     def restore(self) -> None:
         """Put the best step's weights back."""

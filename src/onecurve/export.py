@@ -1,6 +1,7 @@
 """Writing the model folder: what plain `from_pretrained` loads, read back and compared before it counts."""
 
 import shutil
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,40 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from onecurve.card import model_card
+from onecurve.data import Data
 from onecurve.errors import TrainingError
 from onecurve.model import whole_parameters
+from onecurve.preflight import Checked
 from onecurve.strategies.base import Strategy
 
 
-def save_model(strategy: Strategy, accelerator: Accelerator, tokenizer: Any, folder: Path, card: str) -> None:
-    """Write the model, or with PEFT its adapter and head, with tokenizer and card. Every rank calls it.
+@dataclass(frozen=True)
+class Exporter:
+    """Writes the model, or with PEFT its adapter and head, with tokenizer and card. Every rank calls it."""
 
-    Raises:
-        TrainingError: What was read back is not what was trained.
-    """
+    checked: Checked
+    data: Data
+    strategy: Strategy
+    accelerator: Accelerator
+    tokenizer: Any
+
+    def __call__(self, name: str, step: int, scores: dict[str, dict[str, Any]]) -> None:
+        """Write the weights as they stand into the run directory's folder `name`.
+
+        Args:
+            name: The folder.
+            step: The step whose weights they are.
+            scores: Split -> its scores, for the card.
+
+        Raises:
+            TrainingError: What was read back is not what was trained.
+        """
+        card = model_card(self.checked.recipe, self.data, self.checked.config, step, scores)
+        _save(self.checked.directory.path / name, self.strategy, self.accelerator, self.tokenizer, card)
+
+
+def _save(folder: Path, strategy: Strategy, accelerator: Accelerator, tokenizer: Any, card: str) -> None:
     model: Any = strategy.unwrapped()
     adapter = hasattr(model, "peft_config")
     values = _gather(strategy, accelerator, adapter)

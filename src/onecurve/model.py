@@ -10,16 +10,21 @@ from torch import nn
 
 from onecurve.adapters import add_adapter, check_adapter
 from onecurve.config import Recipe
+from onecurve.distributed import resolve_precision
 from onecurve.errors import ConfigError
 from onecurve.seeds import start_stream
 from onecurve.tasks.base import Survey, Task
 
 
-def check_model(recipe: Recipe) -> None:
-    """Check, before any data is encoded, what the model and adapter sections ask for.
+def check_model(recipe: Recipe) -> tuple[str, str]:
+    """Check, before any data is encoded, what the model and adapter sections and the precision ask for.
+
+    Returns:
+        The precision to compute in (no, bf16, fp16), and why it is that one where it needs saying.
 
     Raises:
-        ConfigError: An adapter that PEFT does not know or cannot build so, or weights trained in half precision.
+        UserError: An adapter that PEFT does not know or cannot build so, weights trained in half precision, or a
+            precision that the device can only emulate.
     """
     check_adapter(recipe.peft)
     if recipe.peft is None and recipe.model.dtype not in ("auto", "float32"):
@@ -28,6 +33,7 @@ def check_model(recipe: Recipe) -> None:
             where="model.dtype",
             fix="Remove it, or set peft.method.",
         )
+    return resolve_precision(recipe.train)
 
 
 def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precision: str) -> Any:

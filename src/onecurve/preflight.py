@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from onecurve.config import Recipe, dump_recipe, load_recipe
-from onecurve.errors import ConfigError
+from onecurve.config import Recipe, dump_recipe, load_recipe, resolve
 from onecurve.optim import check_optim
 from onecurve.run_directory import RunDirectory
 from onecurve.strategies import check_strategy
@@ -19,8 +19,10 @@ class Checked:
     recipe: Recipe
     task: Task
     directory: RunDirectory
+    resolved: dict[str, Any]
+    """Every value of the recipe, the task's and the optimizer's own included."""
     config: str
-    """The resolved recipe as YAML, each value with its source."""
+    """The same as YAML, each value with its source."""
 
 
 def preflight(argv: list[str]) -> Checked:
@@ -28,23 +30,13 @@ def preflight(argv: list[str]) -> Checked:
 
     Raises:
         UserError: Whatever is wrong first.
+        NothingToDo: The run is finished.
     """
     recipe, sources = load_recipe(argv)
     task = load_task(recipe.task)
     owned = {"task": task.settings.model_dump(mode="json"), "optim": check_optim(recipe.optim)}
     check_strategy(recipe)
-    _check_checkpoints(recipe)
+    resolved = resolve(recipe, owned)
     directory = RunDirectory(Path(recipe.output_dir))
-    directory.check(recipe.train.resume)
-    return Checked(recipe, task, directory, dump_recipe(recipe, sources, owned))
-
-
-def _check_checkpoints(recipe: Recipe) -> None:
-    """Refuse what needs checkpoints while there are none: a key must never be ignored."""
-    asked = {
-        "train.resume": recipe.train.resume not in ("auto", "never"),
-        "train.stop_after": recipe.train.stop_after is not None,
-        "checkpoint.every": recipe.checkpoint.every > 0,
-    }
-    for key in (key for key, is_asked in asked.items() if is_asked):
-        raise ConfigError("checkpoints cannot be written or resumed yet.", where=key, fix="Remove the key.")
+    directory.check(recipe.train.resume, resolved)
+    return Checked(recipe, task, directory, resolved, dump_recipe(resolved, sources))

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from onecurve.config import manual
 from onecurve.distributed import launched_rank
-from onecurve.errors import TrainingError, UserError
+from onecurve.errors import NothingToDo, TrainingError, UserError
 from onecurve.run_directory import RunDirectory
 
 _SECONDS_TO_SPEAK = 20
@@ -24,12 +24,22 @@ class Run:
     directory: RunDirectory | None = None
     """Absent until the run has begun; what was there before stays untouched."""
     step = 0
+    outcome = "done"
+    """What the status will say when nothing fails: done or stopped."""
 
-    def begin(self, directory: RunDirectory, config: str) -> None:
-        """Take the directory over: from here on its status is this run's to write."""
+    def begin(self, directory: RunDirectory, config: str, after: int) -> None:
+        """Take the directory over, to go on after a step: from here on its status is this run's to write."""
+        self.step = after
         if launched_rank() == 0:
-            directory.open(config)
+            directory.open(config, after)
         self.directory = directory
+
+    def stops_at(self, stop_after: int | None, max_steps: int) -> bool:
+        """Whether the run ends here for now: where it was asked to, before its last step."""
+        if self.step != stop_after or self.step == max_steps:
+            return False
+        self.outcome = "stopped"
+        return True
 
     def finish(self, status: str, exit_code: int, reason: str = "") -> None:
         """Write how it ended."""
@@ -51,16 +61,18 @@ def execute(body: Callable[[list[str], Run], None], argv: list[str]) -> int:
     run = Run()
     try:
         body(argv, run)
-    except UserError as error:
-        return _fail(run, str(error), error.exit_code)
-    except TrainingError as error:
+    except NothingToDo as reason:
+        if launched_rank() == 0:
+            print(reason)  # noqa: T201
+        return 0
+    except (UserError, TrainingError) as error:
         return _fail(run, str(error), error.exit_code)
     except BaseException as error:  # noqa: BLE001  a bug or an interrupt: shown whole, and the status must say so
         if launched_rank() == 0:
             traceback.print_exc()
         run.finish("failed", 1, f"{type(error).__name__}: {error}")
         return 1
-    run.finish("done", 0)
+    run.finish(run.outcome, 0)
     return 0
 
 

@@ -1,7 +1,7 @@
 import pytest
 from ruamel.yaml import YAML
 
-from onecurve.config import Recipe, dump_recipe, load_recipe, manual
+from onecurve.config import Recipe, dump_recipe, load_recipe, manual, resolve
 from onecurve.config.explain import known_keys
 from onecurve.errors import ConfigError
 
@@ -39,7 +39,7 @@ def test_overrides_come_after_the_file_in_either_spelling(recipe):
 
 def test_the_resolved_recipe_is_a_recipe_and_names_every_source(recipe, tmp_path):
     loaded, sources = load_recipe([recipe, "--seed", "5"])
-    text = dump_recipe(loaded, sources, {"task": {"problem_type": "regression"}})
+    text = dump_recipe(resolve(loaded, {"task": {"problem_type": "regression"}}), sources)
     lines = {line.split(":")[0].strip(): line for line in text.splitlines()}
     assert lines["seed"].endswith("# command line")
     assert lines["lr"].endswith("# file")
@@ -53,7 +53,7 @@ def test_the_resolved_recipe_is_a_recipe_and_names_every_source(recipe, tmp_path
 
 def test_every_leaf_of_the_resolved_recipe_carries_a_source(recipe):
     loaded, sources = load_recipe([recipe])
-    for line in dump_recipe(loaded, sources, {}).splitlines():
+    for line in dump_recipe(resolve(loaded, {}), sources).splitlines():
         assert line.rstrip().endswith(":") or "# " in line, line
 
 

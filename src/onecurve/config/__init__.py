@@ -1,8 +1,9 @@
 """The recipe: what a run is, read once, checked before anything heavy loads."""
 
+from onecurve.config.curve import curve_settings
 from onecurve.config.explain import explain
 from onecurve.config.manual import manual
-from onecurve.config.reading import Sources, load_recipe
+from onecurve.config.reading import Sources, load_recipe, read_yaml
 from onecurve.config.schema import (
     DataSection,
     EvalSection,
@@ -15,7 +16,7 @@ from onecurve.config.schema import (
     TrainSection,
 )
 from onecurve.config.suggest import nearest
-from onecurve.config.writing import dump_recipe
+from onecurve.config.writing import dump_recipe, resolve
 
 __all__ = [
     "DataSection",
@@ -28,9 +29,12 @@ __all__ = [
     "TaskSection",
     "TrackingSection",
     "TrainSection",
+    "curve_settings",
     "dump_recipe",
     "explain",
     "load_recipe",
     "manual",
     "nearest",
+    "read_yaml",
+    "resolve",
 ]

@@ -40,14 +40,14 @@ def load_recipe(argv: list[str]) -> tuple[Recipe, Sources]:
         raise explain(error, Recipe) from None
 
 
-def _yaml() -> YAML:
-    # YAML 1.2: `2e-5` is a number and `no` is the word "no" (1.1 reads them as text and false)
-    return YAML(typ="safe", pure=True)
+def read_yaml(text: str) -> Any:
+    """Read YAML 1.2: `2e-5` is a number and `no` is the word "no" (1.1 reads them as text and false)."""
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        values = _yaml().load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError("no such recipe.", where=str(path), fix=USAGE) from None
     except (OSError, UnicodeDecodeError) as error:
@@ -74,7 +74,7 @@ def _overrides(words: list[str]) -> list[tuple[str, Any]]:
             if not text or text.startswith("--"):
                 raise ConfigError(f"--{key} needs a value.", fix="Write --section.key value.")
         try:
-            found.append((key, _yaml().load(text)))
+            found.append((key, read_yaml(text)))
         except YAMLError:
             raise ConfigError(f"--{key}: {text!r} is not a YAML value.") from None
     return found

@@ -116,6 +116,8 @@ class TrainSection(Section):
     """auto, never, or a checkpoint's path."""
     stop_after: int | None = Field(default=None, gt=0)
     """End this launch with a checkpoint after that step; the schedule stays that of the whole run."""
+    allow_changes: list[str] = Field(default_factory=list)
+    """Settings that may differ from the checkpoint's although the curve changes with them."""
 
 
 class EvalSection(Section):
@@ -139,7 +141,11 @@ class CheckpointSection(Section):
     every: int = Field(default=0, ge=0)
     """Steps between two checkpoints; 0: none."""
     keep: int = Field(default=2, gt=0)
-    """Newest checkpoints to keep."""
+    """Newest checkpoints to keep; the best step's is kept besides."""
+    on_error: Literal["stop", "continue"] = "stop"
+    """What a save that fails (a full disk) does to the run; the last good checkpoint stays either way."""
+    keep_every: int = Field(default=0, ge=0)
+    """Keep every checkpoint whose step is a multiple of this; 0: none for that reason."""
 
 
 class TrackingSection(Section):

@@ -10,17 +10,19 @@ from onecurve.config.reading import Sources
 from onecurve.config.schema import Recipe
 
 
-def dump_recipe(recipe: Recipe, sources: Sources, owned: dict[str, dict[str, Any]]) -> str:
-    """Return the recipe as YAML with every value resolved and its source (default, file, command line) as a comment.
+def resolve(recipe: Recipe, owned: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return every value of a recipe as plain data.
 
     Args:
         recipe: The checked recipe.
-        sources: Where each value that is not a default came from.
         owned: Section -> the resolved keys that its owner, not the schema, knows (the task's settings, ...).
     """
     values = recipe.model_dump(mode="json")
-    for section, extras in owned.items():
-        values[section] = values[section] | extras
+    return values | {section: values[section] | extras for section, extras in owned.items()}
+
+
+def dump_recipe(values: dict[str, Any], sources: Sources) -> str:
+    """Return resolved values as YAML: a recipe again, each value's source (default, file, command line) beside it."""
     text = StringIO()
     yaml = YAML()
     yaml.width = 4096  # a wrapped line would part a value from its comment

@@ -1,13 +1,14 @@
 """The batch plan: which examples make up which step, a pure function of the step number that knows no ranks."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
 from math import ceil
 
 import numpy as np
 
+from onecurve.config import Recipe
 from onecurve.seeds import stream_key
 
 
@@ -64,6 +65,8 @@ class BatchPlan:
     seed: int
     global_batch_size: int
     micro_batch_size: int
+    max_steps: int = 0
+    """Steps of the whole run."""
     shuffle: bool = True
 
     @property
@@ -111,6 +114,13 @@ class BatchPlan:
         if not self.shuffle:
             return np.arange(self.num_examples)
         return _shuffled(self.num_examples, stream_key(self.seed, "order", epoch))
+
+
+def plan_run(num_items: np.ndarray, recipe: Recipe) -> BatchPlan:
+    """Plan a recipe's run over examples with so many terms of the loss each."""
+    train = recipe.train
+    plan = BatchPlan(num_items, recipe.seed, train.global_batch_size, train.micro_batch_size)
+    return replace(plan, max_steps=train.max_steps or plan.num_steps(train.epochs or 1))
 
 
 @lru_cache(maxsize=2)

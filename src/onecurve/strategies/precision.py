@@ -1,6 +1,7 @@
 """Mixed precision as every strategy carries it out: the autocast dtypes and the loss scale of fp16."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -23,6 +24,15 @@ class LossScale:
     def __post_init__(self) -> None:
         if not self.enabled:
             self.value = 1.0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {"value": self.value, "updates": self.updates}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        if self.enabled:
+            self.value, self.updates = state["value"], state["updates"]
 
     def update(self, overflow: bool) -> None:
         """Take in whether a step's gradient was not finite."""

@@ -18,16 +18,30 @@ _PLAIN_LINES = 40
 class Tracker:
     """Says and records what happens; on ranks other than 0 it does neither."""
 
-    def __init__(self, directory: RunDirectory, accelerator: Accelerator, recipe: Recipe, max_steps: int) -> None:
+    def __init__(
+        self,
+        directory: RunDirectory,
+        accelerator: Accelerator,
+        recipe: Recipe,
+        max_steps: int,
+        resumed: dict[str, Any] | None,
+    ) -> None:
         self.directory, self.accelerator = directory, accelerator
         self.main = accelerator.is_main_process
         self.max_steps, self.log_every = max_steps, recipe.tracking.log_every
         self.print_every = max(1, max_steps // _PLAIN_LINES)
         self.terminal = sys.stderr.isatty()
         self.bar = tqdm(total=max_steps, unit="step", disable=not (self.main and self.terminal), dynamic_ncols=True)
-        self.tokens, self.seconds, self.total_seconds = 0, 0.0, 0.0
+        self.tokens, self.seconds = 0, 0.0
+        """Since the last line of metrics.jsonl."""
+        self.steps, self.total_seconds = 0, 0.0
+        """Of this launch."""
         if recipe.tracking.trackers:
             accelerator.init_trackers(recipe.tracking.project)
+        if resumed:
+            self.bar.update(resumed["step"])
+            self.say(f"resumed from {resumed['checkpoint']}, after step {resumed['step']}")
+            self.event("resume", **resumed)
 
     def say(self, *texts: str) -> None:
         """Print what is not empty to the terminal, above the bar where there is one."""
@@ -50,11 +64,12 @@ class Tracker:
         seconds = outcome.pop("seconds")
         self.tokens, self.seconds = self.tokens + outcome.pop("num_tokens"), self.seconds + seconds
         self.total_seconds += seconds
+        self.steps += 1
         rate = self.tokens / self.seconds
         self.bar.update()
         self.bar.set_postfix_str(f"loss {outcome['loss']:.4f}, lr {outcome['lr']:.2e}, {rate:,.0f} tokens/s")
-        if not self.terminal and (step == 1 or step % self.print_every == 0 or step == self.max_steps):
-            left = self.total_seconds / step * (self.max_steps - step)
+        if not self.terminal and (self.steps == 1 or step % self.print_every == 0 or step == self.max_steps):
+            left = self.total_seconds / self.steps * (self.max_steps - step)
             self.say(
                 f"step {step}/{self.max_steps}  loss {outcome['loss']:.4f}  lr {outcome['lr']:.2e}  "
                 f"{rate:,.0f} tokens/s  {_clock(left)} left"
@@ -63,11 +78,12 @@ class Tracker:
             self.event("train", step, **outcome, tokens_per_second=rate)
             self.tokens, self.seconds = 0, 0.0
 
-    def scores(self, event: str, step: int, scores: dict[str, Any]) -> None:
-        """Record the scores of a split: `event` is eval or test."""
+    def scores(self, event: str, step: int, scores: dict[str, Any]) -> dict[str, Any]:
+        """Record and return the scores of a split: `event` is eval or test."""
         numbers = "  ".join(f"{k} {v:.4f}" for k, v in scores.items() if isinstance(v, (int, float)))
         self.say(f"{event} at step {step}: {numbers}")
         self.event(event, step, **scores)
+        return scores
 
     def close(self, step: int) -> None:
         """Say where the model is, whose weights are those of `step`, and finish the bar and the trackers."""

@@ -1,0 +1,44 @@
+"""The card that lies beside the weights: what they were trained on, how, and how well they score."""
+
+from typing import Any
+
+from onecurve.config import Recipe
+from onecurve.data import Data
+
+
+def model_card(recipe: Recipe, data: Data, config: str, step: int, scores: dict[str, dict[str, Any]]) -> str:
+    """Return the README.md that lies beside the weights: data, recipe, metrics."""
+    numbers = [
+        f"| {split} | {name} | {value:.4f} |"
+        for split, values in scores.items()
+        for name, value in values.items()
+        if isinstance(value, (int, float))
+    ]
+    labels = f"Labels: {', '.join(data.survey.labels)}.\n\n" if data.survey.labels else ""
+    head = ["---", "library_name: peft" if recipe.peft else "library_name: transformers"]
+    return "\n".join(
+        [
+            *head,
+            f"base_model: {recipe.model.path}",
+            "tags: [onecurve]",
+            "---",
+            "",
+            f"# {recipe.task.name} from {recipe.model.path}",
+            "",
+            f"{'Adapter (' + recipe.peft.method + ')' if recipe.peft else 'Fully fine-tuned'}, "
+            f"the weights of step {step}. Trained with onecurve.",
+            "",
+            labels + f"Data: {recipe.data.train}, {len(data.train):,} examples (fingerprint `{data.fingerprint}`).",
+            "",
+            "| split | metric | value |",
+            "|---|---|--:|",
+            *numbers,
+            "",
+            "## Recipe",
+            "",
+            "```yaml",
+            config.rstrip(),
+            "```",
+            "",
+        ]
+    )

@@ -1,0 +1,29 @@
+"""Checkpoints as files: flat windows written by many ranks, committed by one rename, verified before they are read."""
+
+from onecurve.checkpoint.folders import supersede
+from onecurve.checkpoint.manifest import Manifest
+from onecurve.checkpoint.peers import Alone, Peers
+from onecurve.checkpoint.reader import Found, find, load, read_manifest, read_state
+from onecurve.checkpoint.retention import Retention, forecast
+from onecurve.checkpoint.tensors import Piece
+from onecurve.checkpoint.verification import check, verify
+from onecurve.checkpoint.writer import SaveReport, Writer
+
+__all__ = [
+    "Alone",
+    "Found",
+    "Manifest",
+    "Peers",
+    "Piece",
+    "Retention",
+    "SaveReport",
+    "Writer",
+    "check",
+    "find",
+    "forecast",
+    "load",
+    "read_manifest",
+    "read_state",
+    "supersede",
+    "verify",
+]

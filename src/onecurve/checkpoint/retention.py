@@ -1,0 +1,63 @@
+"""Which checkpoints stay, and whether the disk holds as many."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What is kept besides the one just written, which always stays."""
+
+    last: int = 2
+    """How many of the newest."""
+    every: int = 0
+    """Every checkpoint whose step is a multiple of this; 0: none for that reason."""
+    best: bool = True
+    """The one of the best step so far."""
+
+    def doomed(self, steps: Iterable[int], newest: int, best_step: int | None) -> list[int]:
+        """List the steps to delete.
+
+        Args:
+            steps: Of the complete checkpoints.
+            newest: The one just written.
+            best_step: The best step so far, if any.
+        """
+        ordered = sorted(steps)
+        kept = {newest, *ordered[-max(1, self.last) :]}
+        if self.best and best_step is not None:
+            kept.add(best_step)
+        return [step for step in ordered if step not in kept and not (self.every and step % self.every == 0)]
+
+    def most(self, steps: Sequence[int]) -> int:
+        """Count the checkpoints that can lie on disk between two saves, in a run that saves at `steps`."""
+        forever = sum(1 for step in steps if self.every and step % self.every == 0)
+        return min(len(steps), max(1, self.last) + forever + int(self.best))
+
+
+def forecast(bytes_per_checkpoint: int, keep: int, free: int, final_model: int = 0, present: int = 0) -> str:
+    """Say what is short when the disk cannot hold what the run will write; empty when it can.
+
+    Args:
+        bytes_per_checkpoint: Of all ranks together.
+        keep: Checkpoints kept at once (`Retention.most`); while one is written there is one more.
+        free: Bytes free now.
+        final_model: Bytes of the model written at the end.
+        present: Bytes of this run's checkpoints that are on the disk already and will be deleted in time.
+    """
+    # The next is complete before the oldest goes
+    needed = (keep + 1) * bytes_per_checkpoint + final_model
+    if needed <= free + present:
+        return ""
+    told = f"{keep} checkpoints of {_size(bytes_per_checkpoint)}, one more while it is written"
+    if final_model:
+        told += f", and the model of {_size(final_model)}"
+    return f"{told}: {_size(needed)} in all, and {_size(free + present)} can be used."
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:,.1f} TB"

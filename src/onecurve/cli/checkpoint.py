@@ -1,0 +1,120 @@
+"""List, verify, show and compare checkpoints."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from onecurve.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    action = actions.add_parser("list", help="a line a checkpoint, and what crashes and refusals left")
+    action.add_argument("path", help="a run's folder, or its checkpoints/")
+    action = actions.add_parser("verify", help="read every byte; exit code 1 when something is wrong")
+    action.add_argument("path", help="a run's folder, its checkpoints/, or one checkpoint")
+    action = actions.add_parser("show", help="what one checkpoint holds")
+    action.add_argument("path", help="one checkpoint; the newest where a run's folder is given")
+    action = actions.add_parser("diff", help="where two checkpoints differ; exit code 1 when they do")
+    action.add_argument("a", help="one checkpoint; the newest where a run's folder is given")
+    action.add_argument("b", help="the other")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print what was asked for."""
+    return {"list": _list, "verify": _verify, "show": _show, "diff": _diff}[arguments.action](arguments)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from onecurve.checkpoint import read_manifest
+    from onecurve.errors import UserError
+
+    root = _root(Path(arguments.path))
+    latest = (root / "latest").read_text(encoding="utf-8").strip() if (root / "latest").is_file() else ""
+    for entry in sorted(entry for entry in root.iterdir() if entry.is_dir()):
+        if entry not in _checkpoints(root):
+            print(f"{entry.name}  no checkpoint: left over or set aside")  # noqa: T201
+            continue
+        try:
+            manifest = read_manifest(entry)
+        except UserError as error:
+            print(f"{entry.name}  bad: {error}")  # noqa: T201
+            continue
+        told = f"{manifest.num_bytes / 1e6:,.1f} MB  {len(manifest.tensors)} tensors  {manifest.world_size} ranks"
+        print(f"{entry.name}  {told}{'  latest' if entry.name == latest else ''}")  # noqa: T201
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from onecurve.checkpoint import verify
+
+    path = Path(arguments.path)
+    bad = False
+    for folder in [path] if _is_one(path) else _checkpoints(_root(path)):
+        problems = verify(folder)
+        bad |= bool(problems)
+        print(f"{folder.name}: {'; '.join(problems) or 'good'}")  # noqa: T201
+    return int(bad)
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from onecurve.checkpoint import read_manifest, read_state
+
+    folder = _one(Path(arguments.path))
+    manifest = read_manifest(folder)
+    told = f"step {manifest.step}, {manifest.num_bytes / 1e6:,.1f} MB, written by {manifest.world_size} ranks"
+    print(f"{folder}: {told}{f', run {manifest.run_id}' if manifest.run_id else ''}")  # noqa: T201
+    for name, stored in manifest.tensors.items():
+        shape = " x ".join(map(str, stored.shape)) or "scalar"
+        print(f"  {name}  {stored.dtype} {shape}  in {len(stored.held)} windows")  # noqa: T201
+    print(json.dumps(read_state(folder), indent=1))  # noqa: T201
+    return 0
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    a, b = _one(Path(arguments.a)), _one(Path(arguments.b))
+    lines = list(_differences(a, b))
+    print("\n".join(lines) or "no difference")  # noqa: T201
+    return int(bool(lines))
+
+
+def _differences(a: Path, b: Path) -> Iterator[str]:
+    from onecurve.checkpoint import read_state
+    from onecurve.checkpoint.difference import compare_states, compare_tensors
+
+    for found in compare_tensors(a, b):
+        if isinstance(found, str):
+            yield found
+        else:
+            told = f"by {found.largest:.3g} at most, {found.relative:.2g} of the largest value"
+            yield f"{found.tensor}: {found.num_different} elements, {told}"
+    yield from (f"state.json {line}" for line in compare_states(read_state(a), read_state(b)))
+
+
+def _root(path: Path) -> Path:
+    root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    if not any(root.glob("step-*")):
+        raise ConfigError(f"{str(path)!r} has no checkpoints.")
+    return root
+
+
+def _checkpoints(root: Path) -> list[Path]:
+    from onecurve.checkpoint.folders import folder_name, steps
+
+    return [root / folder_name(step) for step in steps(root)]
+
+
+def _one(path: Path) -> Path:
+    if _is_one(path):
+        return path
+    if checkpoints := _checkpoints(_root(path)):
+        return checkpoints[-1]
+    raise ConfigError(f"{str(path)!r} has no complete checkpoint.")
+
+
+def _is_one(path: Path) -> bool:
+    from onecurve.checkpoint.folders import MANIFEST, step_of
+
+    return path.is_dir() and (step_of(path.name) is not None or (path / MANIFEST).is_file())

@@ -1,0 +1,171 @@
+"""Interrupting and continuing a run: what of it is saved, and what must still hold when it goes on."""
+
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from accelerate import Accelerator
+
+from onecurve.checkpoint import (
+    Alone,
+    Peers,
+    Piece,
+    Retention,
+    Writer,
+    check,
+    find,
+    load,
+    read_manifest,
+    read_state,
+    supersede,
+)
+from onecurve.checkpoint.peers import on_first_rank
+from onecurve.config import curve_settings
+from onecurve.errors import ConfigError
+from onecurve.evaluation import Best
+from onecurve.preflight import Checked
+from onecurve.run import due
+from onecurve.strategies.base import Strategy, Window
+
+
+class Checkpoints:
+    """A run's checkpoints: the newest one to start from, and new ones as the run goes on."""
+
+    def __init__(
+        self, checked: Checked, fingerprint: str, strategy: Strategy, best: Best, accelerator: Accelerator
+    ) -> None:
+        self.recipe, self.strategy, self.best, self.accelerator = checked.recipe, strategy, best, accelerator
+        self.curve = curve_settings(checked.resolved) | {"data": fingerprint}
+        self.root = checked.directory.checkpoints
+        self.peers: Peers = _Group(accelerator) if accelerator.num_processes > 1 else Alone()
+        self.run_id = ""
+        section = checked.recipe.checkpoint
+        self.resumed: dict[str, Any] | None = None
+        """What the run goes on from, once `resume` has found it."""
+        self.writer = Writer(self.root, self.peers, Retention(section.keep, section.keep_every), section.on_error)
+
+    def due(self, step: int, max_steps: int) -> bool:
+        """Whether a checkpoint is written after `step`."""
+        every = self.recipe.checkpoint.every
+        return step == self.recipe.train.stop_after or (every > 0 and due(step, every, max_steps))
+
+    def resume(self) -> int:
+        """Load the checkpoint the recipe asks for; return its step, 0 where the run starts from the beginning.
+
+        Only at the very start: DeepSpeed's and the optimizer's state must be as `prepare` left them.
+
+        Raises:
+            ConfigError: There is none where one was named, or the run is no longer the one that wrote it.
+        """
+        folder = self._wanted()
+        step = read_manifest(folder).step if folder else 0
+        on_first_rank(self.peers, lambda: supersede(self.root, step))
+        if folder is None:
+            self.run_id = self.peers.broadcast(uuid4().hex)
+            return 0
+        state, tensors = read_state(folder), read_manifest(folder).tensors
+        changes = self._agree(folder, state["curve"])
+        named = [(*name.partition("/")[::2], stored.shape) for name, stored in tensors.items()]
+        self.strategy.create_state((k, name, shape) for k, name, shape in named if k not in ("param", "best"))
+        if any(key == "best" for key, *_ in named):
+            self.best.snapshot.take()  # makes room; the values are read below
+        load(folder, self._pieces(once=False))
+        self.strategy.refresh()
+        self.strategy.loss_scale.load(state["loss_scale"])
+        self.best.load(state["best"])
+        self.run_id = state["run_id"]
+        self.resumed = {
+            "step": state["step"],
+            "checkpoint": str(folder),
+            "from_world_size": state["world_size"],
+            "world_size": self.accelerator.num_processes,
+            "changes": changes,
+        }
+        return state["step"]
+
+    def save(self, step: int) -> float:
+        """Save the run as it stands after `step`; return the seconds training stood still for it."""
+        state = {
+            "step": step,
+            "run_id": self.run_id,
+            "best_step": self.best.step if self.best.metric else None,
+            "best": self.best.state(),
+            "loss_scale": self.strategy.loss_scale.state(),
+            "curve": self.curve,
+            "world_size": self.accelerator.num_processes,
+            "versions": versions(),
+        }
+        return self.writer.save(step, self._pieces(once=True), state)
+
+    def wait(self) -> None:
+        """Finish the save that is under way."""
+        self.writer.wait()
+
+    def _wanted(self) -> Path | None:
+        asked = self.recipe.train.resume
+        if asked == "never":
+            return None
+        if asked == "auto":
+            found = find(self.root, self.peers, lambda line: print(line, file=sys.stderr))  # noqa: T201
+            return found.folder if found else None
+        problems = check(Path(asked), self.peers)
+        if problems:
+            raise ConfigError(f"{asked!r} is damaged: {'; '.join(problems)}.", where="train.resume")
+        return Path(asked)
+
+    def _agree(self, folder: Path, saved: dict[str, Any]) -> dict[str, list[Any]]:
+        """Return what differs and may; refuse what differs and may not."""
+        changes = {
+            key: [saved.get(key), self.curve.get(key)]
+            for key in sorted(saved.keys() | self.curve.keys())
+            if saved.get(key) != self.curve.get(key)
+        }
+        refused = [key for key in changes if key not in self.recipe.train.allow_changes]
+        if refused:
+            told = "; ".join(f"{key} was {changes[key][0]!r} and is {changes[key][1]!r}" for key in refused)
+            raise ConfigError(
+                f"{folder} would go on with another curve: {told}.",
+                where="train.resume",
+                fix="Undo that, start anew with train.resume never, or set train.allow_changes to "
+                f"[{', '.join(refused)}].",
+            )
+        return changes
+
+    def _pieces(self, once: bool) -> Iterator[Piece]:
+        windows: Iterable[Window] = [*self.strategy.windows(once), *self.best.snapshot.windows(once)]
+        for w in windows:
+            yield Piece(f"{w.key}/{w.name}", w.view, w.offset, w.numel, w.shape)
+
+
+class _Group:
+    """The other ranks, over a gloo group of their own: saving talks while training does."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
+        self.group = torch.distributed.new_group(backend="gloo")
+
+    def gather(self, value: Any) -> list[Any]:
+        values = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value, group=self.group)
+        return values
+
+    def broadcast(self, value: Any) -> Any:
+        values = [value]
+        torch.distributed.broadcast_object_list(values, src=0, group=self.group)
+        return values[0]
+
+    def barrier(self) -> None:
+        torch.distributed.barrier(group=self.group)
+
+
+def versions() -> dict[str, str]:
+    """What the run was computed with: packages, Python, and the commit of the working directory where it has one."""
+    packages = ("onecurve", "torch", "transformers", "accelerate", "deepspeed", "peft")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    return {name: version(name) for name in packages} | {"python": platform.python_version(), "commit": commit}

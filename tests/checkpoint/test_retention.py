@@ -1,0 +1,144 @@
+"""What stays and what goes, and the disk that takes."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onecurve.checkpoint import Alone, Piece, Retention, Writer, forecast, verify
+from onecurve.checkpoint.folders import steps
+
+RULES = st.builds(Retention, st.integers(1, 4), st.integers(0, 4), st.booleans())
+
+
+def pieces(step: int) -> list[Piece]:
+    return [Piece("t", torch.full((5,), float(step)), 0, 5, (5,))]
+
+
+@given(RULES, st.sets(st.integers(0, 60), min_size=1), st.none() | st.integers(0, 60), st.data())
+def test_only_what_no_rule_keeps_is_doomed(keep, found, best_step, data):
+    newest = data.draw(st.sampled_from(sorted(found)))
+    doomed = set(keep.doomed(found, newest, best_step))
+    kept = found - doomed
+    assert doomed <= found
+    assert newest in kept
+    assert max(found) in kept
+    assert len(kept) >= min(keep.last, len(found))
+    for step in found:
+        newer = sum(1 for other in found if other > step)
+        wanted = [
+            newer < keep.last,
+            step == newest,
+            keep.best and step == best_step,
+            keep.every and step % keep.every == 0,
+        ]
+        assert (step in kept) == any(wanted)
+
+
+@settings(max_examples=25, deadline=None)
+@given(RULES, st.lists(st.integers(1, 5), min_size=1, max_size=8), st.data())
+def test_a_run_keeps_what_the_rules_say_and_never_more_than_forecast(keep, gaps, data):
+    saves = [sum(gaps[: i + 1]) for i in range(len(gaps))]
+    most, best, expected = 0, None, set()
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+
+        def phase(name):
+            nonlocal most
+            if name in ("manifest", "renamed", "latest"):
+                most = max(most, len([path for path in root.iterdir() if path.is_dir()]))
+
+        writer = Writer(root, Alone(), keep, phase=phase)
+        for step in saves:
+            best = data.draw(st.sampled_from([best, step]))
+            writer.save(step, pieces(step), {"best_step": best})
+            writer.wait()
+            expected |= {step}
+            expected -= set(keep.doomed(expected, step, best))
+            assert steps(root) == sorted(expected)
+            assert (root / "latest").read_text() == f"step-{step:08d}\n"
+        assert all(verify(root / f"step-{step:08d}") == [] for step in expected)
+        assert {path.name for path in root.iterdir()} == {"latest", *(f"step-{step:08d}" for step in expected)}
+    assert most <= keep.most(saves) + 1
+
+
+def test_the_forecast_is_not_merely_generous(tmp_path):
+    """With last 2, best and every fourth, all that was counted lies there at once."""
+    keep, most = Retention(2, 4), []
+    saves = range(1, 9)
+    writer = Writer(tmp_path, Alone(), keep, phase=lambda name: most.append(len(list(tmp_path.glob("step-*")))))
+    for step in saves:
+        writer.save(step, pieces(step), {"best_step": 1})
+        writer.wait()
+    assert steps(tmp_path) == [1, 4, 7, 8]
+    assert max(most) == keep.most(saves)  # one kept for two reasons, one more while it is written
+
+
+def test_nothing_is_deleted_unless_a_newer_one_is_complete(tmp_path):
+    writer = Writer(tmp_path, Alone(), Retention(1), "continue")
+    writer.save(1, pieces(1), {})
+    poisoned = pieces(2)
+    poisoned[0].values[0] = torch.nan
+    writer.save(2, poisoned, {})
+    assert [bool(report.error) for report in writer.wait()] == [False, True]
+    assert steps(tmp_path) == [1]
+    writer.save(3, pieces(3), {})
+    writer.wait()
+    assert steps(tmp_path) == [3]
+
+
+def test_going_back_keeps_what_is_written_then(tmp_path):
+    """A run resumed from step 1 beside later ones that nobody set aside."""
+    writer = Writer(tmp_path, Alone(), Retention(1))
+    for step in (1, 8, 9):
+        writer.save(step, pieces(step), {})
+        writer.wait()
+    writer.save(2, pieces(2), {})
+    writer.wait()
+    assert steps(tmp_path) == [2, 9]
+
+
+def test_age_is_the_step_and_never_the_clock(tmp_path):
+    writer = Writer(tmp_path, Alone(), Retention(2))
+    for step in (1, 2):
+        writer.save(step, pieces(step), {})
+        writer.wait()
+        os.utime(tmp_path / f"step-{step:08d}", (0, 10**9 - step * 10**6))
+    writer.save(3, pieces(3), {})
+    writer.wait()
+    assert steps(tmp_path) == [2, 3]
+
+
+def test_a_folder_without_a_manifest_counts_for_nothing_and_is_left(tmp_path):
+    (tmp_path / "step-00000009").mkdir()
+    writer = Writer(tmp_path, Alone(), Retention(1))
+    for step in (1, 2):
+        writer.save(step, pieces(step), {})
+    writer.wait()
+    assert steps(tmp_path) == [2, 9]
+
+
+@pytest.mark.parametrize(
+    ("free", "final_model", "present", "told"),
+    [
+        (3000, 0, 0, ""),
+        (2999, 0, 0, "2 checkpoints of 1 kB, one more while it is written: 3 kB in all, and 3 kB can be used."),
+        (2000, 0, 1000, ""),
+        (3000, 500, 0, "and the model of 500 B: 3.5 kB in all, and 3 kB can be used."),
+        (3500, 500, 0, ""),
+    ],
+)
+def test_the_forecast_says_what_is_short(free, final_model, present, told):
+    said = forecast(1000, 2, free, final_model, present)
+    assert said.endswith(told)
+    assert bool(said) == bool(told)
+
+
+def test_a_forecast_of_terabytes_reads_well():
+    assert forecast(847 * 10**9, 2, 10**12) == (
+        "2 checkpoints of 847 GB, one more while it is written: 2.5 TB in all, and 1.0 TB can be used."
+    )

@@ -1,6 +1,7 @@
 """Interrupting and continuing a run: what of it is saved, and what must still hold when it goes on."""
 
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ from uuid import uuid4
 import torch
 from accelerate import Accelerator
 
+from onecurve import __version__
 from onecurve.checkpoint import (
     Alone,
     Peers,
@@ -166,6 +168,9 @@ class _Group:
 
 def versions() -> dict[str, str]:
     """What the run was computed with: packages, Python, and the commit of the working directory where it has one."""
-    packages = ("onecurve", "torch", "transformers", "accelerate", "deepspeed", "peft")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    return {name: version(name) for name in packages} | {"python": platform.python_version(), "commit": commit}
+    packages = ("torch", "transformers", "accelerate", "deepspeed", "peft")
+    found = {name: version(name) for name in packages} | {"onecurve": __version__, "python": platform.python_version()}
+    if shutil.which("git"):
+        asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        found["commit"] = asked.stdout.strip()
+    return found

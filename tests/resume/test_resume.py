@@ -82,6 +82,16 @@ def test_in_the_same_place_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", [["adafactor"], ["sgd", "--optim.momentum", "0.9"]])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_optimizers_with_other_state_go_on_bit_for_bit_too(recipes, tmp_path, optimizer, ranks):
+    overrides = ["--optim.name", *optimizer]
+    whole = train(recipes["causal_lm"], tmp_path / "whole", "ddp", *overrides, num_processes=ranks)
+    parts = in_stages(recipes["causal_lm"], tmp_path / "parts", [("ddp", ranks, 3), ("ddp", ranks, 0)], *overrides)
+    assert curve(parts) == curve(whole)
+
+
 CHAINS = [
     ("causal_lm", FULL, [("zero2", 2, 2), ("ddp", 2, 3), ("zero3", 2, 5), ("python", 1, 0)]),
     ("sft", LORA, [("zero3", 2, 3), ("python", 1, 5), ("zero1", 2, 0)]),

@@ -77,7 +77,7 @@ class Checkpoints:
         self.strategy.create_state((k, name, shape) for k, name, shape in named if k not in ("param", "best"))
         if any(key == "best" for key, *_ in named):
             self.best.snapshot.take()  # makes room; the values are read below
-        load(folder, self._pieces(once=False))
+        load(folder, self._pieces(once=False), self.peers)
         self.strategy.refresh()
         self.strategy.loss_scale.load(state["loss_scale"])
         self.best.load(state["best"])

@@ -254,6 +254,16 @@ def test_leftovers_of_a_crash_are_removed_and_told_and_strangers_are_left(runs):
     assert left == ["latest", "notes.incomplete", "step-00000001", "step-7.trash"]
 
 
+def test_a_leftover_does_not_stand_in_the_way_of_its_step(tmp_path):
+    left = tmp_path / "step-00000001.incomplete"
+    left.mkdir()
+    (left / "rank-00000-of-00002.safetensors").write_text("half")
+    shutil.copytree(left, tmp_path / "step-00000001.replaced")
+    write_run(tmp_path, [1, 1])
+    assert verify(tmp_path / "step-00000001") == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000001"]
+
+
 def test_a_wrong_latest_misleads_nobody(runs):
     (runs / "one" / "latest").write_text("step-00000001\n")
     found = find(runs / "one", Alone())

@@ -221,7 +221,9 @@ class Writer:
         self.phase("manifest")
         final = self.root / folder_name(step)
         if final.exists():
-            os.rename(final, final.with_name(final.name + REPLACED))
+            replaced = final.with_name(final.name + REPLACED)
+            shutil.rmtree(replaced, ignore_errors=True)
+            os.rename(final, replaced)
             self.phase("moved-away")
         os.rename(work, final)
 

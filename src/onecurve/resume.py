@@ -4,7 +4,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from onecurve.checkpoint import (
 )
 from onecurve.checkpoint.peers import on_first_rank
 from onecurve.config import curve_settings
-from onecurve.errors import ConfigError
+from onecurve.errors import ConfigError, TrainingError
 from onecurve.evaluation import Best
 from onecurve.preflight import Checked
 from onecurve.run import due
@@ -154,16 +154,22 @@ class _Group:
 
     def gather(self, value: Any) -> list[Any]:
         values = [None] * self.world_size
-        torch.distributed.all_gather_object(values, value, group=self.group)
+        self._with_all(torch.distributed.all_gather_object, values, value)
         return values
 
     def broadcast(self, value: Any) -> Any:
         values = [value]
-        torch.distributed.broadcast_object_list(values, src=0, group=self.group)
+        self._with_all(torch.distributed.broadcast_object_list, values, 0)
         return values[0]
 
     def barrier(self) -> None:
-        torch.distributed.barrier(group=self.group)
+        self._with_all(torch.distributed.barrier)
+
+    def _with_all(self, collective: Callable[..., object], *arguments: Any) -> None:
+        try:
+            collective(*arguments, group=self.group)
+        except RuntimeError as error:  # what gloo raises when a rank is gone
+            raise TrainingError(f"a rank was lost while a checkpoint was dealt with: {error}") from None
 
 
 def versions() -> dict[str, str]:

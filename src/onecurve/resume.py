@@ -78,8 +78,8 @@ class Checkpoints:
         if any(key == "best" for key, *_ in named):
             self.best.snapshot.take()  # makes room; the values are read below
         load(folder, self._pieces(once=False), self.peers)
-        self.strategy.refresh()
         self.strategy.loss_scale.load(state["loss_scale"])
+        self.strategy.refresh()
         self.best.load(state["best"])
         self.run_id = state["run_id"]
         self.resumed = {

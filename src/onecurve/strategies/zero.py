@@ -131,6 +131,8 @@ class Zero:
                 yield _Held(name, flat, start, held, offset, parameter.ds_shape)
 
     def refresh(self) -> None:
+        if self.loss_scale.enabled:
+            self.optimizer.override_loss_scale(self.loss_scale.value)
         if self.stage < 3:
             self.optimizer.update_lp_params()
             return

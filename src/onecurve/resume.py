@@ -19,6 +19,7 @@ from onecurve.checkpoint import (
     Peers,
     Piece,
     Retention,
+    SaveReport,
     Writer,
     check,
     find,
@@ -103,11 +104,19 @@ class Checkpoints:
             "world_size": self.accelerator.num_processes,
             "versions": versions(),
         }
-        return self.writer.save(step, self._pieces(once=True), state)
+        stall = self.writer.save(step, self._pieces(once=True), state)
+        self._tell(self.writer.finished())
+        return stall
 
     def wait(self) -> None:
         """Finish the save that is under way."""
-        self.writer.wait()
+        self._tell(self.writer.wait())
+
+    def _tell(self, reports: list[SaveReport]) -> None:
+        """Say what failed where the recipe lets the run go on without it."""
+        for report in reports if self.peers.rank == 0 else ():
+            if report.error:
+                print(f"train.py: {report.error}", file=sys.stderr, flush=True)  # noqa: T201
 
     def _wanted(self) -> Path | None:
         asked = self.recipe.train.resume

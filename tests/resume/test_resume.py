@@ -163,3 +163,16 @@ def test_a_resume_that_would_change_the_curve_is_refused_and_a_finished_run_is_l
     again = train(recipe, folder, "python", "--optim.lr", "1e-4", "--train.allow_changes", "[optim.lr]")
     assert "nothing left to do" in again.stdout
     assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_save_that_fails_is_said_and_the_run_goes_on_or_ends_as_the_recipe_says(recipes, tmp_path):
+    for choice, code in (("continue", 0), ("stop", 3)):
+        folder = tmp_path / choice
+        folder.mkdir()
+        (folder / "checkpoints").write_text("a file where the folder has to be")
+        ended = launch(
+            recipes["causal_lm"], folder, "python", "--checkpoint.every", "4", "--checkpoint.on_error", choice,
+            "--train.resume", "never",
+        )  # fmt: skip
+        assert ended.exit_code == code, ended.stderr
+        assert "could not be saved" in ended.stderr

@@ -1,0 +1,49 @@
+"""What is to be compared, checked before anything heavy is imported."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from onecurve.errors import ConfigError
+from onecurve.parity.forms import check_strategies
+from onecurve.preflight import Checked, preflight
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user wants compared."""
+
+    argv: list[str]
+    """The recipe and overrides."""
+    strategies: list[str]
+    ranks: list[int]
+    micro_batch_sizes: list[int]
+    """Empty: the recipe's, and half of it where that divides the global batch."""
+    steps: int
+    tolerance: float
+    work_dir: Path
+    keep: bool
+    """Whether checkpoints stay once they are compared."""
+    against: str | None = None
+    """HF, or nothing."""
+
+    def check(self) -> tuple[Checked, list[int]]:
+        """Return the recipe as its runs will be launched, and the micro-batch sizes to compare.
+
+        Raises:
+            UserError: The recipe cannot be meant, a form does not exist, or a size does not divide the global batch.
+        """
+        check_strategies(self.strategies)
+        if self.work_dir.is_file() or (self.work_dir.is_dir() and any(self.work_dir.iterdir())):
+            raise ConfigError(f"{str(self.work_dir)!r} is not an empty folder.", where="--work_dir")
+        own = [*self.argv, "--output_dir", str(self.work_dir / "unused"), "--train.resume", "never"]
+        checked = preflight(own)
+        sizes = list(dict.fromkeys(self.micro_batch_sizes)) or _default_sizes(checked)
+        for size in sizes:
+            preflight([*own, "--train.micro_batch_size", str(size)])
+        return checked, sizes
+
+
+def _default_sizes(checked: Checked) -> list[int]:
+    train = checked.recipe.train
+    half = train.examples_a_pass // 2
+    return [train.examples_a_pass, *([half] if half and train.global_batch_size % half == 0 else [])]

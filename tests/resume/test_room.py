@@ -1,0 +1,79 @@
+"""What a run will write is known before its first step, and what it was trained from is known again."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from onecurve.config import ModelSection, OptimSection
+from onecurve.identity import weights_identity
+from onecurve.room import moments_per_parameter
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], check=False).returncode
+    ):
+        pytest.skip("only root can make a small disk here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize(("how", "ranks"), [("python", 1), ("zero3", 2)])
+def test_a_run_whose_checkpoints_do_not_fit_is_refused_before_its_first_step(
+    forks, recipes, tmp_path, small_disk, how, ranks
+):
+    saving = ["--checkpoint.every", "1"]
+    refused = forks.launch(recipes["causal_lm"], small_disk / "run", how, *saving, num_processes=ranks)
+    assert refused.exit_code == 2, refused.stderr
+    assert "The disk does not hold what the run will write: 2 checkpoints of" in refused.stderr
+    assert not (small_disk / "run" / "metrics.jsonl").exists()
+    # The forecast is what is really written: the same run, where there is room
+    run = forks.train(recipes["causal_lm"], tmp_path / "run", how, *saving, num_processes=ranks)
+    folder = run.output_dir / "checkpoints" / "step-00000008"
+    written = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    told = float(refused.stderr.partition("checkpoints of ")[2].split()[0]) * 1e6
+    assert told == pytest.approx(written, rel=0.02)
+    # and a run that writes only its model fits
+    forks.train(recipes["causal_lm"], small_disk / "other", how, num_processes=ranks)
+
+
+@pytest.mark.parametrize(
+    ("section", "moments"),
+    [
+        (OptimSection(name="adamw"), 2),
+        (OptimSection(name="sgd"), 0),
+        (OptimSection(name="sgd", momentum=0.9), 1),
+        (OptimSection(name="adafactor"), 2 / 256),
+    ],
+)
+def test_what_an_optimizer_keeps_is_read_off_it(section, moments):
+    assert moments_per_parameter(section) == moments
+
+
+def test_an_adapter_does_not_go_on_upon_another_base(forks, recipes, tiny_llama, tmp_path):
+    base = shutil.copytree(tiny_llama, tmp_path / "base")
+    lora = ["--peft.method", "lora", "--model.path", str(base)]
+    forks.train(recipes["causal_lm"], tmp_path / "run", "python", *lora, "--train.stop_after", "2")
+    weights = base / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    before = weights_identity(ModelSection(path=str(base)))
+    weights.write_bytes(content)
+    assert weights_identity(ModelSection(path=str(base))) != before
+    refused = forks.launch(recipes["causal_lm"], tmp_path / "run", "python", *lora)
+    assert refused.exit_code == 2, refused.stderr
+    assert "model.weights was" in refused.stderr
+
+
+def test_another_micro_batch_size_is_said_on_a_resume(forks, recipes, tmp_path):
+    forks.train(recipes["causal_lm"], tmp_path / "run", "python", "--train.stop_after", "2")
+    run = forks.train(recipes["causal_lm"], tmp_path / "run", "python", "--train.micro_batch_size", "4")
+    assert "train.micro_batch_size was 2 and is 4" in run.stdout

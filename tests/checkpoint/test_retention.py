@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from onecurve.checkpoint import Alone, Piece, Retention, Writer, forecast, verify
 from onecurve.checkpoint.folders import steps
 
-RULES = st.builds(Retention, st.integers(1, 4), st.integers(0, 4), st.booleans())
+ALSO = st.lists(st.integers(0, 60), max_size=3).map(tuple)
+RULES = st.builds(Retention, st.integers(1, 4), st.integers(0, 4), st.booleans(), ALSO)
 
 
 def pieces(step: int) -> list[Piece]:
@@ -35,6 +36,7 @@ def test_only_what_no_rule_keeps_is_doomed(keep, found, best_step, data):
             step == newest,
             keep.best and step == best_step,
             keep.every and step % keep.every == 0,
+            step in keep.also,
         ]
         assert (step in kept) == any(wanted)
 

@@ -11,7 +11,7 @@ T = TypeVar("T")
 class Peers(Protocol):
     """Every call is made by all ranks in the same order; the writer makes its own from a background thread.
 
-    A call whose peer is lost raises `TrainingError`.
+    A call whose peer is lost raises `RankLost`.
     """
 
     @property

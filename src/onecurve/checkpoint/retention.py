@@ -14,6 +14,8 @@ class Retention:
     """Every checkpoint whose step is a multiple of this; 0: none for that reason."""
     best: bool = True
     """The one of the best step so far."""
+    also: tuple[int, ...] = ()
+    """Steps whose checkpoints are kept forever."""
 
     def doomed(self, steps: Iterable[int], newest: int, best_step: int | None) -> list[int]:
         """List the steps to delete.
@@ -27,12 +29,15 @@ class Retention:
         kept = {newest, *ordered[-max(1, self.last) :]}
         if self.best and best_step is not None:
             kept.add(best_step)
-        return [step for step in ordered if step not in kept and not (self.every and step % self.every == 0)]
+        return [step for step in ordered if step not in kept and not self._forever(step)]
 
     def most(self, steps: Sequence[int]) -> int:
         """Count the checkpoints that can lie on disk between two saves, in a run that saves at `steps`."""
-        forever = sum(1 for step in steps if self.every and step % self.every == 0)
+        forever = sum(map(self._forever, steps))
         return min(len(steps), max(1, self.last) + forever + int(self.best))
+
+    def _forever(self, step: int) -> bool:
+        return step in self.also or (self.every > 0 and step % self.every == 0)
 
 
 def forecast(bytes_per_checkpoint: int, keep: int, free: int, final_model: int = 0, present: int = 0) -> str:

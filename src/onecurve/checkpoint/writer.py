@@ -195,7 +195,7 @@ class Writer:
         return [value for _, value in outcomes]
 
     def _create(self, work: Path) -> None:
-        self.root.mkdir(parents=True, exist_ok=True)
+        self.root.mkdir(exist_ok=True)  # not its parents: a run directory that vanished is said, not begun anew
         if work.exists():
             shutil.rmtree(work)
         work.mkdir()

@@ -1,4 +1,4 @@
-"""List, verify, show and compare checkpoints."""
+"""List, verify, show, compare and convert checkpoints."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onecurve.errors import ConfigError
+from onecurve.quiet import hush_transformers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,11 +21,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action = actions.add_parser("diff", help="where two checkpoints differ; exit code 1 when they do")
     action.add_argument("a", help="one checkpoint; the newest where a run's folder is given")
     action.add_argument("b", help="the other")
+    _add_convert(actions.add_parser("convert", help="write a plain model folder, from our checkpoints or others'"))
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what was asked for."""
-    return {"list": _list, "verify": _verify, "show": _show, "diff": _diff}[arguments.action](arguments)
+    actions = {"list": _list, "verify": _verify, "show": _show, "diff": _diff, "convert": _convert}
+    return actions[arguments.action](arguments)
+
+
+def _add_convert(action: argparse.ArgumentParser) -> None:
+    action.add_argument(
+        "source",
+        help="one checkpoint; the newest where a run's folder is given; or what Accelerate's save_state, DeepSpeed, "
+        "the Trainer or PEFT left",
+    )
+    action.add_argument("target", help="the folder to write")
+    action.add_argument("--which", choices=["step", "best"], help="whose weights: the step's (default), or the best's")
+    action.add_argument("--merge", action="store_true", help="merge an adapter into its base, in float32")
+    action.add_argument(
+        "--config",
+        help="model folder or hub name for the config and tokenizer that the source lacks; for our own checkpoint "
+        "outside its run, the run's config.yaml",
+    )
+    action.add_argument("--labels", nargs="+", default=[], help="label names in the order of their ids, where unnamed")
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -91,6 +111,46 @@ def _differences(a: Path, b: Path) -> Iterator[str]:
             told = f"by {found.largest:.3g} at most, {found.relative:.2g} of the largest value"
             yield f"{found.tensor}: {found.num_different} elements, {told}"
     yield from (f"state.json {line}" for line in compare_states(read_state(a), read_state(b)))
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    source, target = Path(arguments.source), Path(arguments.target)
+    ours = _is_ours(source)
+    _check_convert(arguments, ours)
+    hush_transformers()
+    from onecurve.conversion import Wanted, check_target, convert_adapter, convert_checkpoint, convert_weights
+
+    check_target(target)
+    wanted = Wanted(target, arguments.config, arguments.labels, arguments.which == "best", arguments.merge)
+    if ours:
+        folder = _one(source)
+        print(f"{target}: {folder}, the weights of step {convert_checkpoint(folder, wanted)}")  # noqa: T201
+    else:
+        convert = convert_adapter if arguments.merge else convert_weights
+        print(f"{target}: {convert(source, wanted)} from {source}")  # noqa: T201
+    return 0
+
+
+def _check_convert(arguments: argparse.Namespace, ours: bool) -> None:
+    source = Path(arguments.source)
+    if not source.is_dir():
+        raise ConfigError(f"no such folder: {arguments.source!r}.")
+    adapter = (source / "adapter_config.json").is_file()
+    if adapter and not arguments.merge:
+        raise ConfigError(
+            f"{arguments.source!r} is a PEFT adapter, which is a plain folder already.",
+            fix="To start a run from it, merge it into its base: --merge.",
+        )
+    if arguments.merge and not adapter and not ours:
+        raise ConfigError(f"{arguments.source!r} is no adapter: there is nothing to merge.", fix="Leave out --merge.")
+    if ours and arguments.labels:
+        raise ConfigError("A checkpoint of ours knows its labels.", fix="Leave out --labels.")
+    if arguments.which and not ours:
+        raise ConfigError(f"{arguments.source!r} is no checkpoint of ours, with two sets of weights.", where="--which")
+
+
+def _is_ours(path: Path) -> bool:
+    return _is_one(path) or (path / "checkpoints").is_dir() or any(path.glob("step-*"))
 
 
 def _root(path: Path) -> Path:

@@ -1,0 +1,121 @@
+"""Leaving: a checkpoint of ours as the model folder that its run would have written at that step."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from onecurve.card import TrainedOn, model_card
+from onecurve.checkpoint import Piece, load, read_manifest, read_state, verify
+from onecurve.config import Recipe, curve_settings, load_recipe, resolve
+from onecurve.conversion.merging import merged
+from onecurve.conversion.target import Wanted
+from onecurve.errors import ConfigError
+from onecurve.export import save_alone
+from onecurve.model import load_model
+from onecurve.tasks import load_task
+from onecurve.tasks.base import Survey, Task
+from onecurve.tokenizer import Reading
+
+_SAME = ("task", "peft", "seed")
+"""What of a recipe a checkpoint's weights mean nothing without; the model may have moved."""
+
+
+def convert_checkpoint(folder: Path, wanted: Wanted) -> int:
+    """Write a checkpoint's weights as a model folder; return the step they are of.
+
+    Raises:
+        UserError: The checkpoint is damaged or has no best weights, its run's config or base model is not there, or
+            is another's.
+    """
+    if problems := verify(folder):
+        raise ConfigError(f"{folder} is damaged: {'; '.join(problems)}.", fix="Convert another step.")
+    state, key = _read_state(folder), "best" if wanted.best else "param"
+    if not any(name.startswith(f"{key}/") for name in read_manifest(folder).tensors):
+        raise ConfigError(
+            f"{folder} keeps no best weights: its run has no eval.best_metric, or had not scored yet.",
+            fix="Convert its own with --which step.",
+        )
+    path, recipe, task = _recipe(folder, wanted, state)
+    if wanted.merge:
+        recipe = _in_float32(recipe)
+    asked = recipe.train.mixed_precision
+    reading = Reading(recipe.model, recipe.data.max_length)
+    try:
+        survey = Survey(**state["survey"])
+        model = load_model(recipe, task, reading.config, survey, "no" if asked == "auto" else asked)
+        tokenizer = reading.tokenizer
+    except ConfigError as error:
+        raise ConfigError(
+            error.what, where=f"{path}: {error.where}", fix=error.fix or f"Looked from {Path.cwd()}."
+        ) from None
+    _fill(model, folder, key)
+    if wanted.merge:
+        model = merged(model)
+    step = state["best"]["step"] if wanted.best else state["step"]
+    scores = {"eval": state["best"]["scores"]} if wanted.best else {}
+    data = TrainedOn(survey.labels, state["num_examples"], state["curve"]["data"])
+    text = model_card(recipe, data, path.read_text(encoding="utf-8"), step, scores)
+    save_alone(wanted.target, model, tokenizer, text)
+    return step
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    state = read_state(folder)
+    for key in ("survey", "num_examples", "curve", "best"):
+        if key not in state:
+            raise ConfigError(
+                f"{folder} does not say {key}: another onecurve wrote it.",
+                fix="Go on with the run to a new checkpoint.",
+            )
+    return state
+
+
+def _recipe(folder: Path, wanted: Wanted, state: dict[str, Any]) -> tuple[Path, Recipe, Task]:
+    """Find the run that wrote a checkpoint: checkpoints/step-N lies in its directory."""
+    path = Path(wanted.config) if wanted.config else folder.resolve().parent.parent / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(
+            f"no config.yaml of the run that wrote {folder}: looked for {path}.", fix="Name it with --config."
+        )
+    recipe, _ = load_recipe([str(path)])
+    task = load_task(recipe.task)
+    here = curve_settings(resolve(recipe, {"task": task.settings.model_dump(mode="json")}))
+    saved: dict[str, Any] = state["curve"]
+    for key in sorted(saved.keys() | here.keys()):
+        if key.partition(".")[0] in _SAME and saved.get(key) != here.get(key):
+            raise ConfigError(
+                f"is not the config of the run that wrote {folder}: {key} is {here.get(key)!r} and was "
+                f"{saved.get(key)!r}.",
+                where=str(path),
+                fix="Name the right one with --config.",
+            )
+    if wanted.merge and recipe.peft is None:
+        raise ConfigError(f"{folder} is of a fully trained model: there is nothing to merge.", fix="Leave out --merge.")
+    return path, recipe, task
+
+
+def _in_float32(recipe: Recipe) -> Recipe:
+    return recipe.model_copy(
+        update={
+            "model": recipe.model.model_copy(update={"dtype": "float32"}),
+            "train": recipe.train.model_copy(update={"mixed_precision": "no"}),
+        }
+    )
+
+
+@torch.no_grad()
+def _fill(model: Any, folder: Path, key: str) -> None:
+    """Put a checkpoint's values into the trained parameters."""
+    pieces = [
+        Piece(f"{key}/{name}", p.data.view(-1), 0, p.numel(), tuple(p.shape))
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    ]
+    stored = {name for name in read_manifest(folder).tensors if name.startswith(f"{key}/")}
+    if differing := sorted(stored ^ {piece.tensor for piece in pieces}):
+        raise ConfigError(
+            f"{folder} and the model that its run describes do not have the same parameters: {', '.join(differing[:5])}"
+            f" ({len(differing)} in all)."
+        )
+    load(folder, pieces)

@@ -1,0 +1,65 @@
+"""What a run will write, in bytes, and whether the disk holds it: known before the first step."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from onecurve.checkpoint import Retention, forecast
+from onecurve.config import OptimSection, Recipe
+from onecurve.errors import LaunchError
+from onecurve.optim import build_optimizer
+from onecurve.strategies.base import Strategy
+
+
+def moments_per_parameter(section: OptimSection) -> float:
+    """Return how many values an optimizer keeps for each one it trains, read off a step on a small matrix."""
+    layer = nn.Linear(256, 256, bias=False)
+    with torch.enable_grad():
+        layer(torch.ones(1, 256)).sum().backward()
+    optimizer = build_optimizer(layer, section)
+    optimizer.step()
+    kept = sum(v.numel() for v in optimizer.state[layer.weight].values() if isinstance(v, torch.Tensor) and v.dim())
+    return kept / layer.weight.numel()
+
+
+def checkpoint_bytes(strategy: Strategy, recipe: Recipe, accelerator: Accelerator) -> int:
+    """Return what one checkpoint takes on all ranks together: parameters, moments, and the best weights so far."""
+    held = sum(window.view.nbytes for window in strategy.windows(once=True) if window.key == "param")
+    parameters = accelerator.reduce(torch.tensor(held, dtype=torch.int64, device=accelerator.device), "sum")
+    copies = 1 + moments_per_parameter(recipe.optim) + bool(recipe.eval.best_metric)
+    return int(int(parameters) * copies)
+
+
+def model_bytes(model: Any, recipe: Recipe) -> int:
+    """Return what the final model takes: with PEFT what is trained, else everything; twice where the best is kept."""
+    parameters = [p for p in model.parameters() if p.requires_grad or recipe.peft is None]
+    num_bytes = sum((getattr(p, "ds_numel", None) or p.numel()) * p.element_size() for p in parameters)
+    return num_bytes * (2 if recipe.eval.best_metric else 1)
+
+
+def require_room(root: Path, num_bytes: int, final_model: int, keep: Retention, steps: list[int]) -> None:
+    """Check that what a run will write fits on the disk.
+
+    Args:
+        root: The folder of the checkpoints; it need not be there yet.
+        num_bytes: Of one checkpoint.
+        final_model: Bytes written at the end.
+        keep: What stays of the checkpoints.
+        steps: After which they are written.
+
+    Raises:
+        LaunchError: It does not fit.
+    """
+    existing = next(folder for folder in (root, *root.absolute().parents) if folder.is_dir())
+    present = sum(file.stat().st_size for file in root.glob("step-*/*") if file.is_file())
+    free = shutil.disk_usage(existing).free
+    if short := forecast(num_bytes if steps else 0, keep.most(steps), free, final_model, present):
+        raise LaunchError(
+            f"The disk does not hold what the run will write: {short}",
+            where="output_dir",
+            fix="Make room, lower checkpoint.keep, or choose another disk.",
+        )

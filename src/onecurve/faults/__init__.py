@@ -1,0 +1,9 @@
+"""What can happen to a run from outside or within, and how it ends or goes on: one file a kind."""
+
+from onecurve.faults.bad_steps import BadSteps
+from onecurve.faults.blackbox import BlackBox
+from onecurve.faults.fitting import fit
+from onecurve.faults.out_of_memory import OutOfMemory
+from onecurve.faults.stopping import Stopping
+
+__all__ = ["BadSteps", "BlackBox", "OutOfMemory", "Stopping", "fit"]

@@ -1,0 +1,117 @@
+"""Out of memory: what was asked for, what was there, and the three settings that would help most."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from onecurve import memory
+from onecurve.config import Recipe
+from onecurve.distributed import uses_deepspeed
+from onecurve.memory import spelt
+from onecurve.room import moments_per_parameter
+
+_REMEDIES_TOLD = 3
+
+
+@dataclass(frozen=True)
+class Held:
+    """What training takes on one rank, in bytes."""
+
+    parameters: int
+    gradients: int
+    moments: int
+    activations: int
+    """Of one forward and backward pass: all that is not the others, nor was there before the first step."""
+
+
+class OutOfMemory:
+    """Turns an error that says so into a message; made before the first step.
+
+    Args:
+        recipe: What the run is.
+        model: Not yet on its device.
+        accelerator: The ranks, the device, and what DeepSpeed was told.
+    """
+
+    def __init__(self, recipe: Recipe, model: Any, accelerator: Accelerator) -> None:
+        self.recipe, self.model, self.accelerator = recipe, model, accelerator
+        self.device = accelerator.device
+        told = accelerator.state.deepspeed_plugin.deepspeed_config if uses_deepspeed() else {}
+        zero = told.get("zero_optimization", {})
+        self.stage, self.offloads = zero.get("stage", 0), "offload_param" in zero
+        self.moments = moments_per_parameter(recipe.optim)
+        self.before = memory.used(self.device)
+
+    def __call__(self, error: BaseException) -> str:
+        """Return the message; empty where the error is another one."""
+        if not memory.ran_out(error):
+            return ""
+        asked = memory.asked(error)
+        held = self._held(asked)
+        found = sorted(self._remedies(held), key=lambda remedy: -remedy[0])[:_REMEDIES_TOLD]
+        told = "; ".join(f"{setting} (about {spelt(saved)} less)" for saved, setting in found if saved > 0)
+        return (
+            f"out of memory on rank {self.accelerator.process_index} ({self.device}): "
+            f"{spelt(asked) if asked else 'more'} was asked for, {self._free(error)}. Training takes "
+            f"parameters {spelt(held.parameters)}, gradients {spelt(held.gradients)}, optimizer {spelt(held.moments)}, "
+            f"activations about {spelt(held.activations)}. What would help most: {told}. "
+            "train.micro_batch_size auto finds the largest that fits; the global batch and the curve stay."
+        )
+
+    def _free(self, error: BaseException) -> str:
+        there = spelt(memory.total(self.device))
+        if left := memory.left(error):
+            return f"{spelt(left)} of {there} was free"
+        return f"{spelt(memory.free(self.device))} of {there} is free now that it was given up"
+
+    def _held(self, asked: int) -> Held:
+        parameters = list(self.model.parameters())
+        share = self.accelerator.num_processes
+        whole = sum(_count(p) * p.element_size() for p in parameters)
+        trained = sum(_count(p) * 4 for p in parameters if p.requires_grad)
+        gradients = trained // (share if self.stage >= 2 else 1)
+        moments = int(trained * self.moments) // (share if self.stage >= 1 else 1)
+        own = whole // (share if self.stage == 3 else 1)
+        moved = own if self.device.type == "cuda" else 0  # on a CPU they were there before
+        rest = memory.peak(self.device) + asked - self.before - moved - gradients - moments
+        return Held(own, gradients, moments, max(0, rest))
+
+    def _remedies(self, held: Held) -> list[tuple[float, str]]:
+        """Return (bytes saved on this rank, setting)."""
+        return [*self._of_activations(held), *self._of_state(held)]
+
+    def _of_activations(self, held: Held) -> list[tuple[float, str]]:
+        train = self.recipe.train
+        found = []
+        if (size := train.examples_a_pass) > 1:
+            fewer = max(n for n in range(1, size) if train.global_batch_size % n == 0)
+            found.append((held.activations * (1 - fewer / size), f"train.micro_batch_size {fewer}"))
+        layers = getattr(self.model.config, "num_hidden_layers", None)
+        if not train.gradient_checkpointing and layers:
+            # One layer's whole share and each layer's input stay: 2 of 34 values a token and unit. Source: Korthikanti
+            # et al., Reducing activation recomputation in large transformer models, 2022, table 2
+            kept = min(1.0, 1 / layers + 2 / 34)
+            found.append((held.activations * (1 - kept), "train.gradient_checkpointing true"))
+        if train.mixed_precision == "no" and self.device.type == "cuda" and torch.cuda.is_bf16_supported():
+            found.append((held.activations / 2, "train.mixed_precision bf16"))
+        return found
+
+    def _of_state(self, held: Held) -> list[tuple[float, str]]:
+        ranks = self.accelerator.num_processes
+        found = []
+        others = 1 - 1 / ranks  # what the other ranks could hold for this one
+        whole = held.parameters + (held.gradients if self.stage < 2 else 0) + (held.moments if self.stage < 1 else 0)
+        if self.stage < 3 and ranks > 1:
+            found.append((whole * others, "launching with accelerate_configs/zero3.yaml"))
+        if self.device.type == "cuda" and not self.offloads:
+            state = held.parameters + held.gradients + held.moments
+            found.append((state, "launching with accelerate_configs/zero3_offload.yaml"))
+        if self.recipe.peft is None:
+            found.append((held.gradients + held.moments, "peft.method lora, another curve"))
+        return found
+
+
+def _count(parameter: Any) -> int:
+    return getattr(parameter, "ds_numel", None) or parameter.numel()

@@ -1,0 +1,117 @@
+"""Requests to end or to save: signals, the time budget, files in the run directory; seen by one rank, agreed by all."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from math import inf
+from typing import Any
+
+import psutil
+import torch
+from accelerate import Accelerator
+
+from onecurve.config import TrainSection
+from onecurve.run import EX_TEMPFAIL, SIGNALS, Asked
+from onecurve.run_directory import RunDirectory
+
+SAVE, STOP, TIME = "SAVE", "STOP", "the end of its time"
+_REASONS = (*SIGNALS, TIME, STOP, SAVE)
+
+_SECONDS_BETWEEN_LOOKS = 1.0
+"""At the files: a shared disk is asked no more often."""
+_SECONDS_TO_LEAVE = 10.0
+"""For the process to end after its last save."""
+
+
+class Stopping:
+    """Takes signals from here on: they are answered after the step that is under way, and a second one changes nothing.
+
+    Args:
+        section: The recipe's `train`.
+        directory: Where SAVE and STOP are looked for.
+        max_steps: Of the whole run.
+        accelerator: The other ranks.
+    """
+
+    def __init__(
+        self, section: TrainSection, directory: RunDirectory, max_steps: int, accelerator: Accelerator
+    ) -> None:
+        self.stop_after = section.stop_after if section.stop_after != max_steps else None
+        self.directory, self.accelerator = directory.path, accelerator
+        self.seen: set[str] = set()
+        self.deadline = _deadline(section.time_limit.total_seconds() if section.time_limit else None)
+        self.border = time.monotonic()
+        self.longest = 0.0
+        """Seconds between two borders: a step, with the scoring and saving that may follow it."""
+        self.looked = 0.0
+        for name in SIGNALS:
+            signal.signal(getattr(signal, name), self._hear)
+
+    def asked(self, step: int, save_seconds: float) -> Asked:
+        """Agree, after a step, on what was asked of any rank since the last; every rank calls it.
+
+        Args:
+            step: The step just made.
+            save_seconds: How long a checkpoint takes from its start until it is complete on the disk.
+        """
+        now = time.monotonic()
+        self.longest, self.border = max(self.longest, now - self.border), now
+        if self.deadline - now < self.longest + 2 * save_seconds + _SECONDS_TO_LEAVE:
+            self.seen.add(TIME)
+        if self.accelerator.is_main_process:
+            self._look(now)
+        flags = torch.tensor([float(name in self.seen) for name in _REASONS], device=self.accelerator.device)
+        counts = dict(zip(_REASONS, self.accelerator.reduce(flags, "sum").tolist(), strict=True))
+        self.seen.discard(SAVE)
+        reasons = [name for name in (*SIGNALS, TIME) if counts[name]]
+        if reasons:
+            return Asked(save=True, stop=" and ".join(reasons), exit_code=EX_TEMPFAIL)
+        if counts[STOP]:
+            return Asked(save=True, stop=f"the file {STOP}")
+        if step == self.stop_after:
+            return Asked(save=True, stop="train.stop_after")
+        return Asked(save=bool(counts[SAVE]))
+
+    def _hear(self, number: int, frame: Any) -> None:
+        name = signal.Signals(number).name
+        if name not in self.seen:
+            os.write(2, f"train.py: {name}: saving after this step, then stopping\n".encode())
+        self.seen.add(name)
+
+    def _look(self, now: float) -> None:
+        if now - self.looked < _SECONDS_BETWEEN_LOOKS:
+            return
+        self.looked = now
+        for name in (SAVE, STOP):
+            try:
+                (self.directory / name).unlink()
+            except FileNotFoundError:
+                continue
+            self.seen.add(name)
+
+
+def _deadline(time_limit: float | None) -> float:
+    """When the process must be gone, on the monotonic clock: its own budget's end or its Slurm job's, if any."""
+    now = time.monotonic()
+    left = [_seconds_left_in_job()]
+    if time_limit is not None:
+        left.append(time_limit - (time.time() - psutil.Process().create_time()))  # imports count too
+    return now + min(left)
+
+
+def _seconds_left_in_job() -> float:
+    job, end = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_JOB_END_TIME", "")
+    if end.isdigit():
+        return int(end) - time.time()
+    if job is None or not shutil.which("squeue"):
+        return inf
+    # Slurm before 23.02 does not set the end
+    asked = subprocess.run(["squeue", "-h", "-j", job, "-o", "%L"], capture_output=True, text=True, check=False)
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", asked.stdout.strip())
+    if match is None:  # UNLIMITED
+        return inf
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds

@@ -1,0 +1,17 @@
+"""The process that started this rank: when it dies, the rank must not live on."""
+
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+"""Of sys/prctl.h."""
+_MARKS = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"}
+"""In the environment that torchrun and `accelerate launch` give. A shell may well die before what it started."""
+
+
+def end_with_launcher() -> None:
+    """Have the kernel send a SIGTERM when the launcher dies, whatever it dies of: the run then saves and stops."""
+    if sys.platform == "linux" and _MARKS & os.environ.keys():
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

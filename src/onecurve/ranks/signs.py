@@ -1,0 +1,154 @@
+"""The signs of life that ranks leave in the run directory, and what can be told from them."""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from onecurve.run_lock import Owner, is_running, ourselves
+
+_FRAME = re.compile(r'File "(.+?)", line (\d+) in (.+)')
+_FRAMES_TOLD = 4
+_RANKS_TOLD = 4
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What a rank said of itself last."""
+
+    rank: int
+    process: Owner
+    number: int
+    """Of its signs: one that no longer grows is a rank that gives none. Clocks are never compared."""
+    step: int
+    phase: str
+    beats: int
+    collectives: int
+    """That it has taken part in, or waits in."""
+    silent: float
+    """Seconds that it ran without getting on."""
+    ended: str = ""
+    """Why it left; empty while it runs."""
+    time: str = ""
+    """Told to people only."""
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether its process is known to have ended, which only its own machine can know."""
+        return self.is_near and not is_running(self.process)
+
+    @property
+    def is_near(self) -> bool:
+        """Whether it runs on this machine."""
+        return bool(self.process.machine) and self.process.machine == ourselves().machine
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} on {self.process.host} (process {self.process.pid})"
+
+
+@dataclass(frozen=True)
+class Signs:
+    """The folder they lie in."""
+
+    folder: Path
+
+    def path(self, rank: int) -> Path:
+        """The sign of a rank."""
+        return self.folder / f"rank-{rank:05d}.json"
+
+    def stacks(self, rank: int) -> Path:
+        """Where a rank's threads stood when it hung."""
+        return self.folder / f"rank-{rank:05d}.stacks"
+
+    def leave(self, sign: Sign) -> None:
+        """Replace a rank's own; a disk that cannot be written is the run's to say, not ours."""
+        with suppress(OSError):
+            unfinished = self.folder / f"rank-{sign.rank:05d}.incomplete"
+            unfinished.write_text(json.dumps(asdict(sign), indent=1) + "\n", encoding="utf-8")
+            os.replace(unfinished, self.path(sign.rank))  # not flushed to the disk: nobody needs it after a power cut
+
+    def read(self, ranks: Iterable[int]) -> dict[int, Sign]:
+        """Return what these ranks said last; those that said nothing are left out."""
+        found = {}
+        for rank in ranks:
+            with suppress(OSError, ValueError, TypeError):
+                entry = json.loads(self.path(rank).read_text(encoding="utf-8"))
+                found[rank] = Sign(**{**entry, "process": Owner(**entry["process"])})
+        return found
+
+    def remove(self, rank: int) -> None:
+        """Take a rank's away, and the folder with the last ones."""
+        with suppress(OSError):
+            for path in (self.path(rank), self.stacks(rank)):
+                path.unlink(missing_ok=True)
+            self.folder.rmdir()
+
+    def where(self, rank: int) -> str:
+        """Tell the innermost frames of a rank's main thread; empty where it left no stacks."""
+        try:
+            text = self.stacks(rank).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+        frames = _FRAME.findall(text.strip().rpartition("\n\n")[2])[:_FRAMES_TOLD]  # the main thread is told last
+        told = " < ".join(f"{function} ({os.path.basename(file)}:{line})" for file, line, function in frames)
+        return f", at {told}; its threads: {self.stacks(rank)}" if frames else ""
+
+
+def answering(before: Mapping[int, Sign], after: Mapping[int, Sign]) -> set[int]:
+    """Return the ranks that left a sign between two looks."""
+    return {rank for rank, sign in after.items() if rank not in before or sign.number > before[rank].number}
+
+
+def lost(signs: Iterable[Sign]) -> list[Sign]:
+    """Return the ranks that are known to have ended."""
+    return [sign for sign in signs if sign.ended or sign.is_gone]
+
+
+def late(before: Mapping[int, Sign], after: Mapping[int, Sign]) -> list[Sign]:
+    """Return whom the others wait for: who has ended, else who gives no signs, else who is furthest behind."""
+    alive = answering(before, after)
+    least = min((sign.beats, sign.collectives) for sign in after.values())
+    return (
+        lost(after.values())
+        or [sign for rank, sign in after.items() if rank not in alive]
+        or [sign for sign in after.values() if (sign.beats, sign.collectives) == least]
+    )
+
+
+def tell(culprits: Iterable[Sign], alive: set[int], files: Signs) -> str:
+    """Name the ranks that a run waits for or has lost, and what they are or were doing.
+
+    Args:
+        culprits: Those ranks.
+        alive: Ranks that still leave signs.
+        files: Where their stacks are.
+    """
+    told = [f"{sign} {_state(sign, sign.rank in alive)}{files.where(sign.rank)}" for sign in culprits]
+    more = [f"and {len(told) - _RANKS_TOLD} more"] if len(told) > _RANKS_TOLD else []
+    return "; ".join(told[:_RANKS_TOLD] + more)
+
+
+def _state(sign: Sign, alive: bool) -> str:
+    place = f"at {sign.phase} of step {sign.step}"
+    if sign.ended:
+        return f"ended {place}: {sign.ended}"
+    if sign.is_gone:
+        return f"is gone, last heard of {place}"
+    if alive:
+        return f"has been {place} for {sign.silent:.0f} s"
+    return f"gives no sign of life{_process_state(sign)}, last heard of {place}"
+
+
+def _process_state(sign: Sign) -> str:
+    """What the kernel says of a process on this machine: stopped, disk-sleep, running, ..."""
+    if not sign.is_near:
+        return ""
+    try:
+        return f" ({psutil.Process(sign.process.pid).status()})"
+    except psutil.Error:
+        return ""

@@ -1,0 +1,118 @@
+"""Memory that runs out, really: one message that says what helps; and the largest micro-batch that fits."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from torch import OutOfMemoryError
+
+from onecurve import memory
+from onecurve.data import BatchPlan
+from onecurve.faults.fitting import _expected, _sizes
+from tests.launching import write_recipe
+from tests.resume.curves import partings
+from tests.tiny_models import build_tiny_bert
+
+pytestmark = pytest.mark.distributed
+
+BATCH, MEBI = 128, 2**20
+TIGHT = 1200 * MEBI
+"""Enough for some of the 128 examples at once, and for what every thread sets aside."""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """Long examples on a small model: nearly all memory is activations."""
+    folder = tmp_path_factory.mktemp("memory")
+    rows = [{"text": f"{i} " + "a b c d e f " * (20 - i % 3), "label": ("up", "down")[i % 2]} for i in range(BATCH)]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {"intermediate_size": 2048, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = build_tiny_bert(folder / "bert", **config)
+    return write_recipe(
+        folder / "recipe.yaml",
+        output_dir="unused",
+        task={"name": "text_classification"},
+        model={"path": str(model)},
+        data={"train": str(folder / "data.jsonl"), "cache_dir": str(folder / "cache"), "on_long": "truncate"},
+        optim={"lr": 1e-3, "schedule": "constant"},
+        train={"max_steps": 2, "global_batch_size": BATCH, "micro_batch_size": BATCH},
+    )
+
+
+@pytest.fixture(scope="module")
+def launch_short(forks, recipe):
+    def start(num_bytes, folder, how, ranks, *overrides):
+        arguments = [str(num_bytes), str(recipe), "--output_dir", str(folder), *overrides]
+        done = forks.run_script("tests.faults.short_of_memory", how, *arguments, num_processes=ranks)
+        return replace(done, output_dir=folder)
+
+    return start
+
+
+def mebibytes(text):
+    number, unit = re.search(r"([\d.]+) ([KMG]iB|bytes)", text).groups()
+    return float(number) * {"GiB": 1024, "MiB": 1, "KiB": 1 / 1024, "bytes": 1 / MEBI}[unit]
+
+
+def test_running_out_is_one_message_that_says_what_helps(launch_short, tmp_path):
+    run = launch_short(TIGHT, tmp_path, "python", 1)
+    assert run.exit_code == 3, run.stderr
+    assert "Traceback" not in run.stderr
+    (line,) = [line for line in run.stderr.splitlines() if line.startswith("train.py: ")]
+    assert line.startswith("train.py: out of memory on rank 0 (cpu): ")
+    asked, free = (mebibytes(part) for part in re.search(r"\): (.*) was asked for, (.*) of ", line).groups())
+    assert 0 < asked < TIGHT / MEBI and 0 <= free < TIGHT / MEBI
+    activations = mebibytes(line.partition("activations about ")[2])
+    assert TIGHT / MEBI / 4 < activations < 2 * TIGHT / MEBI
+    remedies = line.partition("What would help most: ")[2].partition(". train")[0].split("; ")
+    assert len(remedies) == 3
+    saved = {re.match(r"(.*?) \(about", remedy)[1]: mebibytes(remedy) for remedy in remedies}
+    assert saved["train.micro_batch_size 64"] == pytest.approx(activations / 2, rel=0.01)
+    assert saved["train.gradient_checkpointing true"] == pytest.approx(activations * (1 / 2 - 2 / 34), rel=0.01)
+    assert sorted(saved.values(), reverse=True) == list(saved.values())
+    assert run.status["status"] == "failed" and run.status["exit_code"] == 3
+    assert run.status["reason"] in line
+
+
+@pytest.mark.parametrize(("how", "ranks"), [("python", 1), ("ddp", 2)])
+def test_auto_finds_a_size_that_fits_and_draws_the_same_curve(launch_short, forks, recipe, tmp_path, how, ranks):
+    run = launch_short(TIGHT, tmp_path / "auto", how, ranks, "--train.micro_batch_size", "auto")
+    assert run.exit_code == 0, run.stderr[-3000:]
+    (found,) = run.events("micro_batch_size")
+    assert 4 <= found["found"] < BATCH // ranks
+    assert f"= {found['found']} a pass" in run.stdout
+    assert not [*partings(forks.train(recipe, tmp_path / "set", "python", "--train.micro_batch_size", "4"), run)]
+
+
+@pytest.mark.parametrize(("how", "ranks"), [("python", 1), ("ddp", 2), ("zero2", 2), ("zero3", 2)])
+def test_trying_sizes_leaves_no_trace(forks, recipe, tmp_path, how, ranks):
+    options = ["--train.global_batch_size", "16"]
+    auto, fixed = (
+        forks.train(recipe, tmp_path / size, how, *options, "--train.micro_batch_size", size, num_processes=ranks)
+        for size in ("auto", str(16 // ranks))
+    )
+    assert [event["found"] for event in auto.events("micro_batch_size")] == [16 // ranks]
+    assert not [*partings(fixed, auto, exactly=True)]
+
+
+@pytest.mark.parametrize(
+    ("batch", "ranks", "sizes"), [(32, 1, [1, 2, 4, 8, 16, 32]), (24, 2, [1, 2, 4, 8]), (9, 4, [1]), (2, 4, [1])]
+)
+def test_sizes_divide_the_batch_and_leave_no_rank_without_work(batch, ranks, sizes):
+    assert list(_sizes(BatchPlan([1] * batch, 0, batch, 1), ranks)) == sizes
+
+
+def test_the_next_size_is_foreseen_on_a_line():
+    assert _expected({0: 100, 1: 110}, 2) == 120
+    assert _expected({0: 100, 1: 110, 2: 120, 4: 160}, 8) == 240
+    assert _expected({0: 100, 1: 90}, 2) == 90  # noise
+
+
+def test_what_ran_out_is_read_from_the_error():
+    told = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 4.00 GiB"
+    cuda = OutOfMemoryError(f"{told} of which 1.50 GiB is free. Of the allocated memory ...")
+    cpu = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1234 bytes.")
+    assert [memory.ran_out(error) for error in (cuda, cpu, RuntimeError("mat1 and mat2"))] == [True, True, False]
+    assert [memory.asked(error) for error in (cuda, cpu, RuntimeError("x"))] == [int(2.5 * 2**30), 1234, 0]
+    assert [memory.left(error) for error in (cuda, cpu)] == [int(1.5 * 2**30), 0]

@@ -14,10 +14,16 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module_info in pkgutil.iter_modules(__path__):
         module = import_module(f"{__name__}.{module_info.name}")
-        command = commands.add_parser(module_info.name, help=module.__doc__, description=module.__doc__)
+        command = commands.add_parser(
+            module_info.name, help=module.__doc__, description=module.__doc__, allow_abbrev=False
+        )
         module.add_arguments(command)
         command.set_defaults(run=module.run)
-    arguments = parser.parse_args(argv)
+    arguments, rest = parser.parse_known_args(argv)
+    if hasattr(arguments, "overrides"):  # a command that takes a recipe leaves --section.key value to it
+        arguments.overrides = rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return arguments.run(arguments)
     except UserError as error:

@@ -2,11 +2,11 @@
 
 import argparse
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 from onecurve.errors import ConfigError
+from onecurve.quiet import hush_transformers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,13 +23,10 @@ def run(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.model)
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{str(folder)!r} is no model folder: it has no config.json.")
-    warnings.filterwarnings("ignore")
+    hush_transformers()
     texts = arguments.texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     from transformers import AutoConfig, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     classifies = any("SequenceClassification" in name for name in config.architectures or [])
     model = load_trained(folder, config, classifies).eval()

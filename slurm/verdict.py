@@ -1,0 +1,94 @@
+"""What a batch script must know of its run: where it lies, how far it is, whether the job goes back to the queue."""
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from onecurve.config import load_recipe
+from onecurve.errors import UserError
+
+MISTAKE, FAILED, REQUEUE = 2, 3, 75
+MAX_RESTARTS = 20
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How a run stands, as its directory tells it."""
+
+    step: int
+    """The furthest that is told of."""
+    written: list[int]
+    """Which status.json this is: equal means that nothing was written in between. No clocks are compared."""
+    status: dict[str, Any]
+
+
+def look(directory: Path) -> Progress:
+    """Read how far a run is; step 0 and an empty status where it has not begun."""
+    path = directory / "status.json"
+    try:
+        status, file = json.loads(path.read_text(encoding="utf-8")), path.stat()
+        written = [file.st_ino, file.st_mtime_ns]
+    except FileNotFoundError:
+        status, written = {}, []
+    try:
+        latest = int((directory / "checkpoints" / "latest").read_text(encoding="utf-8").strip().removeprefix("step-"))
+    except FileNotFoundError:
+        latest = 0
+    return Progress(max(latest, status.get("step", 0)), written, status)
+
+
+def judge(before: Progress, now: Progress, code: int, restarts: int, most: int) -> tuple[int, str]:
+    """Decide what becomes of the job.
+
+    Args:
+        before: How the run stood when this launch began.
+        now: How it stands when all ranks have ended.
+        code: The ranks' exit code, which counts only where the run never began.
+        restarts: How often this job has been requeued.
+        most: How often it may be.
+
+    Returns:
+        The job's exit code, `REQUEUE` where it goes back to the queue and only there, and why.
+    """
+    if now.written == before.written:
+        ended, reason = code, f"the ranks ended with code {code} before the run had begun"
+    else:
+        ended = now.status["exit_code"]
+        how, why = "killed" if ended is None else now.status["status"], now.status["reason"]
+        reason = f"{how} at step {now.step}" + (f": {why.rstrip('.')}" if why else "")
+    if ended in (0, MISTAKE):
+        return ended, reason
+    moved = now.step > before.step
+    if ended != REQUEUE and not moved and (restarts > 0 or ended == FAILED):
+        return ended or 1, f"{reason}. Nothing moved since the job was last started, so it is not started again"
+    if restarts >= most:
+        return 1, f"{reason}. Restarted {restarts} times already: submit it again to go on"
+    return REQUEUE, f"{reason}. Back to the queue, restart {restarts + 1} of at most {most}"
+
+
+def main(verb: str, *arguments: str) -> int:
+    """Answer `directory RECIPE ...`, `before RECIPE ...` or `after BEFORE CODE RECIPE ...`."""
+    told, recipe = (arguments[:2], arguments[2:]) if verb == "after" else ((), arguments)
+    try:
+        directory = Path(load_recipe(list(recipe))[0].output_dir)
+    except UserError as error:
+        print(f"slurm: {error}", file=sys.stderr)  # noqa: T201
+        return MISTAKE
+    if verb == "directory":
+        print(directory)  # noqa: T201
+    elif verb == "before":
+        print(json.dumps(asdict(look(directory))))  # noqa: T201
+    else:
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        most = int(os.environ.get("ONECURVE_MAX_RESTARTS", MAX_RESTARTS))
+        code, reason = judge(Progress(**json.loads(told[0])), look(directory), int(told[1]), restarts, most)
+        print(f"slurm: {reason}.")  # noqa: T201
+        return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,7 @@
+"""`python -m onecurve`: the `onecurve` command, for launchers that start a module."""
+
+import sys
+
+from onecurve.cli import main
+
+sys.exit(main())

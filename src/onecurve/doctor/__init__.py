@@ -1,0 +1,1 @@
+"""What is wrong with the machines a run is about to use: a kind of check a file."""

@@ -1,0 +1,104 @@
+"""What one recipe needs of the machines: that it can be meant, its files on each of them, room for what it writes."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from onecurve.checkpoint import Retention, forecast
+from onecurve.config import Recipe
+from onecurve.data.formats import format_of
+from onecurve.doctor.findings import Finding, Patient
+from onecurve.errors import NothingToDo, UserError
+from onecurve.preflight import read
+from onecurve.room import moments_per_parameter
+
+_BYTES = 4
+"""Of a float32."""
+
+
+def check_recipe(patient: Patient) -> Iterator[Finding]:
+    """Check the recipe as train.py does before it loads anything, then its files and its room."""
+    if not patient.recipe:
+        return
+    try:
+        checked = read(patient.recipe)
+        recipe = checked.recipe
+        checked.directory.check(recipe.train.resume, checked.resolved)
+        yield Finding("recipe", "can be meant")
+    except NothingToDo as reason:
+        yield Finding("recipe", str(reason))
+        return
+    except UserError as error:
+        yield Finding("recipe", str(error), "failure")
+        return
+    yield from _check_files(recipe)
+    yield from _check_room(recipe, patient.folder)
+
+
+def _check_files(recipe: Recipe) -> Iterator[Finding]:
+    named = {
+        "model.path": recipe.model.path,
+        "model.tokenizer": recipe.model.tokenizer,
+        "data.train": recipe.data.train,
+        "data.eval": recipe.data.eval,
+        "data.test": recipe.data.test,
+    }
+    for key, path in named.items():
+        if path is None:
+            continue
+        if Path(path).expanduser().exists():
+            yield Finding(key, path)
+        elif (
+            path.count("/") > 1
+            or path.startswith((".", "~", "/"))
+            or (key.startswith("data.") and format_of(Path(path)))
+        ):
+            yield Finding(key, f"{path} is not there", "failure", "Copy it to a disk that all machines share.")
+        else:
+            yield Finding(key, f"{path} is no local path, so a name on the hub")
+
+
+def _looks_local(key: str, path: str) -> bool:
+    has_format = key.startswith("data.") and format_of(Path(path)) is not None
+    return has_format or path.count("/") > 1 or path.startswith((".", "~", "/"))
+
+
+def _check_room(recipe: Recipe, folder: Path) -> Iterator[Finding]:
+    """Say what the run writes at most, where every weight is trained and the weights lie here; train.py measures it."""
+    parameters = _num_parameters(Path(recipe.model.path).expanduser()) if recipe.peft is None else 0
+    if not parameters:
+        return
+    best = bool(recipe.eval.best_metric)
+    section, copies = recipe.checkpoint, 1 + moments_per_parameter(recipe.optim) + best
+    retention = Retention(section.keep, section.keep_every, best, tuple(section.also))
+    kept, free = retention.most(_saves(recipe)), shutil.disk_usage(folder).free
+    checkpoint, model = round(parameters * copies * _BYTES), parameters * _BYTES * (1 + best)
+    short = forecast(checkpoint if kept else 0, kept, free, model)
+    told = f"{kept} checkpoints of {checkpoint / 1e9:.3f} GB and a model of {model / 1e9:.3f} GB"
+    advice = "Make room, or lower checkpoint.keep." if short else ""
+    yield Finding("needs", short or f"{told}, for {parameters:,} parameters", "failure" if short else "ok", advice)
+
+
+def _saves(recipe: Recipe) -> list[int]:
+    every, last = recipe.checkpoint.every, recipe.train.max_steps
+    if not every:
+        return [recipe.train.stop_after] if recipe.train.stop_after else []
+    # Without the data the number of steps is not known: then as many as are kept for their newness
+    return list(range(every, (last or every * (recipe.checkpoint.keep + 1)) + every, every))
+
+
+def _num_parameters(folder: Path) -> int:
+    total = 0
+    for path in folder.glob("*.safetensors") if folder.is_dir() else ():
+        try:
+            with safe_open(path, framework="np") as file:
+                for name in file.keys():
+                    count = 1
+                    for length in file.get_slice(name).get_shape():
+                        count *= length
+                    total += count
+        except (OSError, SafetensorError):
+            return 0
+    return total

@@ -1,0 +1,79 @@
+"""How fast each rank multiplies and all of them add up, and who is slower than the others."""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from statistics import median
+from time import perf_counter
+
+import torch
+import torch.distributed as dist
+
+from onecurve.doctor.findings import Finding, Patient
+from onecurve.doctor.world import World
+
+_SIZE = {"cpu": 512, "cuda": 8192}
+_NUMBERS = {"cpu": 1 << 20, "cuda": 1 << 26}
+"""Float32 values that are summed over the ranks."""
+_ROUNDS = 5
+_SLOW = 1.5
+"""Times the median."""
+
+
+def check_speed(patient: Patient) -> Iterator[Finding]:
+    """Time a matrix product on every rank and a sum over all of them; name the slow ranks."""
+    world = patient.world
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = _SIZE[device]
+    matrix = torch.randn(size, size, device=device)
+    seconds = _best(lambda: matrix @ matrix, device)
+    taken = [seconds] if world.missing else world.gather(seconds)
+    if world.rank == 0:
+        slowest, fastest = (f"{2 * size**3 / each / 1e9:,.0f}" for each in (max(taken), min(taken)))
+        rate = fastest if slowest == fastest else f"{slowest} to {fastest}"
+        yield Finding("matrix product", f"{size} x {size} in float32 on {device}: {rate} GFLOP/s a rank")
+    if world.missing or world.asked == 1:
+        return
+    yield from slow_ones(world, "matrix product", taken)
+    yield from _sum_up(world, "cuda" if all(world.gather(device == "cuda")) else "cpu")
+
+
+def slow_ones(world: World, what: str, seconds: list[float]) -> Iterator[Finding]:
+    """Name, on rank 0, the ranks that take much longer than the median of all."""
+    usual = median(seconds) if len(seconds) > 2 else min(seconds)
+    slow = [rank for rank, taken in enumerate(seconds) if taken > _SLOW * usual]
+    if slow and world.rank == 0:
+        told = ", ".join(f"rank {rank} on {world.hosts[rank]} ({seconds[rank] / usual:.1f} times)" for rank in slow)
+        yield Finding(
+            "slow ranks",
+            f"{what}: {told}",
+            "warning",
+            "All ranks wait for the slowest: look for other processes there, its clock rate and its cooling.",
+        )
+
+
+def _sum_up(world: World, device: str) -> Iterator[Finding]:
+    values = torch.ones(_NUMBERS[device], device=device)
+    backend = "nccl" if device == "cuda" else "gloo"
+    try:
+        group = dist.new_group(backend=backend, timeout=timedelta(minutes=2))
+        seconds = _best(lambda: dist.all_reduce(values, group=group), device)
+    except RuntimeError as error:
+        told = f"{backend}: {str(error).strip().splitlines()[0]}"
+        yield Finding("sum over the ranks", told, "failure", "Set NCCL_DEBUG=INFO and look at the interfaces it names.")
+        return
+    moved = values.numel() * 4 * 2 * (world.asked - 1) / world.asked  # a ring's traffic of one rank, in bytes
+    if world.rank == 0:
+        told = f"{values.numel() * 4 / 1e6:,.0f} MB over {backend}: {moved / seconds / 1e9:.2f} GB/s a rank"
+        yield Finding("sum over the ranks", told)
+
+
+def _best(work: Callable[[], object], device: str) -> float:
+    """Return the least seconds of several rounds, after one that does not count."""
+    taken = []
+    for _ in range(_ROUNDS + 1):
+        started = perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        taken.append(perf_counter() - started)
+    return min(taken[1:])

@@ -1,0 +1,88 @@
+"""Fetching beforehand what a run reads, so that it works where there is no network."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from onecurve.adapters import check_adapter, virtual_tokens
+from onecurve.data import Data, load_data
+from onecurve.data.cache import cache_root
+from onecurve.errors import ConfigError
+from onecurve.hub import reachable
+from onecurve.preflight import Checked
+from onecurve.tokenizer import Reading
+
+_READING = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+"""A model's config, its tokenizer and its chat template."""
+_WEIGHTS = (".safetensors", ".bin")
+"""What transformers loads: the first kind there is."""
+
+
+def stage(checked: Checked) -> Iterator[str]:
+    """Fetch a run's model, tokenizer and data, encode its examples, and say what is where, a line each.
+
+    What lies on a disk is found, not copied. Precision is not looked at: this may be another machine than the run's.
+
+    Raises:
+        UserError: What train.py would refuse, or what is neither here nor on a hub that answers.
+    """
+    recipe = checked.recipe
+    check_adapter(recipe.peft)
+    section = recipe.model
+    yield _fetch("model", section.path, section.revision, weights=section.init == "pretrained")
+    if section.tokenizer:
+        yield _fetch("tokenizer", section.tokenizer, section.revision, weights=False)
+    reading = Reading(section, recipe.data.max_length, virtual_tokens(recipe.peft))
+    data = load_data(recipe.data, checked.task, lambda: reading.tokenizer, lambda _: reading.max_length)
+    yield from _examples(data, cache_root(recipe.data.cache_dir))
+
+
+def _fetch(what: str, name: str, revision: str | None, weights: bool) -> str:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return f"{what}: found {folder.resolve()}, {_size(folder)}"
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    online = reachable()
+    try:
+        wanted = [*_READING, *(_weight_files(name, revision) if weights and online else ())]
+        copy = snapshot_download(name, revision=revision or "main", allow_patterns=wanted, local_files_only=not online)
+    except HFValidationError:
+        raise ConfigError(f"{name!r} is neither a folder nor a hub name.", where=f"model ({what})") from None
+    except FileNotFoundError:
+        raise ConfigError(
+            f"the {what} {name!r} is not in the local copies, and the hub does not answer.",
+            where="model",
+            fix="Run this where there is a network, or give a folder.",
+        ) from None
+    except HfHubHTTPError as error:
+        raise ConfigError(
+            f"the {what} {name!r} cannot be fetched: {str(error).strip().splitlines()[0]}", where="model"
+        ) from None
+    if weights and not any(Path(copy).glob("*" + suffix) for suffix in _WEIGHTS):
+        raise ConfigError(f"{name!r} has no {' or '.join(_WEIGHTS)} files{' here' * (not online)}.", where="model")
+    return f"{what}: {'fetched' if online else 'found'} {name} in {copy}, {_size(Path(copy))}"
+
+
+def _weight_files(name: str, revision: str | None) -> list[str]:
+    """List the weight files that transformers would load: safetensors where there are any."""
+    from huggingface_hub import list_repo_files
+
+    names = [file for file in list_repo_files(name, revision=revision) if "/" not in file]
+    for suffix in _WEIGHTS:
+        if found := [file for file in names if file.endswith(suffix)]:
+            return found
+    return []
+
+
+def _examples(data: Data, root: Path) -> Iterator[str]:
+    for split in data.splits:
+        folder = split.examples.folder
+        yield (
+            f"{split.name}: {len(split):,} examples, {int(split.lengths.sum()):,} tokens, {_size(folder)} in {folder}"
+        )
+    yield f"examples: {'all found' if data.cached else 'encoded'} in {root}"
+
+
+def _size(folder: Path) -> str:
+    return f"{sum(file.stat().st_size for file in folder.rglob('*') if file.is_file()) / 1e6:,.1f} MB"

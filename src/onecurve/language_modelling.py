@@ -8,28 +8,56 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def next_token_logits(model: "nn.Module", input_ids: "Tensor", attention_mask: "Tensor") -> "Tensor":
-    """Return logits: float [batch, sequence, vocabulary], one row per token of `input_ids` [batch, sequence]."""
-    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
-    # PEFT's prompt learning prepends virtual tokens that are nobody's targets
-    return logits[:, -input_ids.shape[1] :]
+def next_token_logits(model: "nn.Module", batch: "dict[str, Tensor]", ignore_index: int) -> "Tensor":
+    """Return the logits of what is learnt: float [targets, vocabulary], in the order of the batch's targets.
+
+    The others are never computed: the model's output layer gets the hidden states of these positions only, inside the
+    model's own forward pass, so that wrappers around the model and its layers see what they always see.
+
+    Args:
+        model: A causal language model, wrapped or not.
+        batch: `input_ids`, `attention_mask` and `labels`, int64 [batch, sequence].
+        ignore_index: The label that takes no part.
+    """
+    targets = _next_tokens(batch["labels"], ignore_index)
+    places, width = (targets.flatten() != ignore_index).nonzero().squeeze(1), targets.shape[1]
+
+    def select(_: Any, args: "tuple[Tensor, ...]") -> "tuple[Tensor, ...]":
+        # PEFT's prompt learning prepends virtual tokens that are nobody's targets
+        hidden = args[0][:, -width:].flatten(0, 1)
+        return hidden.index_select(0, places)[None], *args[1:]
+
+    unwrapped: Any = getattr(model, "module", model)
+    head = unwrapped.get_output_embeddings()
+    handle = head.register_forward_pre_hook(select)
+    try:
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        logits = model(**inputs, use_cache=False).logits
+    finally:
+        handle.remove()
+    assert logits.shape[:2] == (1, len(places)), logits.shape
+    return logits[0]
 
 
 def next_token_loss_sum(logits: "Tensor", labels: "Tensor", ignore_index: int) -> "Tensor":
-    """Return the cross-entropy of each token given those before it, summed: float32 [], in nats.
+    """Return the cross-entropy of each target given the tokens before it, summed: float32 [], in nats.
 
     Args:
-        logits: float [batch, sequence, vocabulary].
+        logits: float [targets, vocabulary], of `next_token_logits`.
         labels: int64 [batch, sequence], not shifted; `ignore_index` where nothing is learnt.
         ignore_index: The label that takes no part.
     """
+    from onecurve.token_loss import cross_entropy_sum
+
+    targets = _next_tokens(labels, ignore_index)
+    return cross_entropy_sum(logits, targets[targets != ignore_index])
+
+
+def _next_tokens(labels: "Tensor", ignore_index: int) -> "Tensor":
+    """Return, at each position, the label of the next: int64 [batch, sequence]."""
     from torch.nn import functional
 
-    # Shifting the labels and not the logits spares a copy of the largest tensor of the run
-    targets = functional.pad(labels[:, 1:], (0, 1), value=ignore_index)
-    return functional.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=ignore_index, reduction="sum"
-    )
+    return functional.pad(labels[:, 1:], (0, 1), value=ignore_index)
 
 
 def mark_learnt(input_ids: Sequence[int], learnt: Sequence[bool], tokenizer: Any) -> str:

@@ -1,0 +1,108 @@
+"""The memory that tensors are made in: how much there is for this process, how much it uses, and when it ran out."""
+
+import re
+import resource
+from collections.abc import Iterator
+from math import inf
+from pathlib import Path
+
+import psutil
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+
+_UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that there was too little memory, on any device."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, Exception) and should_reduce_batch_size(error)
+    )
+
+
+def asked(error: BaseException) -> int:
+    """Return the bytes that could not be had, as PyTorch's message tells them; 0 where it does not."""
+    return _told(r"tried to allocate", error)
+
+
+def left(error: BaseException) -> int:
+    """Return the bytes that were free then, as PyTorch's message tells them; 0 where it does not, as on a CPU."""
+    return _told(r"of which", error)
+
+
+def _told(words: str, error: BaseException) -> int:
+    told = re.search(words + r" (\d+(?:\.\d+)?) (bytes|[KMG]iB)", str(error), re.IGNORECASE)
+    return int(float(told[1]) * _UNITS[told[2]]) if told else 0
+
+
+def used(device: torch.device) -> int:
+    """Return the bytes that this process's tensors take on a GPU, or all of it on a CPU."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+
+
+def total(device: torch.device) -> int:
+    """Return the bytes that there are for this process at most."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return int(min(psutil.virtual_memory().total, *(limit for limit, _ in _limits())))
+
+
+def free(device: torch.device) -> int:
+    """Return the bytes that this process could still get: what its allocator keeps unused on a GPU counts too."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    return int(max(0, min(psutil.virtual_memory().available, *(limit - taken for limit, taken in _limits()))))
+
+
+def reset_peak(device: torch.device) -> None:
+    """Begin to measure `peak` anew.
+
+    Raises:
+        OSError: The system does not let this process.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
+
+
+def peak(device: torch.device) -> int:
+    """Return the most bytes that `used` has been since `reset_peak`, or since the process began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    told = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(told[1]) * 1024 if told else used(device)
+
+
+def _limits() -> list[tuple[float, int]]:
+    """Return (limit, taken of it) of what may bound a process's memory on a CPU."""
+    taken = psutil.Process().memory_info()
+    held = ((resource.RLIMIT_AS, taken.vms), (resource.RLIMIT_DATA, taken.data))
+    bounds = ((resource.getrlimit(which)[0], amount) for which, amount in held)
+    limits = [(inf if soft == resource.RLIM_INFINITY else float(soft), amount) for soft, amount in bounds]
+    for bound, amount in _control_groups():
+        if bound.is_file():
+            told = bound.read_text().strip()
+            limits.append((inf if told == "max" else float(told), int((bound.parent / amount).read_text())))
+    return limits
+
+
+def _control_groups() -> Iterator[tuple[Path, str]]:
+    """Yield the files that hold the limits containers and Slurm set, by cgroup v2 or v1, and what tells their use."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, own = line.split(":", 2)
+        if controllers in ("", "memory"):
+            root = Path("/sys/fs/cgroup") / controllers
+            names = (
+                ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+            )
+            yield from ((folder / names[0], names[1]) for folder in {root, root / own.lstrip("/")})
+
+
+def spelt(num_bytes: float) -> str:
+    """Spell bytes for people."""
+    for unit in ("GiB", "MiB", "KiB"):
+        if abs(num_bytes) >= _UNITS[unit]:
+            return f"{num_bytes / _UNITS[unit]:.1f} {unit}"
+    return f"{num_bytes:.0f} bytes"

@@ -1,0 +1,79 @@
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from onecurve import host
+
+ROOT = Path(__file__).parent.parent
+REPORT = "from onecurve.host import settle; settle(); import torch; print('threads', torch.get_num_threads())"
+
+
+def threads_of(*command: str, **environment: str) -> list[int]:
+    """The threads of each rank that a command starts, OMP_NUM_THREADS set only where it is given."""
+    kept = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, *command], env=kept | environment, capture_output=True, text=True, check=True, timeout=300
+    )
+    return [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("threads")]
+
+
+def test_one_rank_takes_every_core() -> None:
+    assert threads_of("-c", REPORT) == [host.num_cores()]
+
+
+def test_what_the_user_says_holds() -> None:
+    assert threads_of("-c", REPORT, OMP_NUM_THREADS="1") == [1]
+
+
+def test_ranks_divide_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    told: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    monkeypatch.setattr(host, "keep_memory", lambda: True)
+    monkeypatch.setattr(host, "num_cores", lambda: 9)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for ranks in ("1", "4", "16"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+        host.settle()
+    assert told == [9, 2, 1]
+
+
+def test_the_one_thread_that_a_launcher_chose_is_not_taken_for_the_users(tmp_path: Path) -> None:
+    script = tmp_path / "report.py"
+    script.write_text(REPORT)
+    launch = ("-m", "torch.distributed.run", "--nproc_per_node", "2", str(script))
+    assert threads_of(*launch) == [max(1, host.num_cores() // 2)] * 2
+    single = ("-m", "accelerate.commands.launch", "--config_file", str(ROOT / "accelerate_configs" / "single.yaml"))
+    assert threads_of(*single, str(script)) == [host.num_cores()]
+    assert threads_of(*single, str(script), OMP_NUM_THREADS="1") == [1]
+
+
+def test_a_container_or_affinity_limits_the_cores() -> None:
+    assert 1 <= host.num_cores() <= (psutil.cpu_count() or 1)
+    if hasattr(os, "sched_setaffinity"):
+        one = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); " + REPORT
+        assert threads_of("-c", one) == [1]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc hands memory back")
+def test_memory_that_is_kept_is_not_cleared_by_the_kernel_again() -> None:
+    code = (
+        "import resource, sys, torch\n"
+        "from onecurve import host\n"
+        "assert sys.argv[1] == 'plain' or host.keep_memory()\n"
+        "for i in range(28):\n"  # the heap grows in the first ones
+        "    if i == 8: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    torch.ones(10_000_000)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
+    )
+    plain, kept = (
+        int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("plain", "kept")
+    )
+    assert kept * 10 < plain

@@ -10,6 +10,7 @@ BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.ready
 MODEL := models/all-MiniLM-L6-v2
 RUN := runs/quickstart
+PEERS := hf_trainer trl_sft
 # One thread a process: tests start several, and two threads on contended cores are many times slower
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
@@ -18,7 +19,7 @@ export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-slow test-all lint compiler clean
+.PHONY: help venv quickstart test test-slow test-all test-cluster bench lint compiler clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -29,12 +30,23 @@ quickstart: $(READY) ## set up, fetch a small model, fine-tune it, show the resu
 	@$(BIN)/python quickstart/compare.py $(RUN)
 
 test: lint compiler ## set up, then lint and the fast tests
-	$(PYTEST) -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu and not cluster"
 
 test-slow: $(READY) compiler ## the slow tests alone
-	$(PYTEST) -m "slow and not gpu" || [ $$? -eq 5 ]  # 5: there are none
+	$(PYTEST) -m "slow and not gpu and not cluster" || [ $$? -eq 5 ]  # 5: there are none
 
 test-all: test test-slow ## the fast tests, then the slow ones
+
+test-cluster: $(READY) compiler ## slurm/ on a real cluster of two nodes on this machine (root; slurm-wlm munge iproute2)
+	$(PYTEST) -m cluster -rs tests/slurm
+
+bench: $(PEERS:%=benchmarks/.environments/%/.ready) $(READY) ## the same work under onecurve and its peers
+	$(BIN)/python benchmarks/peers.py
+
+benchmarks/.environments/%/.ready: benchmarks/runners/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet -r $<
+	@touch $@
 
 lint: $(READY) ## ruff, mypy and the import layers
 	$(BIN)/ruff check .

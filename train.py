@@ -15,14 +15,15 @@ def main(argv: list[str], run: Run) -> None:
     """Train, evaluate and save what the recipe describes."""
     checked = preflight(argv)
     recipe, task = checked.recipe, checked.task
-
     # The recipe can be meant: only now what takes seconds to import
     from onecurve.adapters import virtual_tokens
     from onecurve.data import Loader, load_data, plan_run
     from onecurve.distributed import start
-    from onecurve.evaluation import Best, evaluate
+    from onecurve.evaluation import Best, Evaluator
     from onecurve.export import Exporter
+    from onecurve.faults import BadSteps, BlackBox, OutOfMemory, Stopping, fit
     from onecurve.model import check_model, load_model
+    from onecurve.packing import pack
     from onecurve.resume import Checkpoints
     from onecurve.step import train_step
     from onecurve.summary import describe_run
@@ -34,41 +35,43 @@ def main(argv: list[str], run: Run) -> None:
     data = load_data(recipe.data, task, lambda: reading.tokenizer, lambda _: reading.max_length)
     plan = plan_run(data.train.num_items, recipe)
 
-    accelerator = start(recipe.tracking.trackers, recipe.output_dir)
+    accelerator = start(recipe.tracking.trackers, recipe.output_dir, recipe.train.hang_timeout)
     model = load_model(recipe, task, reading.config, data.survey, precision)
-    strategy = build_strategy(accelerator, recipe, precision)
+    strategy, run.explain = build_strategy(accelerator, recipe, precision), OutOfMemory(recipe, model, accelerator)
     strategy.prepare(model, build_optimizer(model, recipe.optim), plan.most_passes(accelerator.num_processes))
     loaders = {split.name: Loader(split, task, reading.tokenizer.pad_token_id, accelerator) for split in data.splits}
-
+    checked, recipe, plan = fit(checked, plan, strategy, loaders["train"])
+    evaluate = Evaluator(strategy, recipe.eval_micro_batch_size, data.survey)
     best = Best(task, recipe.eval, strategy)
-    checkpoints = Checkpoints(checked, data.fingerprint, strategy, best, accelerator)
-    run.begin(checked.directory, checked.config, after=checkpoints.resume())
-
+    checkpoints = Checkpoints(checked, data, plan, strategy, best, accelerator)
+    stopping = Stopping(recipe.train, checked.directory, plan.max_steps, accelerator)
+    run.begin(checked.directory, checked.config, recipe.train.hang_timeout, checkpoints.resume)
     tracker = Tracker(checked.directory, accelerator, recipe, plan.max_steps, checkpoints.resumed)
+    bad_steps = BadSteps(checkpoints, tracker, BlackBox(checked, strategy, loaders["train"], data.survey, reading))
     export = Exporter(checked, data, strategy, accelerator, reading.tokenizer)
-    tracker.say(remark, describe_run(recipe, task, data, plan, model, reading.tokenizer, accelerator.num_processes))
-    for step in plan.steps(run.step + 1, plan.max_steps):
+    tracker.say(remark, pack(model, recipe, task, data.splits, reading.tokenizer.pad_token_id))
+    tracker.say(describe_run(recipe, task, data, plan, model, reading.tokenizer, accelerator.num_processes))
+    while (step := plan.after(run.step)) and not (best.exhausted or run.asked.stop):
         lr = lr_at(step.number, plan.max_steps, recipe.optim)
-        tracker.train(step.number, train_step(strategy, loaders["train"], step, lr, recipe.seed))
-        run.step = step.number
+        outcome = train_step(strategy, loaders["train"], step, lr, recipe.seed, checkpoints.history)
+        run.step = bad_steps(step, outcome) if outcome["fault"] else tracker.train(step.number, outcome)
+        if run.step < step.number:  # gone back to a checkpoint
+            continue
         if data.eval and due(step.number, recipe.eval.every, plan.max_steps):
-            scores = evaluate(strategy, loaders["eval"], recipe.eval_micro_batch_size, data.survey)
-            best.consider(step.number, tracker.scores("eval", step.number, scores))
-        if checkpoints.due(step.number, plan.max_steps):
+            best.consider(step.number, tracker.scores("eval", step.number, evaluate(loaders["eval"])))
+        run.asked = stopping.asked(step.number, checkpoints.seconds)
+        if run.asked.save or checkpoints.due(step.number):
             tracker.event("checkpoint", step.number, stall_seconds=checkpoints.save(step.number))
-        if best.exhausted or step.number == recipe.train.stop_after:
-            break
-    checkpoints.wait()
-    if run.stops_at(recipe.train.stop_after, plan.max_steps):
-        return
+    checkpoints.wait(needed=bool(run.asked.stop))
+    if run.asked.stop:
+        return tracker.stop(run.step, run.asked.stop)
 
     chosen, final = best.step or run.step, {"eval": best.scores}
     if chosen < run.step:  # the last weights beside the best ones
         export("model-last", run.step, {"eval": best.last_scores})
         best.restore()
     if data.test:
-        scores = evaluate(strategy, loaders["test"], recipe.eval_micro_batch_size, data.survey)
-        final["test"] = tracker.scores("test", chosen, scores)
+        final["test"] = tracker.scores("test", chosen, evaluate(loaders["test"]))
     export("model", chosen, final)
     tracker.close(chosen)
 

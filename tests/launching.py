@@ -38,19 +38,28 @@ def write_recipe(path: Path, **sections: Any) -> Path:
     return path
 
 
+def command(how: str | Path, num_processes: int = 2) -> list[str]:
+    """What starts a script under `python` or a file of accelerate_configs/; the script and its arguments follow."""
+    if how == "python":
+        return [sys.executable]
+    config = how if isinstance(how, Path) else ROOT / "accelerate_configs" / f"{how}.yaml"
+    arguments = ["--config_file", str(config), "--main_process_port", "0"]
+    count = str(1 if how == "single" else num_processes)
+    return [sys.executable, "-m", "accelerate.commands.launch", *arguments, "--num_processes", count]
+
+
+def environment() -> dict[str, str]:
+    """This process's, without what a launcher that started it has put there."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "SLURM_", "MASTER_"))}
+    return kept | {"OMP_NUM_THREADS": "1"}  # two ranks with two threads each on two cores are many times slower
+
+
 def launch(
     recipe: Path, output_dir: Path, how: str | Path = "python", *overrides: str, num_processes: int = 2
 ) -> Finished:
     """Run train.py under `python` or a file of accelerate_configs/; a failure of the launch itself shows its output."""
-    command = [sys.executable]
-    if how != "python":
-        config = how if isinstance(how, Path) else ROOT / "accelerate_configs" / f"{how}.yaml"
-        command += ["-m", "accelerate.commands.launch", "--config_file", str(config), "--main_process_port", "0"]
-        command += ["--num_processes", str(1 if how == "single" else num_processes)]
-    command += ["train.py", str(recipe), "--output_dir", str(output_dir), *overrides]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "SLURM_", "MASTER_"))}
-    environment["OMP_NUM_THREADS"] = "1"  # two ranks with two threads each on two cores are many times slower
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=540)
+    words = [*command(how, num_processes), "train.py", str(recipe), "--output_dir", str(output_dir), *overrides]
+    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=540)
     return Finished(output_dir, done.returncode, done.stdout, done.stderr)
 
 

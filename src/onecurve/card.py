@@ -1,12 +1,21 @@
 """The card that lies beside the weights: what they were trained on, how, and how well they score."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from onecurve.config import Recipe
-from onecurve.data import Data
 
 
-def model_card(recipe: Recipe, data: Data, config: str, step: int, scores: dict[str, dict[str, Any]]) -> str:
+@dataclass(frozen=True)
+class TrainedOn:
+    """What the card says of the training data."""
+
+    labels: list[str]
+    num_examples: int
+    fingerprint: str
+
+
+def model_card(recipe: Recipe, data: TrainedOn, config: str, step: int, scores: dict[str, dict[str, Any]]) -> str:
     """Return the README.md that lies beside the weights: data, recipe, metrics."""
     numbers = [
         f"| {split} | {name} | {value:.4f} |"
@@ -14,7 +23,7 @@ def model_card(recipe: Recipe, data: Data, config: str, step: int, scores: dict[
         for name, value in values.items()
         if isinstance(value, (int, float))
     ]
-    labels = f"Labels: {', '.join(data.survey.labels)}.\n\n" if data.survey.labels else ""
+    labels = f"Labels: {', '.join(data.labels)}.\n\n" if data.labels else ""
     head = ["---", "library_name: peft" if recipe.peft else "library_name: transformers"]
     return "\n".join(
         [
@@ -28,7 +37,7 @@ def model_card(recipe: Recipe, data: Data, config: str, step: int, scores: dict[
             f"{'Adapter (' + recipe.peft.method + ')' if recipe.peft else 'Fully fine-tuned'}, "
             f"the weights of step {step}. Trained with onecurve.",
             "",
-            labels + f"Data: {recipe.data.train}, {len(data.train):,} examples (fingerprint `{data.fingerprint}`).",
+            labels + f"Data: {recipe.data.train}, {data.num_examples:,} examples (fingerprint `{data.fingerprint}`).",
             "",
             "| split | metric | value |",
             "|---|---|--:|",

@@ -2,11 +2,13 @@
 
 import os
 from contextlib import redirect_stdout
+from datetime import timedelta
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onecurve.config import TrainSection
 from onecurve.errors import LaunchError
+from onecurve.host import settle
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -21,17 +23,25 @@ def asked_world_size() -> int:
     """How many processes the launcher says there are.
 
     Raises:
-        LaunchError: A launch form that starts one process where several were asked for.
+        LaunchError: A launch form that starts one process where several were asked for, or several worlds.
     """
-    if "WORLD_SIZE" in os.environ:
-        return int(os.environ["WORLD_SIZE"])
-    if "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ:
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    # torchrun's agents are what Slurm starts, and GROUP_WORLD_SIZE counts them; otherwise Slurm starts the ranks
+    joined = int(os.environ.get("GROUP_WORLD_SIZE", asked))
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if joined != tasks > 1:
+        raise LaunchError(
+            f"Slurm started {tasks} tasks, but the world of this one is of {joined}: "
+            "each world would train a copy of its own.",
+            fix="Submit a script of slurm/, or tell accelerate launch of all machines (see multinode.yaml).",
+        )
+    if "WORLD_SIZE" not in os.environ and {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys():
         # what `distributed_type: MULTI_CPU` leaves behind without mpirun
         raise LaunchError(
             "accelerate launch was asked for several processes and started one.",
             fix="Use accelerate_configs/ddp.yaml (distributed_type MULTI_GPU serves CPUs too).",
         )
-    return int(os.environ.get("SLURM_NTASKS", "1")) if "SLURM_STEP_ID" in os.environ else 1
+    return asked
 
 
 def uses_deepspeed() -> bool:
@@ -39,8 +49,18 @@ def uses_deepspeed() -> bool:
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
-def start(trackers: list[str], project_dir: str) -> "Accelerator":
+_TIME_TO_BEGIN = timedelta(minutes=10)
+"""By which ranks may come apart while they load, beside the time a hang may take."""
+
+
+def start(trackers: list[str], project_dir: str, hang_timeout: timedelta = timedelta(minutes=30)) -> "Accelerator":
     """Join the world that was asked for.
+
+    Args:
+        trackers: Names that Accelerate knows.
+        project_dir: Where they write.
+        hang_timeout: After how long the watch over ranks ends a run that hangs; a collective waits a little longer,
+            so that the watch, which can name the rank that is waited for, comes first.
 
     Raises:
         LaunchError: The processes that were started do not form that world.
@@ -50,16 +70,29 @@ def start(trackers: list[str], project_dir: str) -> "Accelerator":
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     asked = asked_world_size()
+    if uses_deepspeed():  # the first to start compiles operators
+        from onecurve.extensions import outlive_killed_compilers
+
+        outlive_killed_compilers()
     # Mixed precision belongs to the recipe and is carried out by the strategy; "no" overrides the launcher's
     settings = {"mixed_precision": "no", "log_with": trackers or None, "project_dir": project_dir}
-    handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)]
+    group: dict[str, Any] = {"timeout": hang_timeout + _TIME_TO_BEGIN}
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+        from onecurve.rendezvous import RESTARTED
+
+        group["init_method"] = f"{RESTARTED}://"
+    handlers = [
+        DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+        InitProcessGroupKwargs(**group),
+    ]
     if torch.cuda.is_available():
         accelerator = Accelerator(**settings, kwargs_handlers=handlers)
     elif uses_deepspeed():  # `cpu=True` would switch DeepSpeed off; without the backend Accelerate sees one process
         with redirect_stdout(StringIO()):  # its first start compiles a small op and prints so on every rank
-            accelerator = Accelerator(**settings, kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
+            accelerator = Accelerator(**settings, kwargs_handlers=[InitProcessGroupKwargs(backend="gloo", **group)])
     else:
         accelerator = Accelerator(**settings, cpu=True, kwargs_handlers=handlers)
+    settle()
     count = int(accelerator.reduce(torch.ones((), device=accelerator.device), "sum"))
     if not asked == accelerator.num_processes == count:
         raise LaunchError(

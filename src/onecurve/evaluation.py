@@ -1,5 +1,6 @@
 """Scoring a split: each example exactly once at any world size; sums and counts only."""
 
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
@@ -11,6 +12,7 @@ from onecurve.config import EvalSection
 from onecurve.data.loader import Loader
 from onecurve.data.plan import BatchPlan
 from onecurve.errors import ConfigError
+from onecurve.ranks.heartbeat import beat
 from onecurve.strategies.base import Strategy
 from onecurve.strategies.snapshot import Snapshot
 from onecurve.tasks.base import Survey, Task
@@ -18,36 +20,38 @@ from onecurve.tasks.base import Survey, Task
 Scores = dict[str, Any]
 
 
-def evaluate(strategy: Strategy, loader: Loader, micro_batch_size: int, survey: Survey) -> Scores:
-    """Score a whole split; every rank calls it and gets the same scores.
+@dataclass(frozen=True)
+class Evaluator:
+    """Scores whole splits; every rank calls it and gets the same scores."""
 
-    Args:
-        strategy: Holds the model.
-        loader: Reads the split.
-        micro_batch_size: Examples per rank and forward pass.
-        survey: The label names.
+    strategy: Strategy
+    micro_batch_size: int
+    """Examples per rank and forward pass."""
+    survey: Survey
+    """The label names."""
 
-    Returns:
-        `loss` (true mean over items) and the task's metrics.
-    """
-    task, accelerator, counts = loader.task, loader.accelerator, loader.split.num_items
-    plan = BatchPlan(counts, seed=0, global_batch_size=len(counts), micro_batch_size=micro_batch_size, shuffle=False)
-    total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
-    pairs: list[tuple[int, list[Any]]] = []
-    strategy.model.eval()
-    with torch.no_grad():
-        for micro_batch in loader.micro_batches(plan.step(1)):
-            with strategy.autocast():
-                logits = task.forward(strategy.model, micro_batch.batch)
-            if micro_batch.counts:
-                total += task.loss_sum(logits, micro_batch.batch)
-                pairs.append((micro_batch.position, task.predict(logits, micro_batch.batch)))
-    loss = float(accelerator.reduce(total, "sum")) / int(counts.sum())
-    gathered = sorted(gather_object(pairs), key=lambda entry: entry[0])
-    flat = [pair for _, part in gathered for pair in part]
-    assert not flat or len(flat) == len(counts), (len(flat), len(counts))
-    scores = [task.metrics(flat, loss, survey)] if accelerator.is_main_process else [None]
-    return _broadcast(scores, accelerator)
+    def __call__(self, loader: Loader) -> Scores:
+        """Return `loss` (true mean over items) and the task's metrics of the split that `loader` reads."""
+        task, accelerator, counts = loader.task, loader.accelerator, loader.split.num_items
+        plan = BatchPlan(counts, 0, len(counts), self.micro_batch_size, shuffle=False)
+        total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+        pairs: list[tuple[int, list[Any]]] = []
+        self.strategy.model.eval()
+        with torch.no_grad():
+            for micro_batch in loader.micro_batches(plan.step(1)):
+                beat("evaluation")
+                with self.strategy.autocast():
+                    logits = task.forward(self.strategy.model, micro_batch.batch)
+                if micro_batch.counts:
+                    total += task.loss_sum(logits, micro_batch.batch)
+                    pairs.append((micro_batch.position, task.predict(logits, micro_batch.batch)))
+        beat("evaluation")
+        loss = float(accelerator.reduce(total, "sum")) / int(counts.sum())
+        gathered = sorted(gather_object(pairs), key=lambda entry: entry[0])
+        flat = [pair for _, part in gathered for pair in part]
+        assert not flat or len(flat) == len(counts), (len(flat), len(counts))
+        scores = [task.metrics(flat, loss, self.survey)] if accelerator.is_main_process else [None]
+        return _broadcast(scores, accelerator)
 
 
 def _broadcast(values: list[Any], accelerator: Accelerator) -> Any:

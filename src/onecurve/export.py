@@ -4,18 +4,22 @@ import shutil
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import Tensor
 
-from onecurve.card import model_card
+from onecurve.card import TrainedOn, model_card
 from onecurve.data import Data
-from onecurve.errors import TrainingError
+from onecurve.errors import LaunchError, TrainingError
 from onecurve.model import whole_parameters
 from onecurve.preflight import Checked
+from onecurve.ranks.heartbeat import beat
 from onecurve.strategies.base import Strategy
+from onecurve.strategies.plain import Plain
 
 
 @dataclass(frozen=True)
@@ -37,37 +41,71 @@ class Exporter:
             scores: Split -> its scores, for the card.
 
         Raises:
-            TrainingError: What was read back is not what was trained.
+            TrainingError: It cannot be written, or what was read back is not what was trained.
         """
-        card = model_card(self.checked.recipe, self.data, self.checked.config, step, scores)
-        _save(self.checked.directory.path / name, self.strategy, self.accelerator, self.tokenizer, card)
+        beat("export")
+        data = TrainedOn(self.data.survey.labels, len(self.data.train), self.data.fingerprint)
+        card = model_card(self.checked.recipe, data, self.checked.config, step, scores)
+        folder = self.checked.directory.path / name
+        if problem := _save(folder, self.strategy, self.accelerator, self.tokenizer, card):
+            raise TrainingError(
+                f"{folder} is not there. {problem} Launched again, the run goes on from its newest checkpoint."
+            )
 
 
-def _save(folder: Path, strategy: Strategy, accelerator: Accelerator, tokenizer: Any, card: str) -> None:
-    model: Any = strategy.unwrapped()
-    adapter = hasattr(model, "peft_config")
+def save_alone(folder: Path, model: Any, tokenizer: Any, card: str) -> None:
+    """Write a model folder from a process of its own: the same folder as at a run's end.
+
+    Raises:
+        LaunchError: The folder cannot be written, or what was read back is not the model.
+    """
+    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    strategy = Plain(accelerator, "no", 0.0)
+    strategy.prepare(model, torch.optim.SGD(model.parameters()), 1)  # nothing steps it
+    if problem := _save(folder, strategy, accelerator, tokenizer, card):
+        raise LaunchError(problem, where=str(folder))
+
+
+def _save(folder: Path, strategy: Strategy, accelerator: Accelerator, tokenizer: Any, card: str) -> str:
+    """Write, read back, and return what went wrong: empty when nothing did."""
+    adapter = hasattr(strategy.unwrapped(), "peft_config")
     values = _gather(strategy, accelerator, adapter)
     unfinished = folder.with_name(folder.name + ".incomplete")
     main, problem = accelerator.is_main_process, ""
-    if main:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
+    try:
+        if main:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+        _write(unfinished, strategy.unwrapped(), values, main, adapter)
+        if main:
+            problem = _finish(unfinished, strategy.unwrapped(), values, tokenizer, card)
+            if not problem:
+                shutil.rmtree(folder, ignore_errors=True)
+                unfinished.rename(folder)
+    except (OSError, SafetensorError) as error:
+        problem = f"It could not be written: {str(error).rstrip('.')}."
+    failed = int(accelerator.reduce(torch.tensor(float(bool(problem)), device=accelerator.device), "sum"))
+    return problem or ("Rank 0 knows why." if failed else "")
+
+
+def _write(folder: Path, model: Any, values: dict[str, Tensor], main: bool, adapter: bool) -> None:
     if adapter:  # on every rank: PEFT runs prompt encoders forward to save them, and ZeRO-3 gathers for that
-        model.save_pretrained(unfinished, state_dict=dict(values), is_main_process=main)
+        with TemporaryDirectory() as elsewhere:  # PEFT makes the folder on every rank, before rank 0 does or after it
+            model.save_pretrained(folder if main else elsewhere, state_dict=dict(values), is_main_process=main)
     elif main:
-        model.save_pretrained(unfinished, state_dict=dict(values))  # a copy: it empties its argument
-    if main:
-        tokenizer.save_pretrained(unfinished)
-        (unfinished / "README.md").write_text(card, encoding="utf-8")
-        if adapter:  # label names lie in the base's config, which an adapter's folder would otherwise lack
-            model.config.save_pretrained(unfinished)
-        with whole_parameters():
-            problem = _verify_adapter(unfinished, values) if adapter else _verify_model(unfinished, model, values)
-        if not problem:
-            shutil.rmtree(folder, ignore_errors=True)
-            unfinished.rename(folder)
-    if int(accelerator.reduce(torch.tensor(float(bool(problem)), device=accelerator.device), "sum")):
-        raise TrainingError(f"{folder}: what was saved is not what was trained. {problem}".strip())
+        model.save_pretrained(folder, state_dict=dict(values))  # a copy: it empties its argument
+
+
+def _finish(folder: Path, model: Any, values: dict[str, Tensor], tokenizer: Any, card: str) -> str:
+    """Write what lies beside the weights, read the weights back, and return how they differ from what was trained."""
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    adapter = hasattr(model, "peft_config")
+    if adapter:  # label names lie in the base's config, which an adapter's folder would otherwise lack
+        model.config.save_pretrained(folder)
+    with whole_parameters():
+        different = _verify_adapter(folder, values) if adapter else _verify_model(folder, model, values)
+    return f"What was saved is not what was trained. {different}" if different else ""
 
 
 def _gather(strategy: Strategy, accelerator: Accelerator, adapter: bool) -> dict[str, Tensor]:

@@ -1,11 +1,13 @@
 """The model: loaded or drawn, its head adapted to the labels, the same weights under every strategy."""
 
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from onecurve.adapters import add_adapter, check_adapter
@@ -64,15 +66,24 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
                 model = auto_model.from_config(config, **options)
         else:
             model, new_modules = _load_pretrained(recipe, auto_model, config, options)
-    except (OSError, ValueError) as error:
+    except pickle.UnpicklingError:
+        raise ConfigError(
+            f"{section.path!r} has weights in a pickle with more than tensors, which could run anything: not loaded.",
+            where="model.path",
+            fix="Take a folder with model.safetensors.",
+        ) from None
+    except (OSError, ValueError, SafetensorError) as error:
         line = str(error).strip().split("\n")[0]
         raise ConfigError(f"{section.path!r} cannot be used: {line}", where="model.path") from None
     model.config.architectures = [type(model).__name__]  # what an adapter's folder says of its base
+    # transformers and PEFT then ask for the inputs' gradients, which only reentrant checkpointing needs
+    model.enable_input_require_grads = lambda: None
     if recipe.train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
     start_stream(recipe.seed, "adapter")
-    return add_adapter(model, recipe.peft, task_type=task.peft_task_type, new_modules=new_modules)
+    adapted = add_adapter(model, recipe.peft, task_type=task.peft_task_type, new_modules=new_modules)
+    del model.enable_input_require_grads
+    return adapted
 
 
 def _load_pretrained(recipe: Recipe, auto_model: Any, config: Any, options: dict[str, Any]) -> tuple[Any, list[str]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from onecurve.config import Recipe, dump_recipe, load_recipe, resolve
+from onecurve.distributed import asked_world_size
 from onecurve.optim import check_optim
 from onecurve.run_directory import RunDirectory
 from onecurve.strategies import check_strategy
@@ -25,18 +26,28 @@ class Checked:
     """The same as YAML, each value with its source."""
 
 
+def read(argv: list[str]) -> Checked:
+    """Read the recipe and check it against its schema, its task and its optimizer, wherever it is to be launched.
+
+    Raises:
+        UserError: Whatever is wrong first.
+    """
+    recipe, sources = load_recipe(argv)
+    task = load_task(recipe.task)
+    owned = {"task": task.settings.model_dump(mode="json"), "optim": check_optim(recipe.optim)}
+    resolved = resolve(recipe, owned)
+    return Checked(recipe, task, RunDirectory(Path(recipe.output_dir)), resolved, dump_recipe(resolved, sources))
+
+
 def preflight(argv: list[str]) -> Checked:
-    """Read the recipe and check it against its schema, its task, its optimizer, its launcher and its directory.
+    """Read the recipe and check it, its launcher and its directory.
 
     Raises:
         UserError: Whatever is wrong first.
         NothingToDo: The run is finished.
     """
-    recipe, sources = load_recipe(argv)
-    task = load_task(recipe.task)
-    owned = {"task": task.settings.model_dump(mode="json"), "optim": check_optim(recipe.optim)}
-    check_strategy(recipe)
-    resolved = resolve(recipe, owned)
-    directory = RunDirectory(Path(recipe.output_dir))
-    directory.check(recipe.train.resume, resolved)
-    return Checked(recipe, task, directory, resolved, dump_recipe(resolved, sources))
+    checked = read(argv)
+    check_strategy(checked.recipe)
+    asked_world_size()  # refuses a launch that cannot form one world
+    checked.directory.check(checked.recipe.train.resume, checked.resolved)
+    return checked

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,58 +31,78 @@ from onecurve.checkpoint import (
 )
 from onecurve.checkpoint.peers import on_first_rank
 from onecurve.config import curve_settings
+from onecurve.data import Data
+from onecurve.data.plan import BatchPlan
 from onecurve.errors import ConfigError, TrainingError
 from onecurve.evaluation import Best
+from onecurve.history import History
+from onecurve.identity import weights_identity
 from onecurve.preflight import Checked
+from onecurve.ranks.heartbeat import beat
+from onecurve.ranks.loss import RankLost, is_loss
+from onecurve.room import checkpoint_bytes, model_bytes, require_room
 from onecurve.run import due
 from onecurve.strategies.base import Strategy, Window
+
+_BYTES_A_SECOND = 100e6
+"""What a disk is thought to take before it was measured."""
 
 
 class Checkpoints:
     """A run's checkpoints: the newest one to start from, and new ones as the run goes on."""
 
     def __init__(
-        self, checked: Checked, fingerprint: str, strategy: Strategy, best: Best, accelerator: Accelerator
+        self, checked: Checked, data: Data, plan: BatchPlan, strategy: Strategy, best: Best, accelerator: Accelerator
     ) -> None:
         self.recipe, self.strategy, self.best, self.accelerator = checked.recipe, strategy, best, accelerator
-        self.curve = curve_settings(checked.resolved) | {"data": fingerprint}
+        self.curve = curve_settings(checked.resolved) | {"data": data.fingerprint}
+        if self.recipe.peft:
+            self.curve["model.weights"] = weights_identity(self.recipe.model)
+        self.trained_on = {"survey": asdict(data.survey), "num_examples": len(data.train)}
+        self.plan = plan
         self.root = checked.directory.checkpoints
         self.peers: Peers = _Group(accelerator) if accelerator.num_processes > 1 else Alone()
         self.run_id = ""
+        self.num_bytes = checkpoint_bytes(strategy, self.recipe, accelerator)
+        self.measured = 0.0
+        self.unsaved = False
+        """Whether the latest save failed."""
         section = checked.recipe.checkpoint
+        self.history = History(self.recipe.train)
         self.resumed: dict[str, Any] | None = None
         """What the run goes on from, once `resume` has found it."""
-        self.writer = Writer(self.root, self.peers, Retention(section.keep, section.keep_every), section.on_error)
+        keeps_best = bool(self.recipe.eval.best_metric)
+        self.keep = Retention(section.keep, section.keep_every, keeps_best, tuple(section.also))
+        self.writer = Writer(self.root, self.peers, self.keep, section.on_error)
 
-    def due(self, step: int, max_steps: int) -> bool:
+    @property
+    def seconds(self) -> float:
+        """How long a save takes at most, from its start until it is complete."""
+        return self.measured or 2 + self.num_bytes / _BYTES_A_SECOND
+
+    def due(self, step: int) -> bool:
         """Whether a checkpoint is written after `step`."""
-        every = self.recipe.checkpoint.every
-        return step == self.recipe.train.stop_after or (every > 0 and due(step, every, max_steps))
+        section = self.recipe.checkpoint
+        return step in section.also or (section.every > 0 and due(step, section.every, self.plan.max_steps))
 
     def resume(self) -> int:
         """Load the checkpoint the recipe asks for; return its step, 0 where the run starts from the beginning.
-
-        Only at the very start: DeepSpeed's and the optimizer's state must be as `prepare` left them.
 
         Raises:
             ConfigError: There is none where one was named, or the run is no longer the one that wrote it.
         """
         folder = self._wanted()
         step = read_manifest(folder).step if folder else 0
+        self._require_room(step)
         on_first_rank(self.peers, lambda: supersede(self.root, step))
         if folder is None:
             self.run_id = self.peers.broadcast(uuid4().hex)
+            if 0 in self.recipe.checkpoint.also:
+                self.save(0)
             return 0
-        state, tensors = read_state(folder), read_manifest(folder).tensors
+        state = read_state(folder)
         changes = self._agree(folder, state["curve"])
-        named = [(*name.partition("/")[::2], stored.shape) for name, stored in tensors.items()]
-        self.strategy.create_state((k, name, shape) for k, name, shape in named if k not in ("param", "best"))
-        if any(key == "best" for key, *_ in named):
-            self.best.snapshot.take()  # makes room; the values are read below
-        load(folder, self._pieces(once=False), self.peers)
-        self.strategy.loss_scale.load(state["loss_scale"])
-        self.strategy.refresh()
-        self.best.load(state["best"])
+        self._load(folder, state)
         self.run_id = state["run_id"]
         self.resumed = {
             "step": state["step"],
@@ -89,8 +110,32 @@ class Checkpoints:
             "from_world_size": state["world_size"],
             "world_size": self.accelerator.num_processes,
             "changes": changes,
+            "from_micro_batch_size": state["micro_batch_size"],
         }
         return state["step"]
+
+    def rewind(self) -> int | None:
+        """Go back to this run's newest checkpoint; return its step, None where there is none."""
+        self.wait(needed=False)
+        found = find(self.root, self.peers, lambda line: print(line, file=sys.stderr))  # noqa: T201
+        if found is None or read_manifest(found.folder).run_id != self.run_id:
+            return None
+        self._load(found.folder, read_state(found.folder))
+        return found.step
+
+    def _load(self, folder: Path, state: dict[str, Any]) -> None:
+        tensors = read_manifest(folder).tensors
+        named = [(*name.partition("/")[::2], stored.shape) for name, stored in tensors.items()]
+        self.strategy.create_state((k, name, shape) for k, name, shape in named if k not in ("param", "best"))
+        if any(key == "best" for key, *_ in named):
+            self.best.snapshot.take()  # makes room; the values are read below
+        else:
+            self.best.snapshot.kept.clear()
+        load(folder, self._pieces(once=False), self.peers)
+        self.strategy.loss_scale.load(state["loss_scale"])
+        self.strategy.refresh()
+        self.best.load(state["best"])
+        self.history.load(state["history"])
 
     def save(self, step: int) -> float:
         """Save the run as it stands after `step`; return the seconds training stood still for it."""
@@ -100,23 +145,43 @@ class Checkpoints:
             "best_step": self.best.step if self.best.metric else None,
             "best": self.best.state(),
             "loss_scale": self.strategy.loss_scale.state(),
+            "history": self.history.state(),
             "curve": self.curve,
+            **self.trained_on,  # for `checkpoint convert`, which has no data
             "world_size": self.accelerator.num_processes,
+            "micro_batch_size": self.recipe.train.examples_a_pass,
             "versions": versions(),
         }
+        beat("checkpoint", step)
         stall = self.writer.save(step, self._pieces(once=True), state)
         self._tell(self.writer.finished())
         return stall
 
-    def wait(self) -> None:
-        """Finish the save that is under way."""
-        self._tell(self.writer.wait())
+    def wait(self, needed: bool) -> None:
+        """Finish the save that is under way.
+
+        Raises:
+            TrainingError: It failed, and either it is needed or the recipe wants the run to end with it.
+        """
+        beat("checkpoint")
+        reports = self.writer.wait()
+        self._tell(reports)
+        if needed and self.unsaved:
+            raise TrainingError("what was trained since the last complete checkpoint is lost: see the error above")
 
     def _tell(self, reports: list[SaveReport]) -> None:
-        """Say what failed where the recipe lets the run go on without it."""
+        """Take in how long saves took; say what failed where the recipe lets the run go on without it."""
+        self.measured = max([self.measured, *(report.stall_seconds + report.write_seconds for report in reports)])
+        if reports:
+            self.unsaved = reports[-1].folder is None
         for report in reports if self.peers.rank == 0 else ():
             if report.error:
                 print(f"train.py: {report.error}", file=sys.stderr, flush=True)  # noqa: T201
+
+    def _require_room(self, after: int) -> None:
+        final = model_bytes(self.strategy.unwrapped(), self.recipe)
+        saves = [step for step in range(after + 1, self.plan.max_steps + 1) if self.due(step)]
+        on_first_rank(self.peers, lambda: require_room(self.root, self.num_bytes, final, self.keep, saves))
 
     def _wanted(self) -> Path | None:
         asked = self.recipe.train.resume
@@ -177,8 +242,10 @@ class _Group:
     def _with_all(self, collective: Callable[..., object], *arguments: Any) -> None:
         try:
             collective(*arguments, group=self.group)
-        except RuntimeError as error:  # what gloo raises when a rank is gone
-            raise TrainingError(f"a rank was lost while a checkpoint was dealt with: {error}") from None
+        except RuntimeError as error:
+            if not is_loss(error):
+                raise
+            raise RankLost(str(error)) from None
 
 
 def versions() -> dict[str, str]:

@@ -2,20 +2,47 @@
 
 import logging
 import os
+import shutil
+import signal
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable
-from typing import NoReturn
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn
 
 from onecurve.config import manual
-from onecurve.distributed import launched_rank
+from onecurve.distributed import asked_world_size, launched_rank
 from onecurve.errors import NothingToDo, TrainingError, UserError
+from onecurve.ranks.launcher import end_with_launcher
+from onecurve.ranks.loss import is_loss
+from onecurve.ranks.watch import Watch
 from onecurve.run_directory import RunDirectory
+from onecurve.run_lock import RunLock
 
 _SECONDS_TO_SPEAK = 20
 """How long other ranks leave rank 0 to say a mistake that all of them found."""
+
+
+EX_TEMPFAIL = 75
+"""Of sysexits.h: not done, and launching again goes on."""
+
+SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
+"""Ask a run to save and stop."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What all ranks agreed to do after a step."""
+
+    save: bool = False
+    stop: str = ""
+    """Why the run ends here; empty when it goes on."""
+    exit_code: int = 0
+    """What it then ends with: 0, or `EX_TEMPFAIL` where it was interrupted."""
 
 
 class Run:
@@ -24,27 +51,66 @@ class Run:
     directory: RunDirectory | None = None
     """Absent until the run has begun; what was there before stays untouched."""
     step = 0
-    outcome = "done"
-    """What the status will say when nothing fails: done or stopped."""
+    asked = Asked()
+    """What was agreed after that step; a reason to stop is how the run ends when nothing fails."""
 
-    def begin(self, directory: RunDirectory, config: str, after: int) -> None:
-        """Take the directory over, to go on after a step: from here on its status is this run's to write."""
-        self.step = after
+    explain: Callable[[BaseException], str] | None = None
+    """Says what a failure that is no bug means; nothing where it is one."""
+
+    lock: RunLock | None = None
+    watch: Watch | None = None
+    holder = ""
+    """The token of this run's lock, on every rank."""
+
+    def begin(self, directory: RunDirectory, config: str, hang_timeout: timedelta, resume: Callable[[], int]) -> None:
+        """Take the directory over and go on after the step `resume` returns: its status is now this run's to write.
+
+        From here on the ranks are watched.
+        """
+        if launched_rank() == 0:  # before `resume`, which moves checkpoints that are no longer meant
+            directory.take()
+            self.lock = directory.lock
+            shutil.rmtree(directory.ranks, ignore_errors=True)  # an earlier launch's; ours come after `resume`
+        self.step = resume()
         if launched_rank() == 0:
-            directory.open(config, after)
-        self.directory = directory
+            directory.open(config, self.step)
+        self.directory, self.holder = directory, directory.lock.holder()
+        self.watch = Watch(
+            directory.ranks,
+            launched_rank(),
+            asked_world_size(),
+            hang_timeout.total_seconds(),
+            self.give_up,
+            lambda: directory.status().get("status") == "failed",
+        )
+        self.watch.start()
 
-    def stops_at(self, stop_after: int | None, max_steps: int) -> bool:
-        """Whether the run ends here for now: where it was asked to, before its last step."""
-        if self.step != stop_after or self.step == max_steps:
-            return False
-        self.outcome = "stopped"
-        return True
+    def give_up(self, message: str) -> None:
+        """Say that training failed; any rank may, since rank 0 may be what failed."""
+        if self.directory is not None and self.directory.lock.holder() == self.holder:  # else it is another run's now
+            with suppress(TrainingError):  # it cannot be written: the message is for the terminal then
+                self.directory.set_status("failed", step=self.step, exit_code=TrainingError.exit_code, reason=message)
+        if self.lock is not None:
+            self.lock.release()
+        os.write(2, f"train.py: {message}\n".encode())  # the loop's thread may hang in the middle of a print
 
     def finish(self, status: str, exit_code: int, reason: str = "") -> None:
-        """Write how it ended."""
-        if self.directory is not None and launched_rank() == 0:
-            self.directory.set_status(status, step=self.step, exit_code=exit_code, reason=reason)
+        """Write how it ended and let go of the directory.
+
+        Raises:
+            TrainingError: It cannot be written.
+        """
+        if self.watch is not None:
+            if status == "failed":
+                self.watch.leave(reason)
+            else:
+                self.watch.stop()
+        try:
+            if self.directory is not None and launched_rank() == 0:
+                self.directory.set_status(status, step=self.step, exit_code=exit_code, reason=reason)
+        finally:
+            if self.lock is not None:
+                self.lock.release()
 
 
 def due(step: int, every: int, max_steps: int) -> bool:
@@ -53,27 +119,50 @@ def due(step: int, every: int, max_steps: int) -> bool:
 
 
 def execute(body: Callable[[list[str], Run], None], argv: list[str]) -> int:
-    """Run `body` and return the exit code: 0 done, 1 a bug, 2 the user's mistake, 3 training failed."""
+    """Run `body` and return the exit code: 0 done, 1 a bug, 2 the user's mistake, 3 training failed,
+    75 interrupted after a complete checkpoint.
+    """
     if "--help" in argv or "-h" in argv:
         print(manual())  # noqa: T201
         return 0
     _hush()
+    end_with_launcher()
+    for name in SIGNALS:  # until the loop takes them over
+        signal.signal(getattr(signal, name), _leave_unbegun)
     run = Run()
     try:
         body(argv, run)
+        run.finish("stopped" if run.asked.stop else "done", run.asked.exit_code, run.asked.stop)
     except NothingToDo as reason:
         if launched_rank() == 0:
             print(reason)  # noqa: T201
         return 0
-    except (UserError, TrainingError) as error:
+    except BaseException as error:  # noqa: BLE001  every end is told
+        return _end(run, error)
+    return run.asked.exit_code
+
+
+def _end(run: Run, error: BaseException) -> int:
+    """Tell how a run failed, and return the exit code."""
+    if told := run.explain(error) if run.explain else "":
+        run.give_up(told)
+        if run.watch:
+            run.watch.leave(told)
+        return TrainingError.exit_code
+    if is_loss(error):
+        message = run.watch.explain(str(error)) if run.watch else f"a rank was lost before the run began: {error}"
+        if message:
+            run.give_up(message)
+        if run.watch:
+            run.watch.stop()
+        return TrainingError.exit_code
+    if isinstance(error, (UserError, TrainingError)):
         return _fail(run, str(error), error.exit_code)
-    except BaseException as error:  # noqa: BLE001  a bug or an interrupt: shown whole, and the status must say so
-        if launched_rank() == 0:
-            traceback.print_exc()
+    # A bug or an interrupt: shown whole, and the status must say so
+    print(f"rank {launched_rank()}: {traceback.format_exc()}", end="", file=sys.stderr, flush=True)  # noqa: T201
+    with suppress(TrainingError):
         run.finish("failed", 1, f"{type(error).__name__}: {error}")
-        return 1
-    run.finish(run.outcome, 0)
-    return 0
+    return 1
 
 
 def leave(exit_code: int) -> NoReturn:
@@ -87,11 +176,21 @@ def leave(exit_code: int) -> NoReturn:
     os._exit(exit_code)
 
 
+def _leave_unbegun(number: int, frame: Any) -> None:
+    """Answer a signal that comes before there is anything to save: the default would end the process as a crash."""
+    os.write(2, f"train.py: {signal.Signals(number).name}: nothing has begun; launch again to go on\n".encode())
+    os._exit(EX_TEMPFAIL)
+
+
 def _fail(run: Run, message: str, exit_code: int) -> int:
     if launched_rank() != 0:
-        # The launcher ends everybody once one rank ends: let rank 0 speak first
+        if run.watch is not None:
+            run.watch.leave(message)
+        # The launcher ends everybody once one rank ends: let rank 0 speak first, and alone
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(_SECONDS_TO_SPEAK)
-    run.finish("failed", exit_code, message)
+    with suppress(TrainingError):  # it cannot be written either: then that was the message, or it is no worse
+        run.finish("failed", exit_code, message)
     print(f"train.py: {message}", file=sys.stderr, flush=True)  # noqa: T201
     return exit_code
 

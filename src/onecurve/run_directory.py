@@ -4,11 +4,15 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from errno import EACCES, EROFS
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from onecurve.config import curve_settings, read_yaml
-from onecurve.errors import ConfigError, LaunchError, NothingToDo
+from onecurve.distributed import launched_rank
+from onecurve.errors import ConfigError, LaunchError, NothingToDo, TrainingError
+from onecurve.run_lock import RunLock
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -26,6 +30,11 @@ class RunDirectory:
     """Paths and status of one run."""
 
     path: Path
+
+    @cached_property
+    def lock(self) -> RunLock:
+        """Who uses it."""
+        return RunLock(self.path / "lock")
 
     @property
     def metrics(self) -> Path:
@@ -46,15 +55,22 @@ class RunDirectory:
 
         Raises:
             ConfigError: It is no directory or holds another finished run, or the checkpoint named is none.
+            LaunchError: It cannot be written, or another run uses it.
             NothingToDo: It holds this very run, finished.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"{str(self.path)!r} is a file.", where="output_dir")
-        if resume not in ("auto", "never") and not (Path(resume) / "manifest.json").is_file():
+        if resume not in ("auto", "never") and not os.path.isfile(Path(resume) / "manifest.json"):
             raise ConfigError(f"{resume!r} is no complete checkpoint.", where="train.resume")
         status = self.status()
-        if resume != "auto" or status.get("status") != "done":
-            return
+        if resume == "auto" and status.get("status") == "done":
+            self._refuse_finished(status, resolved)
+        try:
+            self._check_writable()
+            if launched_rank() == 0:
+                self.lock.check()
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _refuse_finished(self, status: dict[str, Any], resolved: dict[str, Any]) -> None:
         earlier = curve_settings(read_yaml((self.path / "config.yaml").read_text(encoding="utf-8")))
         asked = curve_settings(resolved)
         differing = sorted(key for key in earlier.keys() | asked.keys() if earlier.get(key) != asked.get(key))
@@ -66,34 +82,101 @@ class RunDirectory:
             fix="Choose another, or set train.resume to never to replace it.",
         )
 
+    def _check_writable(self) -> None:
+        existing = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise ConfigError(f"{str(existing)!r} is a file.", where="output_dir")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            number = EROFS if os.statvfs(existing).f_flag & os.ST_RDONLY else EACCES
+            raise OSError(number, os.strerror(number))
+
+    def _unwritable(self, error: OSError) -> LaunchError:
+        return LaunchError(
+            f"{str(self.path)!r} cannot be written: {error.strerror}.",
+            where="output_dir",
+            fix="Choose a folder that this user can write, on a disk with room.",
+        )
+
     @property
     def checkpoints(self) -> Path:
         """One folder a checkpoint."""
         return self.path / "checkpoints"
 
+    @property
+    def ranks(self) -> Path:
+        """Signs of life, a file a rank; gone when the run ends well."""
+        return self.path / "ranks"
+
+    def take(self) -> None:
+        """Make the directory and keep other runs out of it.
+
+        Raises:
+            LaunchError: Another run uses it, or it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock.acquire()
+        except OSError as error:
+            raise self._unwritable(error) from None
+
     def open(self, config: str, step: int) -> None:
         """Start a run here, or go on after `step`: the resolved config, the metrics so far, status running.
 
         Raises:
-            LaunchError: The directory cannot be written.
+            LaunchError: It cannot be written.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / "config.yaml", config)
+            write_atomically(self.metrics, "".join(self._lines_until(step) if step else ()))
+            self._write_status("running", step=step)
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def append(self, line: str) -> None:
+        """Add a line to the metrics; one cut short is left out when the run goes on.
+
+        Raises:
+            TrainingError: It cannot be written, or another run has taken the directory.
+        """
+        self.lock.confirm()
+        try:
+            # Not created here: a directory that vanished is said, not begun anew
+            with open(os.open(self.metrics, os.O_WRONLY | os.O_APPEND), "w", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise _stopped_by(error, self.metrics) from None
+
+    def cut(self, step: int) -> None:
+        """Take back what the metrics tell of the steps after this one, as the run goes back to it.
+
+        Raises:
+            TrainingError: It cannot be written.
+        """
+        self.lock.confirm()
+        try:
             write_atomically(self.metrics, "".join(self._lines_until(step)))
         except OSError as error:
-            raise LaunchError(f"{str(self.path)!r} cannot be written: {error.strerror}.", where="output_dir") from None
-        self.set_status("running", step=step)
+            raise _stopped_by(error, self.metrics) from None
 
     def _lines_until(self, step: int) -> Iterator[str]:
         """What the metrics tell up to a step: what came after it will be told again."""
-        if step and self.metrics.exists():
+        if self.metrics.exists():
             for line in self.metrics.read_text(encoding="utf-8").splitlines(keepends=True):
                 if line.endswith("\n") and json.loads(line)["step"] <= step:
                     yield line
 
     def set_status(self, status: str, *, step: int, exit_code: int | None = None, reason: str = "") -> None:
-        """Say how the run stands: running, done, stopped or failed."""
+        """Say how the run stands: running, done, stopped or failed.
+
+        Raises:
+            TrainingError: It cannot be written.
+        """
+        try:
+            self._write_status(status, step=step, exit_code=exit_code, reason=reason)
+        except OSError as error:
+            raise _stopped_by(error, self.path / "status.json") from None
+
+    def _write_status(self, status: str, *, step: int, exit_code: int | None = None, reason: str = "") -> None:
         entry = {"status": status, "step": step, "exit_code": exit_code, "reason": reason}
         write_atomically(self.path / "status.json", json.dumps(entry, indent=1) + "\n")
 
@@ -103,3 +186,10 @@ class RunDirectory:
             return json.loads((self.path / "status.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
+
+
+def _stopped_by(error: OSError, path: Path) -> TrainingError:
+    return TrainingError(
+        f"{str(path)!r} cannot be written: {error.strerror}. Mend that and launch again: "
+        "the run goes on from its newest checkpoint."
+    )

@@ -1,14 +1,16 @@
 """One optimizer step: the only place where a loss becomes a gradient and a gradient an update."""
 
-from math import isfinite
+from math import isfinite, nan
 from time import perf_counter
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from onecurve.data.loader import Loader
 from onecurve.data.plan import Step, num_passes
-from onecurve.errors import TrainingError
+from onecurve.history import History
+from onecurve.ranks.heartbeat import beat
 from onecurve.seeds import start_stream
 from onecurve.strategies.base import Strategy
 
@@ -19,12 +21,9 @@ def train_step(
     step: Step,
     lr: float,
     seed: int,
+    history: History,
 ) -> dict[str, Any]:
-    """Update the model once.
-
-    The loss is the sum over the global batch's items divided by their number, so the update does not depend on how
-    that batch is cut into ranks and micro-batches. Both kinds of engine average gradients over ranks; the factor
-    `world_size` cancels that.
+    """Update the model once, unless the step's loss or gradient says better not: all ranks find the same.
 
     Args:
         strategy: Turns costs into an update.
@@ -32,45 +31,72 @@ def train_step(
         step: The step of the plan.
         lr: Learning rate of this update.
         seed: The run's seed.
+        history: Says what is wrong with a loss, and which steps are to be left out.
 
     Returns:
-        loss (mean over items, nats), grad_norm (before clipping; None after an overflow), lr, num_items, num_tokens
-        (without padding), num_samples (so far), sample_digest, seconds, and skipped where an fp16 overflow left the
-        weights as they were.
-
-    Raises:
-        TrainingError: The loss or its gradient is not finite.
+        fault (empty where the update was made; else `loss`, `gradient` or `spike`, or why the step was to be left out
+        before it was computed, and then there is nothing more), loss (mean over items, nats), grad_norm (before
+        clipping; None where no update was made), lr, num_items, num_tokens (without padding), num_samples (so far),
+        sample_digest, seconds, ranks (those whose share of the loss is not finite), and skipped where an fp16 overflow
+        left the weights as they were.
     """
-    started, task, accelerator = perf_counter(), loader.task, loader.accelerator
-    world_size = accelerator.num_processes
-    last = num_passes(len(step.micro_batches), world_size) - 1
-    total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+    if step.number in history.left_out:
+        return {"fault": history.left_out[step.number]}
+    started, accelerator = perf_counter(), loader.accelerator
     for group in strategy.optimizer.param_groups:
         group["lr"] = lr
-    strategy.model.train()
-    for i, micro_batch in enumerate(loader.micro_batches(step)):
-        strategy.begin_pass(last=i == last)
-        start_stream(seed, "micro_batch", step.number, micro_batch.position)
-        with strategy.autocast():
-            logits = task.forward(strategy.model, micro_batch.batch)
-        loss_sum = task.loss_sum(logits, micro_batch.batch) * micro_batch.counts
-        strategy.backward(loss_sum * (world_size / step.num_items))
-        total += loss_sum.detach()
-    norm, skipped = strategy.update()
-    loss, grad_norm = float(accelerator.reduce(total, "sum")) / step.num_items, float(norm)
-    if not skipped and not (isfinite(loss) and isfinite(grad_norm)):
-        raise TrainingError(
-            f"step {step.number}: loss {loss}, gradient norm {grad_norm}: not finite. "
-            "Lower optim.lr, lengthen optim.warmup_steps, or set train.mixed_precision to bf16 or no."
-        )
+    sums = torch.stack([loss_sum for _, loss_sum in accumulate(strategy, loader, step, seed)])
+    beat("update")
+    of_ranks = accelerator.gather(sums.double().sum(0, keepdim=True))
+    loss, norm, overflow = float(of_ranks.sum()) / step.num_items, nan, False
+    if fault := history.fault(loss):
+        strategy.discard()
+    else:
+        update, overflow = strategy.update()
+        norm = float(update)
+        fault = "" if overflow or isfinite(norm) else "gradient"
+    if not (fault or overflow):
+        history.updated(loss)
+    beat("between steps")
     outcome = {
+        "fault": fault,
         "loss": loss,
-        "grad_norm": None if skipped else grad_norm,
+        "grad_norm": norm if isfinite(norm) else None,
         "lr": lr,
         "num_items": step.num_items,
         "num_tokens": loader.num_tokens(step),
         "num_samples": step.num_samples,
         "sample_digest": step.sample_digest,
         "seconds": perf_counter() - started,
+        "ranks": (~of_ranks.isfinite()).nonzero().flatten().tolist(),
     }
-    return outcome | ({"skipped": True} if skipped else {})
+    return outcome | ({"skipped": True} if overflow else {})
+
+
+def accumulate(strategy: Strategy, loader: Loader, step: Step, seed: int) -> list[tuple[int, Tensor]]:
+    """Add up the gradients of a step's micro-batches, for an update or to be discarded.
+
+    The loss is the sum over the global batch's items divided by their number, so the gradient does not depend on how
+    that batch is cut into ranks and micro-batches. Both kinds of engine average gradients over ranks; the factor
+    `world_size` cancels that.
+
+    Returns:
+        (position in the step, loss summed over its items) of each micro-batch that this rank computed; zero for one
+        that only kept it in step with the others.
+    """
+    task, world_size = loader.task, loader.accelerator.num_processes
+    last = num_passes(len(step.micro_batches), world_size) - 1
+    sums = []
+    strategy.model.train()
+    beat("data", step.number)
+    for i, micro_batch in enumerate(loader.micro_batches(step)):
+        strategy.begin_pass(last=i == last)
+        start_stream(seed, "micro_batch", step.number, micro_batch.position)
+        beat("forward")
+        with strategy.autocast():
+            logits = task.forward(strategy.model, micro_batch.batch)
+        loss_sum = task.loss_sum(logits, micro_batch.batch) * micro_batch.counts
+        beat("backward")
+        strategy.backward(loss_sum * (world_size / step.num_items))
+        sums.append((micro_batch.position, loss_sum.detach()))
+    return sums

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from onecurve.config import Recipe
 from onecurve.data.encoding import Data, Split
 from onecurve.data.plan import BatchPlan, num_passes
+from onecurve.host import describe_threads
 from onecurve.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -18,16 +19,18 @@ def describe_run(
     sizes = [(_count(p), p.requires_grad) for p in model.parameters()]
     trained, total = sum(n for n, grad in sizes if grad), sum(n for n, _ in sizes)
     batch, train = recipe.train.global_batch_size, data.train
-    passes = num_passes(-(-min(batch, plan.num_examples) // recipe.train.micro_batch_size), world_size)
+    passes = num_passes(-(-min(batch, plan.num_examples) // recipe.train.examples_a_pass), world_size)
     lines = [
         f"model     {recipe.model.path}: {trained:,} of {total:,} parameters trained ({trained / total:.2%}), "
         f"{recipe.peft.method if recipe.peft else 'full fine-tuning'}",
-        f"batch     {batch} examples a step = {recipe.train.micro_batch_size} a pass x {world_size} rank(s) "
+        f"batch     {batch} examples a step = {recipe.train.examples_a_pass} a pass x {world_size} rank(s) "
         f"x {passes} pass(es); {plan.steps_per_epoch} steps an epoch"
         + (f", the last with {plan.short_last_batch}" if plan.short_last_batch else ""),
+        f"threads   {describe_threads()}",
         *map(_describe_split, data.splits),
         f"items     {int(train.num_items.sum()):,} terms of the loss from {int(train.lengths.sum()):,} tokens "
-        f"({train.num_items.sum() / train.lengths.sum():.1%}); at most {data.max_length} tokens an example",
+        f"({train.num_items.sum() / train.lengths.sum():.1%}); at most {data.max_length} tokens an example"
+        + (", read from the cache" if data.cached else ""),
         "example   " + task.describe(train[0], data.survey, tokenizer).rstrip().replace("\n", "\n          "),
     ]
     return "\n".join(lines)

@@ -9,6 +9,11 @@ from onecurve.config import ModelSection
 from onecurve.errors import ConfigError
 from onecurve.hub import reachable
 
+_SET_TOKENIZER = "Set model.tokenizer to where it lies."
+_CONVERT = (
+    "A checkpoint of onecurve, Accelerate or DeepSpeed becomes a model folder with `onecurve checkpoint convert`."
+)
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -22,6 +27,7 @@ class Reading:
     @cached_property
     def config(self) -> Any:
         """The model's transformers config, told the padding id."""
+        _refuse_adapter(self.section.path)
         config = load_config(self.section)
         if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = self.tokenizer.pad_token_id
@@ -52,7 +58,7 @@ def load_config(section: ModelSection) -> Any:
     """
     from transformers import AutoConfig
 
-    _check_local(section.path, "model.path", "config.json")
+    _check_local(section.path, "model.path", ("config.json",), _CONVERT)
     try:
         return AutoConfig.from_pretrained(section.path, revision=section.revision or "main")
     except (OSError, ValueError, KeyError) as error:
@@ -73,12 +79,12 @@ def load_tokenizer(section: ModelSection) -> Any:
 
     path = section.tokenizer or section.path
     key = "model.tokenizer" if section.tokenizer else "model.path"
-    _check_local(path, key, "tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json")
+    _check_local(path, key, ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json"), _SET_TOKENIZER)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=section.revision or "main")
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"{path!r} has no tokenizer that can be read: {_first_line(error)}", where=key, fix="Set model.tokenizer."
+            f"{path!r} has no tokenizer that can be read: {_first_line(error)}", where=key, fix=_SET_TOKENIZER
         ) from None
     if tokenizer.pad_token is None:
         # Safe where others mask the end token with it: labels never come from the padding id
@@ -114,12 +120,22 @@ def resolve_max_length(asked: int | None, tokenizer: Any, config: Any, reserved:
     return asked
 
 
-def _check_local(path: str, key: str, *names: str) -> None:
+def _refuse_adapter(path: str) -> None:
+    # transformers would only say that there are no weights
+    if (Path(path).expanduser() / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"{path!r} is a PEFT adapter, and a run starts from a whole model.",
+            where="model.path",
+            fix=f"Merge it into its base: onecurve checkpoint convert {path} FOLDER --merge",
+        )
+
+
+def _check_local(path: str, key: str, names: tuple[str, ...], fix: str) -> None:
     """Refuse what looks like a local folder but is none, before the hub is asked for it."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         if not any((folder / name).exists() for name in names):
-            raise ConfigError(f"the folder {path!r} holds none of {', '.join(names)}.", where=key)
+            raise ConfigError(f"the folder {path!r} holds no {' or '.join(names)}.", where=key, fix=fix)
     elif folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1 or folder.exists():
         raise ConfigError(f"no such folder: {path!r}.", where=key)
     else:

@@ -1,8 +1,13 @@
+import sys
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onecurve.data.plan import BatchPlan
+from onecurve.config import Recipe
+from onecurve.data import plan as plan_module
+from onecurve.data.plan import BatchPlan, plan_run
 
 ORDER_OF_SEED_7 = [[6, 4, 5, 9], [0, 7, 8, 1], [3, 2]]
 
@@ -56,6 +61,72 @@ def test_seeking_gives_the_step_that_walking_gives(plan, number):
     walked = list(plan.steps(1, number))[-1]
     assert walked.sample_digest == plan.step(number).sample_digest
     assert walked.num_samples == plan.step(number).num_samples
+
+
+@st.composite
+def planned_runs(draw):
+    """A recipe's plan of a whole run, by epochs or by steps, over examples of random lengths."""
+    micro = draw(st.integers(1, 4))
+    batches = {"global_batch_size": micro * draw(st.integers(1, 6)), "micro_batch_size": micro}
+    epochs = st.fixed_dictionaries({"epochs": st.floats(0.1, 4)})
+    until = draw(epochs | st.fixed_dictionaries({"max_steps": st.integers(1, 40)}))
+    recipe = Recipe.model_validate(
+        {
+            "output_dir": "unused",
+            "seed": draw(st.integers(0, 2**40)),
+            "task": {"name": "causal_lm"},
+            "model": {"path": "unused"},
+            "data": {"train": "unused"},
+            "train": batches | until,
+        }
+    )
+    return plan_run(np.array(draw(st.lists(st.integers(1, 500), min_size=1, max_size=40))), recipe)
+
+
+def computed(plan, first, last, world_size):
+    """What the ranks compute together: each step's example ids in the order of positions, and its items."""
+    for step in plan.steps(first, last):
+        shares = (share for rank in range(world_size) for share in step.of_rank(rank, world_size))
+        ids = [i for _, ids, counts in sorted(shares, key=lambda share: share[0]) if counts for i in ids]
+        yield step.number, ids, step.num_items, step.num_samples, step.sample_digest
+
+
+@given(planned_runs(), st.data())
+@settings(max_examples=300, deadline=None)
+def test_a_run_interrupted_anywhere_sees_what_the_uninterrupted_one_sees(plan, data):
+    stop = data.draw(st.integers(0, plan.max_steps), "steps before the interruption")
+    before, after = (data.draw(st.integers(1, 6), name) for name in ("ranks before", "ranks after"))
+    cut = replace(plan, micro_batch_size=data.draw(st.integers(1, 7), "micro_batch_size after"))
+    whole = [*computed(plan, 1, plan.max_steps, 1)]
+    assert [*computed(plan, 1, stop, before), *computed(cut, stop + 1, plan.max_steps, after)] == whole
+    assert sum(len(ids) for _, ids, *_ in whole) == whole[-1][3], "no sample is missing or told twice"
+
+
+def work_to_start_at(number):
+    """Calls of any function, and orders drawn, until a run that starts at a step has that step."""
+    plan = BatchPlan(np.arange(1, 49), seed=3, global_batch_size=4, micro_batch_size=2, max_steps=2_000_000)
+    plan_module._shuffled.cache_clear()
+    calls = 0
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event in ("call", "c_call")
+        assert calls < 10_000, "it walks there"
+
+    sys.setprofile(count)
+    try:
+        step = next(plan.steps(number, plan.max_steps))
+    finally:
+        sys.setprofile(None)
+    assert step.number == number
+    return calls, plan_module._shuffled.cache_info().misses
+
+
+def test_starting_at_step_a_million_is_the_work_of_starting_at_step_ten():
+    work_to_start_at(1)  # imports what NumPy puts off until it is used
+    calls, orders = work_to_start_at(10)
+    assert (calls > 5, orders) == (True, 1)
+    assert work_to_start_at(1_000_000) == (calls, orders)
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():

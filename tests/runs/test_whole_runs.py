@@ -180,7 +180,9 @@ def test_evaluation_counts_each_example_once_at_any_world_size(recipe, finished,
     assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-6)
 
 
-@pytest.mark.parametrize("method", ["bottleneck", "ia3", "prefix_tuning", "dora"])
+@pytest.mark.parametrize(
+    "method", ["bottleneck", *(pytest.param(m, marks=pytest.mark.slow) for m in ("ia3", "prefix_tuning", "dora"))]
+)
 def test_adapters_draw_one_curve_under_zero_3_and_are_saved_whole(recipe, folder, tmp_path, method):
     overrides = {
         "dora": ["--peft.method", "lora", "--peft.use_dora", "true"],

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from onecurve.tasks import task_names
+from onecurve.tasks.base import IGNORE_INDEX
 from tests.tasks.contract import (
     CASES,
     CHECKS,
@@ -118,9 +119,11 @@ def _counts_tokens_read(task: Any) -> None:
 
 
 def _predicts_the_token_it_reads(task: Any) -> None:
-    task.loss_sum = lambda logits, batch: functional.cross_entropy(
-        logits[:, 1:].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum"
-    )
+    def loss_sum(logits: Any, batch: Any) -> Any:
+        read = batch["input_ids"][:, :-1][batch["labels"][:, 1:] != IGNORE_INDEX]
+        return functional.cross_entropy(logits, read, reduction="sum")
+
+    task.loss_sum = loss_sum
 
 
 def _learns_padding(task: Any) -> None:

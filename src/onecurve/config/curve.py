@@ -11,9 +11,18 @@ FREE_TO_CHANGE = (
     "train.micro_batch_size",
     "train.resume",
     "train.stop_after",
+    "train.time_limit",
+    "train.hang_timeout",
     "train.allow_changes",
     "train.emulate",
     "train.gradient_checkpointing",
+    # These act only on a step that goes wrong, and a run that went wrong is launched again with another answer; each
+    # update left out is told and kept in the checkpoint
+    "train.on_nonfinite",
+    "train.on_spike",
+    "train.spike_window",
+    "train.spike_sigma",
+    "train.max_skipped",
     "eval",
     "checkpoint",
     "tracking",

@@ -1,8 +1,9 @@
 """The recipe's schema: every key, its type, its default and what it means."""
 
+from datetime import timedelta
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PrivateAttr, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -104,20 +105,61 @@ class TrainSection(Section):
     """Passes over the training set."""
     global_batch_size: int = Field(default=32, gt=0)
     """Examples per optimizer update, whatever the number of ranks."""
-    micro_batch_size: int = Field(default=8, gt=0)
-    """Examples per rank and forward-backward pass."""
+    micro_batch_size: int | Literal["auto"] = 8
+    """Examples per rank and forward-backward pass; auto: the largest power of two that fits in memory."""
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"
     """What matrix products are computed in; auto: bf16 where the device computes it natively, else no."""
     emulate: bool = False
     """Allow a precision that this device can only emulate, many times slower."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of keeping them."""
+    packing: Literal["off", "on", "auto"] = "off"
+    """Run the examples of a micro-batch end to end in one row instead of padding them, each seeing only itself.
+    auto: where the model can; on: or refuse to start."""
+    on_nonfinite: Literal["stop", "skip", "rewind"] = "stop"
+    """What a loss or gradient with NaN or infinity in it does, always before the update. stop: the run, with a black
+    box; skip: the update of that step; rewind: back to the last checkpoint, to leave that step out."""
+    on_spike: Literal["ignore", "stop", "skip", "rewind"] = "ignore"
+    """The same for a loss that lies more than `spike_sigma` standard deviations above the mean of the last
+    `spike_window` steps."""
+    spike_window: int = Field(default=64, gt=1)
+    """Steps a spike is told from; until there are so many, nothing is one."""
+    spike_sigma: float = Field(default=6.0, gt=0)
+    """Standard deviations above their mean."""
+    max_skipped: int = Field(default=10, ge=0)
+    """Steps in a row that may be left out; one more stops the run."""
     resume: str = "auto"
     """auto, never, or a checkpoint's path."""
     stop_after: int | None = Field(default=None, gt=0)
     """End this launch with a checkpoint after that step; the schedule stays that of the whole run."""
+    time_limit: timedelta | None = Field(default=None, strict=False, gt=timedelta(0))
+    """End this launch with a checkpoint before it has run so long: seconds, or HH:MM:SS. Under Slurm the job's own
+    limit is known."""
+    hang_timeout: timedelta = Field(default=timedelta(minutes=30), strict=False, gt=timedelta(0))
+    """End a run that does not get on for so long, naming the rank that the others wait for: seconds, or HH:MM:SS. More
+    than the longest pass, scoring or writing of a file takes."""
     allow_changes: list[str] = Field(default_factory=list)
     """Settings that may differ from the checkpoint's although the curve changes with them."""
+
+    @field_validator("micro_batch_size", mode="plain")
+    @classmethod
+    def _a_size_or_auto(cls, value: Any) -> Any:
+        if value != "auto" and (type(value) is not int or value < 1):
+            raise ValueError(f"must be a whole number above 0, or auto; got {value!r}")
+        return value
+
+    _found: int = PrivateAttr(default=1)
+
+    @property
+    def examples_a_pass(self) -> int:
+        """micro_batch_size; where that is auto, what was found, and before that 1."""
+        return self._found if self.micro_batch_size == "auto" else self.micro_batch_size
+
+    def with_found(self, micro_batch_size: int) -> "TrainSection":
+        """Return a copy that knows what auto came to."""
+        copy = self.model_copy()
+        copy._found = micro_batch_size
+        return copy
 
 
 class EvalSection(Section):
@@ -140,6 +182,8 @@ class EvalSection(Section):
 class CheckpointSection(Section):
     every: int = Field(default=0, ge=0)
     """Steps between two checkpoints; 0: none."""
+    also: list[NonNegativeInt] = Field(default_factory=list)
+    """Further steps to save after, always kept; 0 is the start, before the first update."""
     keep: int = Field(default=2, gt=0)
     """Newest checkpoints to keep; the best step's is kept besides."""
     on_error: Literal["stop", "continue"] = "stop"
@@ -178,18 +222,20 @@ class Recipe(Section):
     @property
     def eval_micro_batch_size(self) -> int:
         """Examples per rank and forward pass when scoring."""
-        return self.eval.micro_batch_size or self.train.micro_batch_size
+        return self.eval.micro_batch_size or self.train.examples_a_pass
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "Recipe":
         train = self.train
         if (train.max_steps is None) == (train.epochs is None):
             raise ValueError("set exactly one of train.max_steps and train.epochs")
-        if train.global_batch_size % train.micro_batch_size:
+        if train.global_batch_size % train.examples_a_pass:
             raise ValueError(
                 f"train.global_batch_size ({train.global_batch_size}) must be a multiple of "
                 f"train.micro_batch_size ({train.micro_batch_size})"
             )
+        if train.packing == "on" and self.model.attn_implementation not in (None, "sdpa"):
+            raise ValueError("train.packing has its own attention: remove model.attn_implementation, or turn it off")
         if self.data.eval is None and (self.eval.every or self.eval.best_metric):
             raise ValueError("eval.every and eval.best_metric need a dev split: set data.eval")
         return self

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from onecurve.data.encoding import Split
 from onecurve.data.plan import Step
+from onecurve.ranks.heartbeat import beat
 from onecurve.tasks.base import Batch, Task
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Loader:
             self.accelerator.device,
         )
         for position, ids, counts in step.of_rank(rank, world_size):
+            beat("data")
             batch = self.task.collate(self.split.take(ids), self.pad_id)
             moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
             yield MicroBatch(position, moved, counts)

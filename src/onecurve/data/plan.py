@@ -97,6 +97,10 @@ class BatchPlan:
         """Yield steps `first` to `last`, both included."""
         return map(self.step, range(first, last + 1))
 
+    def after(self, number: int) -> Step | None:
+        """Return the step after step `number`; None after the last."""
+        return self.step(number + 1) if number < self.max_steps else None
+
     def step(self, number: int) -> Step:
         """Return step `number` (1-based)."""
         assert number >= 1, number
@@ -119,7 +123,7 @@ class BatchPlan:
 def plan_run(num_items: np.ndarray, recipe: Recipe) -> BatchPlan:
     """Plan a recipe's run over examples with so many terms of the loss each."""
     train = recipe.train
-    plan = BatchPlan(num_items, recipe.seed, train.global_batch_size, train.micro_batch_size)
+    plan = BatchPlan(num_items, recipe.seed, train.global_batch_size, train.examples_a_pass)
     return replace(plan, max_steps=train.max_steps or plan.num_steps(train.epochs or 1))
 
 

@@ -63,7 +63,7 @@ def build_strategy(accelerator: "Accelerator", recipe: Recipe, precision: str) -
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from onecurve.strategies.zero import Zero
 
-        return Zero(accelerator, precision, recipe.optim.max_grad_norm, recipe.train.micro_batch_size)
+        return Zero(accelerator, precision, recipe.optim.max_grad_norm, recipe.train.examples_a_pass)
     from onecurve.strategies.plain import Plain
 
     return Plain(accelerator, precision, recipe.optim.max_grad_norm)

@@ -30,7 +30,7 @@ class Window:
 
 
 class Strategy(Protocol):
-    """One file in this folder a strategy. The loop calls the first five; saving calls the rest."""
+    """One file in this folder a strategy. The loop calls the first six; saving calls the rest."""
 
     model: nn.Module
     """What to call forward on."""
@@ -52,11 +52,15 @@ class Strategy(Protocol):
         """Add the gradients of a loss that is already scaled for the mean over ranks (see `step`)."""
 
     def update(self) -> tuple[Tensor | float, bool]:
-        """Clip, update, clear the gradients.
+        """Clip, update, clear the gradients; a gradient that is not finite updates nothing.
 
         Returns:
-            The global gradient norm before clipping, and whether the update was skipped (fp16 overflow).
+            The global gradient norm before clipping, the same on all ranks, and whether an fp16 overflow was answered
+            with a lower loss scale.
         """
+
+    def discard(self) -> None:
+        """Clear the gradients of a whole step instead of updating; nothing else changes."""
 
     def unwrapped(self) -> nn.Module:
         """The model as it was handed to `prepare`."""
@@ -68,7 +72,7 @@ class Strategy(Protocol):
         """
 
     def create_state(self, entries: Iterable[tuple[str, str, tuple[int, ...]]]) -> None:
-        """Make room in the optimizer, which makes its state as it steps, for (key, parameter's name, shape)."""
+        """Have the optimizer, which makes its state as it steps, hold just these: (key, parameter's name, shape)."""
 
     def refresh(self) -> None:
         """Bring the model in line after windows were written to."""

@@ -25,12 +25,24 @@ class Plain:
         self.accelerator = accelerator
         self.dtype = DTYPES.get(precision)
         self.max_grad_norm = max_grad_norm or inf
-        self.loss_scale = LossScale(enabled=precision == "fp16")
+        self.loss_scale = LossScale(precision == "fp16", accelerator.num_processes)
 
     def prepare(self, model: nn.Module, optimizer: Optimizer, num_passes: int) -> None:
         self.model = self.accelerator.prepare_model(model)
         self.optimizer = optimizer
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        if isinstance(self.model, DistributedDataParallel):
+            self._settle_buckets(self.model)
+
+    def _settle_buckets(self, model: DistributedDataParallel) -> None:
+        """Have DDP cut its buckets for good before the first step.
+
+        It cuts them anew after a launch's first backward pass, and where a gradient lies in a bucket decides in which
+        order three ranks or more sum it: a resumed run would part from the uninterrupted one in the last bits.
+        """
+        model.reducer.prepare_for_backward([])
+        torch.stack([p.view(-1)[0] for p in self.parameters]).sum().backward()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def begin_pass(self, last: bool) -> None:
         if isinstance(self.model, DistributedDataParallel):
@@ -42,19 +54,21 @@ class Plain:
         return torch.autocast(self.accelerator.device.type, self.dtype)
 
     def backward(self, loss: Tensor) -> None:
-        (loss * self.loss_scale.value).backward()
+        (loss * self.loss_scale.factor).backward()
 
     def update(self) -> tuple[Tensor | float, bool]:
         if self.loss_scale.enabled:
             gradients = [p.grad for p in self.parameters if p.grad is not None]
-            torch._foreach_mul_(gradients, 1 / self.loss_scale.value)
+            torch._foreach_mul_(gradients, 1 / self.loss_scale.factor)
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-        overflow = self.loss_scale.enabled and not bool(grad_norm.isfinite())
-        if not overflow:
+        finite = bool(grad_norm.isfinite())
+        if finite:
             self.optimizer.step()
-        self.loss_scale.update(overflow)
+        self.discard()
+        return grad_norm, self.loss_scale.update(overflow=not finite)
+
+    def discard(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        return grad_norm, overflow
 
     def unwrapped(self) -> nn.Module:
         return self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
@@ -71,6 +85,7 @@ class Plain:
 
     def create_state(self, entries: Iterable[tuple[str, str, tuple[int, ...]]]) -> None:
         parameters = dict(self.unwrapped().named_parameters())
+        self.optimizer.state.clear()
         for key, name, shape in entries:
             parameter = parameters[name]
             self.optimizer.state[parameter][key] = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)

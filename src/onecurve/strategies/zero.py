@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ class Zero:
                 "lower_precision_safe_modules": [],
             }
         self.config = config
-        self.loss_scale = LossScale(enabled=precision == "fp16")
+        self.loss_scale = LossScale(precision == "fp16", accelerator.num_processes)
 
     @property
     def stage(self) -> int:
@@ -64,7 +65,7 @@ class Zero:
         if self.loss_scale.enabled:
             # DeepSpeed's own scaler under autocast clips before it unscales: gradients 65,536 times too long
             self.optimizer.torch_autocast_gradscaler = None
-            self.optimizer.override_loss_scale(self.loss_scale.value)
+            self.optimizer.override_loss_scale(self.loss_scale.factor)
 
     def begin_pass(self, last: bool) -> None:
         self.model.set_gradient_accumulation_boundary(last)
@@ -76,12 +77,22 @@ class Zero:
         self.model.backward(loss, scale_wrt_gas=False)
 
     def update(self) -> tuple[Tensor | float, bool]:
-        self.model.step()
-        overflow = self.loss_scale.enabled and bool(self.optimizer.overflow)
-        self.loss_scale.update(overflow)
+        self.model.step()  # which, whatever the precision, makes no update where the norm is not finite
+        lowered = self.loss_scale.update(overflow=self.optimizer.overflow)
         if self.loss_scale.enabled:
-            self.optimizer.override_loss_scale(self.loss_scale.value)
-        return self.model.get_global_grad_norm(), overflow
+            self.optimizer.override_loss_scale(self.loss_scale.factor)
+        return self.model.get_global_grad_norm(), lowered
+
+    @torch.no_grad()
+    def discard(self) -> None:
+        # Gradients lie in other places by stage and offloading, and the engine counts passes: it clears and counts as
+        # it should when it finds an update that cannot be made, so it is given one
+        for gradients in self.optimizer.averaged_gradients.values():
+            for gradient in gradients or ():
+                gradient.fill_(nan)
+        norms = getattr(self.optimizer, "norm_for_param_grads", {})  # what it looks at when it offloads to the CPU
+        norms.update({parameter: torch.full_like(norm, nan) for parameter, norm in norms.items()})
+        self.model.step()
 
     def unwrapped(self) -> nn.Module:
         return self.model.module
@@ -101,6 +112,7 @@ class Zero:
         wanted: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
         for key, name, shape in entries:
             wanted.setdefault(name, []).append((key, shape))
+        self.optimizer.optimizer.state.clear()
         for held in self._held():
             for key, shape in wanted.get(held.name, []):
                 room = torch.zeros_like(held.flat.data) if shape else torch.zeros((), device=held.flat.device)
@@ -132,10 +144,12 @@ class Zero:
 
     def refresh(self) -> None:
         if self.loss_scale.enabled:
-            self.optimizer.override_loss_scale(self.loss_scale.value)
+            self.optimizer.override_loss_scale(self.loss_scale.factor)
         if self.stage < 3:
             self.optimizer.update_lp_params()
             return
+        # What is gathered still holds the values from before: small parameters stay so between steps
+        self.optimizer.checkpoint_event_prologue()
         for index, master in enumerate(self.optimizer.fp32_partitioned_groups_flat):
             working = self.optimizer.fp16_partitioned_groups_flat[index]
             if working is not None:

@@ -103,7 +103,7 @@ class Task:
         return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
 
     def forward(self, model: "nn.Module", batch: Batch) -> "Tensor":
-        return next_token_logits(model, batch["input_ids"], batch["attention_mask"])
+        return next_token_logits(model, batch, IGNORE_INDEX)
 
     def loss_sum(self, logits: "Tensor", batch: Batch) -> "Tensor":
         return next_token_loss_sum(logits, batch["labels"], IGNORE_INDEX)

@@ -41,7 +41,14 @@ class Tracker:
         if resumed:
             self.bar.update(resumed["step"])
             self.say(f"resumed from {resumed['checkpoint']}, after step {resumed['step']}")
+            earlier, now = resumed["from_micro_batch_size"], recipe.train.examples_a_pass
+            if earlier != now:
+                self.say(f"train.micro_batch_size was {earlier} and is {now}: dropout, if any, draws other masks now")
             self.event("resume", **resumed)
+        if recipe.train.micro_batch_size == "auto":
+            found = recipe.train.examples_a_pass
+            self.say(f"train.micro_batch_size auto is {found}; dropout, if any, draws other masks at another size")
+            self.event("micro_batch_size", resumed["step"] if resumed else 0, found=found)
 
     def say(self, *texts: str) -> None:
         """Print what is not empty to the terminal, above the bar where there is one."""
@@ -54,13 +61,13 @@ class Tracker:
         if not self.main:
             return
         line = {"event": event, "step": step, **_finite(values)}
-        with open(self.directory.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        self.directory.append(json.dumps(line, allow_nan=False))
         numbers = {f"{event}/{k}": v for k, v in values.items() if isinstance(v, (int, float))}
         self.accelerator.log(numbers, step=step)
 
-    def train(self, step: int, outcome: dict[str, Any]) -> None:
-        """Record what one optimizer step returned."""
+    def train(self, step: int, outcome: dict[str, Any]) -> int:
+        """Record what one optimizer step returned; return the step."""
+        outcome = {name: value for name, value in outcome.items() if name not in ("fault", "ranks")}
         seconds = outcome.pop("seconds")
         self.tokens, self.seconds = self.tokens + outcome.pop("num_tokens"), self.seconds + seconds
         self.total_seconds += seconds
@@ -77,6 +84,23 @@ class Tracker:
         if step % self.log_every == 0 or step == self.max_steps:
             self.event("train", step, **outcome, tokens_per_second=rate)
             self.tokens, self.seconds = 0, 0.0
+        return step
+
+    def skipped(self, step: int, why: str, **values: Any) -> None:
+        """Record a step whose update was not made."""
+        self.bar.update()
+        self.say(f"step {step} is left out: {why}")
+        self.event("skipped_step", step, reason=why, **values)
+
+    def went_back(self, step: int, why: str, **values: Any) -> None:
+        """Record that the run stands after an earlier step again: what was told of the steps since is taken back."""
+        if self.main:
+            self.directory.cut(step)
+        self.bar.n = step
+        self.bar.refresh()
+        self.tokens, self.seconds = 0, 0.0
+        self.say(f"{why}; back to step {step}")
+        self.event("rewind", step, reason=why, **values)
 
     def scores(self, event: str, step: int, scores: dict[str, Any]) -> dict[str, Any]:
         """Record and return the scores of a split: `event` is eval or test."""
@@ -90,6 +114,16 @@ class Tracker:
         self.bar.close()
         self.say(f"model of step {step}: {self.directory.model}")
         self.event("end", step, model=str(self.directory.model))
+        self._finish()
+
+    def stop(self, step: int, reason: str) -> None:
+        """Say that the run ends here for now, its checkpoint complete, and why."""
+        self.bar.close()
+        self.say(f"stopped after step {step} by {reason}; launch again to go on")
+        self.event("stop", step, reason=reason)
+        self._finish()
+
+    def _finish(self) -> None:
         for tracker in self.accelerator.trackers:  # not `end_training`: it also ends the process group (see `leave`)
             tracker.finish()
 

@@ -178,7 +178,8 @@ def leave(exit_code: int) -> NoReturn:
 
 def _leave_unbegun(number: int, frame: Any) -> None:
     """Answer a signal that comes before there is anything to save: the default would end the process as a crash."""
-    os.write(2, f"train.py: {signal.Signals(number).name}: nothing has begun; launch again to go on\n".encode())
+    if launched_rank() == 0:  # another rank's launcher may only be ending it after a mistake that rank 0 has told
+        os.write(2, f"train.py: {signal.Signals(number).name}: nothing has begun; launch again to go on\n".encode())
     os._exit(EX_TEMPFAIL)
 
 

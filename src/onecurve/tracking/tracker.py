@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from onecurve.config import Recipe
 from onecurve.run_directory import RunDirectory
+from onecurve.tracking.continuing import continuing
 
 _PLAIN_LINES = 40
 """About as many progress lines as a run writes where there is no terminal."""
@@ -24,6 +25,7 @@ class Tracker:
         accelerator: Accelerator,
         recipe: Recipe,
         max_steps: int,
+        run_id: str,
         resumed: dict[str, Any] | None,
     ) -> None:
         self.directory, self.accelerator = directory, accelerator
@@ -37,7 +39,9 @@ class Tracker:
         self.steps, self.total_seconds = 0, 0.0
         """Of this launch."""
         if recipe.tracking.trackers:
-            accelerator.init_trackers(recipe.tracking.project)
+            project = recipe.tracking.project
+            known = continuing(recipe.tracking.trackers, project, run_id) if self.main else {}
+            accelerator.init_trackers(project, init_kwargs=known)
         if resumed:
             self.bar.update(resumed["step"])
             self.say(f"resumed from {resumed['checkpoint']}, after step {resumed['step']}")

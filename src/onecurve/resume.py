@@ -58,7 +58,13 @@ class Checkpoints:
         self.curve = curve_settings(checked.resolved) | {"data": data.fingerprint}
         if self.recipe.peft:
             self.curve["model.weights"] = weights_identity(self.recipe.model)
-        self.trained_on = {"survey": asdict(data.survey), "num_examples": len(data.train)}
+        self.described = {
+            "recipe": checked.resolved,
+            "survey": asdict(data.survey),
+            "num_examples": len(data.train),
+            "versions": versions(),
+        }
+        """For people, and for `checkpoint convert`, which has no data."""
         self.plan = plan
         self.root = checked.directory.checkpoints
         self.peers: Peers = _Group(accelerator) if accelerator.num_processes > 1 else Alone()
@@ -147,10 +153,9 @@ class Checkpoints:
             "loss_scale": self.strategy.loss_scale.state(),
             "history": self.history.state(),
             "curve": self.curve,
-            **self.trained_on,  # for `checkpoint convert`, which has no data
+            **self.described,
             "world_size": self.accelerator.num_processes,
             "micro_batch_size": self.recipe.train.examples_a_pass,
-            "versions": versions(),
         }
         beat("checkpoint", step)
         stall = self.writer.save(step, self._pieces(once=True), state)

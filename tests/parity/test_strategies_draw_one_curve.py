@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.launching import train, write_recipe
+from tests.launching import write_recipe
 from tests.tiny_models import build_tiny_bert, build_tiny_llama
 
 pytestmark = pytest.mark.distributed
@@ -75,14 +75,14 @@ REST = [
 ]
 
 
-def check(recipes, tmp_path, task, overrides, strategies):
-    one = train(recipes[task], tmp_path / "one", "python", *overrides)
+def check(forks, recipes, tmp_path, task, overrides, strategies):
+    one = forks.train(recipes[task], tmp_path / "one", "python", *overrides)
     curve = one.events("train")
     assert len(curve) == STEPS
     assert all(step["grad_norm"] > 0.3 for step in curve) or overrides, "clipping must be active"
     assert len({step["loss"] for step in curve}) == STEPS, "nothing trained"
     for how in strategies:
-        other = train(recipes[task], tmp_path / how, how, *overrides)
+        other = forks.train(recipes[task], tmp_path / how, how, *overrides)
         for ours, theirs in zip(curve, other.events("train"), strict=True):
             assert ours["sample_digest"] == theirs["sample_digest"]
             assert theirs["loss"] == pytest.approx(ours["loss"], rel=TOLERANCE), (how, ours["step"])
@@ -102,20 +102,20 @@ def compare_weights(ours, theirs):
 
 
 @pytest.mark.parametrize(("task", "overrides", "strategies"), QUICK)
-def test_every_strategy_draws_the_curve_of_one_process(recipes, tmp_path, task, overrides, strategies):
-    check(recipes, tmp_path, task, overrides, strategies)
+def test_every_strategy_draws_the_curve_of_one_process(forks, recipes, tmp_path, task, overrides, strategies):
+    check(forks, recipes, tmp_path, task, overrides, strategies)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "overrides", "strategies"), REST)
-def test_every_other_strategy_too(recipes, tmp_path, task, overrides, strategies):
-    check(recipes, tmp_path, task, overrides, strategies)
+def test_every_other_strategy_too(forks, recipes, tmp_path, task, overrides, strategies):
+    check(forks, recipes, tmp_path, task, overrides, strategies)
 
 
 @pytest.mark.slow
-def test_three_and_four_ranks_draw_it_too(recipes, tmp_path):
-    one = train(recipes["sft"], tmp_path / "one").events("train")
+def test_three_and_four_ranks_draw_it_too(forks, recipes, tmp_path):
+    one = forks.train(recipes["sft"], tmp_path / "one").events("train")
     for how, count in (("ddp", 3), ("ddp", 4), ("zero3", 4)):
-        other = train(recipes["sft"], tmp_path / f"{how}{count}", how, num_processes=count).events("train")
+        other = forks.train(recipes["sft"], tmp_path / f"{how}{count}", how, num_processes=count).events("train")
         assert [s["sample_digest"] for s in one] == [s["sample_digest"] for s in other]
         assert [s["loss"] for s in other] == pytest.approx([s["loss"] for s in one], rel=TOLERANCE)

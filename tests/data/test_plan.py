@@ -245,7 +245,9 @@ def test_a_cut_is_known_to_the_letter():
 def test_an_example_beyond_the_budget_is_named_with_its_tokens(name):
     splits = [split([5, 30, 2] if name == found else [5, 3], found) for found in ("train", "eval")]
     assert plan_run(splits, recipe(micro_batch_tokens=30)).most_passes(1) == (3 if name == "train" else 1)
-    with pytest.raises(ConfigError, match=rf"^train.micro_batch_tokens: 29 .* number 1 .*data.{name} has 30 tokens"):
+    with pytest.raises(
+        ConfigError, match=rf"^train.micro_batch_tokens: is 29, .* number 1 .* data.{name}, alone has 30 tokens"
+    ):
         plan_run(splits, recipe(micro_batch_tokens=29))
 
 

@@ -164,7 +164,7 @@ def _check_longest(cut: Cut, name: str) -> None:
     tokens = cut.lengths[cut.longest]
     if cut.tokens and tokens > cut.tokens:
         raise ConfigError(
-            f"{cut.tokens} is less than the longest example has: number {cut.longest} (from 0) of data.{name} has "
+            f"is {cut.tokens}, and the longest example, number {cut.longest} (from 0) of data.{name}, alone has "
             f"{tokens} tokens.",
             where="train.micro_batch_tokens",
             fix=f"Set it to {tokens} or more, or bound the examples with data.max_length and data.on_long.",

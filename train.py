@@ -33,7 +33,7 @@ def main(argv: list[str], run: Run) -> None:
     precision, remark = check_model(recipe)
     reading = Reading(recipe.model, recipe.data.max_length, virtual_tokens(recipe.peft))
     data = load_data(recipe.data, task, lambda: reading.tokenizer, lambda _: reading.max_length)
-    plan = plan_run(data.train.num_items, recipe)
+    plan = plan_run(data.splits, recipe)
 
     accelerator = start(recipe.tracking.trackers, recipe.output_dir, recipe.train.hang_timeout)
     model = load_model(recipe, task, reading.config, data.survey, precision)
@@ -41,7 +41,7 @@ def main(argv: list[str], run: Run) -> None:
     strategy.prepare(model, build_optimizer(model, recipe.optim), plan.most_passes(accelerator.num_processes))
     loaders = {split.name: Loader(split, task, reading.tokenizer.pad_token_id, accelerator) for split in data.splits}
     checked, recipe, plan = fit(checked, plan, strategy, loaders["train"])
-    evaluate = Evaluator(strategy, recipe.eval_micro_batch_size, data.survey)
+    evaluate = Evaluator(strategy, recipe, data.survey)
     best = Best(task, recipe.eval, strategy)
     checkpoints = Checkpoints(checked, data, plan, strategy, best, accelerator)
     stopping = Stopping(recipe.train, checked.directory, plan.max_steps, accelerator)

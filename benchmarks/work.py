@@ -144,7 +144,7 @@ def _write_examples(recipe_path: Path, work: Work, folder: Path) -> None:
     recipe = checked.recipe
     reading = Reading(recipe.model, recipe.data.max_length, 0)
     data = load_data(recipe.data, checked.task, lambda: reading.tokenizer, lambda _: reading.max_length)
-    plan = plan_run(data.train.num_items, recipe)
+    plan = plan_run(data.splits, recipe)
     with open(folder / "examples.jsonl", "w") as file:
         for step in plan.steps(1, work.num_steps):
             for example in data.train.take(step.sample_ids):

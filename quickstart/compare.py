@@ -15,7 +15,7 @@ from onecurve.config import load_recipe
 from onecurve.data import Loader, load_data
 from onecurve.distributed import start
 from onecurve.errors import UserError
-from onecurve.evaluation import evaluate
+from onecurve.evaluation import Evaluator
 from onecurve.model import load_model
 from onecurve.optim import build_optimizer
 from onecurve.strategies.plain import Plain
@@ -39,7 +39,7 @@ def compare(run_dir: Path) -> str:
     strategy = Plain(accelerator, "no", recipe.optim.max_grad_norm)
     strategy.prepare(model, build_optimizer(model, recipe.optim), 1)
     loader = Loader(data.test, task, reading.tokenizer.pad_token_id, accelerator)
-    untrained = evaluate(strategy, loader, recipe.eval_micro_batch_size, data.survey)
+    untrained = Evaluator(strategy, recipe, data.survey)(loader)
 
     commonest = Counter(data.train[i]["labels"] for i in range(len(data.train))).most_common(1)[0][0]
     pairs = [(commonest, data.test[i]["labels"]) for i in range(len(data.test))]

@@ -8,9 +8,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from onecurve.config import EvalSection
+from onecurve.config import EvalSection, Recipe
 from onecurve.data.loader import Loader
-from onecurve.data.plan import BatchPlan
+from onecurve.data.plan import plan_scoring
 from onecurve.errors import ConfigError
 from onecurve.ranks.heartbeat import beat
 from onecurve.strategies.base import Strategy
@@ -25,20 +25,20 @@ class Evaluator:
     """Scores whole splits; every rank calls it and gets the same scores."""
 
     strategy: Strategy
-    micro_batch_size: int
-    """Examples per rank and forward pass."""
+    recipe: Recipe
+    """Says how much a forward pass takes."""
     survey: Survey
     """The label names."""
 
     def __call__(self, loader: Loader) -> Scores:
         """Return `loss` (true mean over items) and the task's metrics of the split that `loader` reads."""
         task, accelerator, counts = loader.task, loader.accelerator, loader.split.num_items
-        plan = BatchPlan(counts, 0, len(counts), self.micro_batch_size, shuffle=False)
+        step = plan_scoring(loader.split, self.recipe)
         total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
         pairs: list[tuple[int, list[Any]]] = []
         self.strategy.model.eval()
         with torch.no_grad():
-            for micro_batch in loader.micro_batches(plan.step(1)):
+            for micro_batch in loader.micro_batches(step):
                 beat("evaluation")
                 with self.strategy.autocast():
                     logits = task.forward(self.strategy.model, micro_batch.batch)
@@ -47,9 +47,13 @@ class Evaluator:
                     pairs.append((micro_batch.position, task.predict(logits, micro_batch.batch)))
         beat("evaluation")
         loss = float(accelerator.reduce(total, "sum")) / int(counts.sum())
-        gathered = sorted(gather_object(pairs), key=lambda entry: entry[0])
-        flat = [pair for _, part in gathered for pair in part]
-        assert not flat or len(flat) == len(counts), (len(flat), len(counts))
+        of_ids = {
+            number: pair
+            for position, part in gather_object(pairs)
+            for number, pair in zip(step.micro_batches[position].tolist(), part, strict=bool(part))
+        }
+        assert not of_ids or len(of_ids) == len(counts), (len(of_ids), len(counts))
+        flat = [of_ids[number] for number in sorted(of_ids)]
         scores = [task.metrics(flat, loss, self.survey)] if accelerator.is_main_process else [None]
         return _broadcast(scores, accelerator)
 

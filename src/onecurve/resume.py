@@ -30,7 +30,7 @@ from onecurve.checkpoint import (
     supersede,
 )
 from onecurve.checkpoint.peers import on_first_rank
-from onecurve.config import curve_settings
+from onecurve.config import TrainSection, curve_settings
 from onecurve.data import Data
 from onecurve.data.plan import BatchPlan
 from onecurve.errors import ConfigError, TrainingError
@@ -116,7 +116,8 @@ class Checkpoints:
             "from_world_size": state["world_size"],
             "world_size": self.accelerator.num_processes,
             "changes": changes,
-            "from_micro_batch_size": state["micro_batch_size"],
+            # A checkpoint from before there were other cuts tells its micro_batch_size alone
+            "from_cut": {key: state.get(key, TrainSection.model_fields[key].default) for key in self.recipe.train.cut},
         }
         return state["step"]
 
@@ -155,7 +156,7 @@ class Checkpoints:
             "curve": self.curve,
             **self.described,
             "world_size": self.accelerator.num_processes,
-            "micro_batch_size": self.recipe.train.examples_a_pass,
+            **self.recipe.train.cut,
         }
         beat("checkpoint", step)
         stall = self.writer.save(step, self._pieces(once=True), state)

@@ -18,13 +18,14 @@ def describe_run(
     """Return the summary: what is trained, the batch arithmetic, the data, one example as the model sees it."""
     sizes = [(_count(p), p.requires_grad) for p in model.parameters()]
     trained, total = sum(n for n, grad in sizes if grad), sum(n for n, _ in sizes)
-    batch, train = recipe.train.global_batch_size, data.train
-    passes = num_passes(-(-min(batch, plan.num_examples) // recipe.train.examples_a_pass), world_size)
+    batch, train, tokens = recipe.train.global_batch_size, data.train, recipe.train.micro_batch_tokens
+    passes = num_passes(len(plan.step(1).micro_batches), world_size)
     lines = [
         f"model     {recipe.model.path}: {trained:,} of {total:,} parameters trained ({trained / total:.2%}), "
         f"{recipe.peft.method if recipe.peft else 'full fine-tuning'}",
-        f"batch     {batch} examples a step = {recipe.train.examples_a_pass} a pass x {world_size} rank(s) "
-        f"x {passes} pass(es); {plan.steps_per_epoch} steps an epoch"
+        f"batch     {batch} examples a step = {f'up to {tokens} tokens' if tokens else recipe.train.examples_a_pass} a "
+        f"pass x {world_size} rank(s) x {passes} pass(es){' in the first step' if tokens else ''}; "
+        f"{plan.steps_per_epoch} steps an epoch"
         + (f", the last with {plan.short_last_batch}" if plan.short_last_batch else ""),
         f"threads   {describe_threads()}",
         *map(_describe_split, data.splits),

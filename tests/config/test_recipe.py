@@ -57,6 +57,14 @@ def test_every_leaf_of_the_resolved_recipe_carries_a_source(recipe):
         assert line.rstrip().endswith(":") or "# " in line, line
 
 
+def test_a_budget_of_tokens_stands_in_for_the_default_size_also_when_what_was_resolved_is_read_again(recipe, tmp_path):
+    first, sources = load_recipe([recipe, "--train.micro_batch_tokens", "64"])
+    assert first.train.cut == {"micro_batch_size": None, "micro_batch_tokens": 64, "group_by_length": False}
+    again = tmp_path / "config.yaml"
+    again.write_text(dump_recipe(resolve(first, {}), sources))
+    assert load_recipe([str(again)])[0] == first
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -68,6 +76,12 @@ def test_every_leaf_of_the_resolved_recipe_carries_a_source(recipe):
         (["--train.gradient_checkpointing", "1"], "train.gradient_checkpointing: must be true or false; got 1."),
         (["--train.mixed_precision", "fp8"], "must be 'no', 'bf16', 'fp16' or 'auto'; got 'fp8'."),
         (["--train.micro_batch_size", "5"], "(32) must be a multiple of train.micro_batch_size (5)."),
+        (
+            ["--train.micro_batch_size", "4", "--train.micro_batch_tokens", "64"],
+            "train: micro_batch_size (4) and micro_batch_tokens (64) cannot both be meant: set one of them to null.",
+        ),
+        (["--train.micro_batch_size", "null"], "train: set micro_batch_size or micro_batch_tokens; both are null."),
+        (["--train.micro_batch_tokens", "0"], "train.micro_batch_tokens: must be greater than 0; got 0."),
         (["--train.epochs", "2"], "set exactly one of train.max_steps and train.epochs."),
         (["--train.max_steps", "null"], "set exactly one of train.max_steps and train.epochs."),
         (["--eval.every", "5"], "eval.every and eval.best_metric need a dev split: set data.eval."),

@@ -32,7 +32,7 @@ def test_any_numbers_are_taken_in_their_order(split: Split, numbers: list[int]) 
 
 def test_lengths_and_items_are_known_without_reading_examples(split: Split) -> None:
     assert len(split) == 2500
-    assert split.lengths.dtype == split.num_items.dtype == "int64"
+    assert split.lengths.dtype == split.num_items.dtype == "int32"
     assert split.lengths.tolist() == [n % 7 for n in range(2500)]
     assert split.num_items.tolist() == [1 + n for n in range(2500)]
 

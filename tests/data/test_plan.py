@@ -1,26 +1,38 @@
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onecurve.config import Recipe
 from onecurve.data import plan as plan_module
-from onecurve.data.plan import BatchPlan, plan_run
+from onecurve.data.cutting import Cut
+from onecurve.data.plan import BatchPlan, num_passes, plan_run, plan_scoring
+from onecurve.errors import ConfigError
 
 ORDER_OF_SEED_7 = [[6, 4, 5, 9], [0, 7, 8, 1], [3, 2]]
 
 
 @st.composite
-def plans(draw, shuffle=True):
-    micro = draw(st.integers(1, 5))
+def cuts(draw, num_examples, by_length=None):
+    """Any cut of so many examples of random lengths."""
+    lengths = np.array(draw(st.lists(st.integers(1, 50), min_size=num_examples, max_size=num_examples)), np.int32)
+    tokens = draw(st.none() | st.integers(int(lengths.max()), 200))
+    return Cut(lengths, draw(st.booleans()) if by_length is None else by_length, tokens, draw(st.booleans()))
+
+
+@st.composite
+def plans(draw, by_length=None):
+    micro, num_examples = draw(st.integers(1, 5)), draw(st.integers(1, 60))
     return BatchPlan(
-        num_items=np.arange(1, draw(st.integers(1, 60)) + 1),
+        num_items=np.arange(1, num_examples + 1),
         seed=draw(st.integers(0, 2**40)),
         global_batch_size=micro * draw(st.integers(1, 6)),
         micro_batch_size=micro,
-        shuffle=shuffle,
+        cut=draw(cuts(num_examples, by_length) if by_length else st.none() | cuts(num_examples)),
     )
 
 
@@ -49,10 +61,45 @@ def test_an_epoch_visits_each_example_once_and_its_last_step_may_be_short(plan, 
 
 @given(plans(), st.integers(1, 50), st.integers(1, 4))
 @settings(max_examples=100, deadline=None)
-def test_the_micro_batch_size_does_not_change_which_examples_a_step_holds(plan, number, other):
-    cut = BatchPlan(plan.num_items, plan.seed, plan.global_batch_size, other)
-    assert cut.step(number).sample_digest == plan.step(number).sample_digest
-    assert cut.step(number).num_items == plan.step(number).num_items
+def test_however_a_step_is_cut_it_holds_the_same_examples_once_and_tells_them_in_the_same_order(plan, number, other):
+    step, uncut = plan.step(number), BatchPlan(plan.num_items, plan.seed, plan.global_batch_size, other).step(number)
+    assert uncut.sample_ids.tolist() == np.concatenate(uncut.micro_batches).tolist()
+    assert sorted(np.concatenate(step.micro_batches)) == sorted(uncut.sample_ids)
+    assert (step.sample_digest, step.num_items, step.num_samples) == (
+        uncut.sample_digest,
+        uncut.num_items,
+        uncut.num_samples,
+    )
+
+
+@given(plans(), st.integers(1, 50), st.integers(1, 9))
+@settings(max_examples=200, deadline=None)
+def test_no_micro_batch_is_beyond_its_bound_and_no_step_beyond_the_passes_foreseen(plan, number, world_size):
+    micro_batches = plan.step(number).micro_batches
+    assert min(map(len, micro_batches)) > 0
+    if plan.cut and plan.cut.tokens:
+        assert max(map(plan.cut.cost, micro_batches)) <= plan.cut.tokens
+    else:
+        assert sorted(map(len, micro_batches))[1:] == [plan.micro_batch_size] * (len(micro_batches) - 1)
+    assert num_passes(len(micro_batches), world_size) <= plan.most_passes(world_size)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 9))
+@settings(max_examples=200, deadline=None)
+def test_grouping_by_length_never_computes_more_but_for_what_a_short_micro_batch_lacks(lengths, size):
+    ids = np.arange(len(lengths))
+    grouped, plain = Cut(np.array(lengths), by_length=True), Cut(np.array(lengths), by_length=False)
+    ours, theirs = (sum(map(cut.cost, cut(ids, size))) for cut in (grouped, plain))
+    assert sum(lengths) <= ours <= theirs + -len(ids) % size * max(lengths)
+
+
+@given(plans(by_length=True), st.integers(1, 50), st.integers(1, 9))
+@settings(max_examples=200, deadline=None)
+def test_no_rank_waits_longer_in_a_step_than_the_costliest_micro_batch_takes(plan, number, world_size):
+    step = plan.step(number)
+    costs = [[plan.cut.cost(ids) for _, ids, _ in step.of_rank(rank, world_size)] for rank in range(world_size)]
+    passes = [max(of_pass) for of_pass in zip(*costs, strict=True)]
+    assert all(sum(passes) - sum(own) <= max(passes) for own in costs)
 
 
 @given(plans(), st.integers(1, 200))
@@ -77,17 +124,28 @@ def planned_runs(draw):
             "task": {"name": "causal_lm"},
             "model": {"path": "unused"},
             "data": {"train": "unused"},
-            "train": batches | until,
+            "train": batches | until | draw(switches()),
         }
     )
-    return plan_run(np.array(draw(st.lists(st.integers(1, 500), min_size=1, max_size=40))), recipe)
+    return plan_run([split(draw(st.lists(st.integers(1, 500), min_size=1, max_size=40)))], recipe)
+
+
+def switches():
+    tokens = st.fixed_dictionaries({"micro_batch_tokens": st.integers(500, 2000), "micro_batch_size": st.none()})
+    others = {"group_by_length": st.booleans(), "packing": st.sampled_from(["off", "on", "auto"])}
+    return st.builds(dict.__or__, st.just({}) | tokens, st.fixed_dictionaries(others))
+
+
+def split(lengths, name="train"):
+    """Of a split what the plan reads."""
+    return SimpleNamespace(name=name, lengths=np.array(lengths), num_items=np.array(lengths) + 1)
 
 
 def computed(plan, first, last, world_size):
-    """What the ranks compute together: each step's example ids in the order of positions, and its items."""
+    """What the ranks compute together: each step's example ids, once each, and what it tells of itself."""
     for step in plan.steps(first, last):
         shares = (share for rank in range(world_size) for share in step.of_rank(rank, world_size))
-        ids = [i for _, ids, counts in sorted(shares, key=lambda share: share[0]) if counts for i in ids]
+        ids = sorted(i for _, ids, counts in shares if counts for i in ids)
         yield step.number, ids, step.num_items, step.num_samples, step.sample_digest
 
 
@@ -96,7 +154,8 @@ def computed(plan, first, last, world_size):
 def test_a_run_interrupted_anywhere_sees_what_the_uninterrupted_one_sees(plan, data):
     stop = data.draw(st.integers(0, plan.max_steps), "steps before the interruption")
     before, after = (data.draw(st.integers(1, 6), name) for name in ("ranks before", "ranks after"))
-    cut = replace(plan, micro_batch_size=data.draw(st.integers(1, 7), "micro_batch_size after"))
+    other = data.draw(st.none() | cuts(plan.num_examples), "cut after")
+    cut = replace(plan, micro_batch_size=data.draw(st.integers(1, 7), "micro_batch_size after"), cut=other)
     whole = [*computed(plan, 1, plan.max_steps, 1)]
     assert [*computed(plan, 1, stop, before), *computed(cut, stop + 1, plan.max_steps, after)] == whole
     assert sum(len(ids) for _, ids, *_ in whole) == whole[-1][3], "no sample is missing or told twice"
@@ -151,4 +210,52 @@ def test_missing_positions_repeat_a_micro_batch_that_counts_for_nothing():
     plan = BatchPlan(np.ones(6, int), seed=0, global_batch_size=6, micro_batch_size=2)
     *_, (position, ids, counts) = plan.step(1).of_rank(1, 2)
     assert (position, counts) == (3, False)
-    assert ids.tolist() == plan.step(1).micro_batches[0].tolist()
+    assert ids.tolist() == plan.step(1).micro_batches[-1].tolist()
+
+
+def recipe(**train):
+    return Recipe.model_validate(
+        {
+            "output_dir": "unused",
+            "task": {"name": "sft"},
+            "model": {"path": "unused"},
+            "data": {"train": "unused", "eval": "unused"},
+            "train": {"epochs": 1, "global_batch_size": 8, **train},
+        }
+    )
+
+
+def test_a_cut_is_known_to_the_letter():
+    in_plan_order, lengths = [5, 1, 9, 3, 4, 4, 2, 8], np.empty(8, int)
+    lengths[BatchPlan(np.ones(8, int), 0, 8, 8).step(1).sample_ids] = in_plan_order
+
+    def cut(**train):
+        plan = plan_run([split(lengths)], recipe(**train))
+        return [lengths[ids].tolist() for ids in plan.step(1).micro_batches]
+
+    assert cut(micro_batch_size=4) == [[5, 1, 9, 3], [4, 4, 2, 8]]
+    assert cut(micro_batch_size=4, group_by_length=True) == [[9, 8, 5, 4], [4, 3, 2, 1]]
+    assert cut(micro_batch_tokens=18, group_by_length=True) == [[9, 8], [5, 4, 4], [3, 2, 1]]
+    assert cut(micro_batch_tokens=18, group_by_length=True, packing="auto") == [[9, 8], [5, 4, 4], [3, 2, 1]]
+    assert cut(micro_batch_tokens=18, group_by_length=True, packing="on") == [[5, 4, 4, 3, 2], [9, 8], [1]]
+    assert cut(micro_batch_tokens=18) == [[9, 3], [4, 4, 2], [5, 1], [8]]
+
+
+@pytest.mark.parametrize("name", ["train", "eval"])
+def test_an_example_beyond_the_budget_is_named_with_its_tokens(name):
+    splits = [split([5, 30, 2] if name == found else [5, 3], found) for found in ("train", "eval")]
+    assert plan_run(splits, recipe(micro_batch_tokens=30)).most_passes(1) == (3 if name == "train" else 1)
+    with pytest.raises(
+        ConfigError, match=rf"^train.micro_batch_tokens: is 29, .* number 1 .* data.{name}, alone has 30 tokens"
+    ):
+        plan_run(splits, recipe(micro_batch_tokens=29))
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=40), switches())
+@settings(max_examples=100, deadline=None)
+def test_a_split_is_scored_whole_and_by_length(lengths, settings):
+    scored = plan_scoring(split(lengths), recipe(**settings))
+    assert sorted(np.concatenate(scored.micro_batches)) == scored.sample_ids.tolist() == [*range(len(lengths))]
+    if not settings.get("micro_batch_tokens"):
+        found = [split(lengths).lengths[ids].tolist() for ids in scored.micro_batches]
+        assert [n for part in found for n in part] == sorted(lengths, reverse=True)

@@ -75,6 +75,14 @@ def test_running_out_is_one_message_that_says_what_helps(launch_short, tmp_path)
     assert run.status["reason"] in line
 
 
+def test_where_tokens_are_counted_it_says_to_halve_them(launch_short, tmp_path):
+    budget = ["--train.micro_batch_size", "null", "--train.micro_batch_tokens", "32768"]
+    run = launch_short(TIGHT, tmp_path, "python", 1, *budget)
+    assert run.exit_code == 3, run.stderr
+    assert "train.micro_batch_tokens 16384 (about " in run.stderr and "train.micro_batch_size 64" not in run.stderr
+    assert "train.micro_batch_size auto, in place of micro_batch_tokens, finds" in run.stderr
+
+
 @pytest.mark.parametrize(("how", "ranks"), [("python", 1), ("ddp", 2)])
 def test_auto_finds_a_size_that_fits_and_draws_the_same_curve(launch_short, forks, recipe, tmp_path, how, ranks):
     run = launch_short(TIGHT, tmp_path / "auto", how, ranks, "--train.micro_batch_size", "auto")

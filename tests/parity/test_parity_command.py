@@ -197,6 +197,10 @@ def test_against_the_trainer(parity):
         (["--optim.lrr", "1"], "Unknown setting 'optim.lrr'"),
         (["--forms", "ddp", "zero4"], "no launch form 'zero4'; there are ddp, zero1"),
         (["--work_dir", "src"], "is not an empty folder"),
+        (
+            ["--against", "HF", "--train.micro_batch_size", "null", "--train.micro_batch_tokens", "512"],
+            "--against: the Trainer cuts by examples, and the recipe by tokens. Set",
+        ),
         (["--micro_batch_sizes", "4", "3"], "must be a multiple of train.micro_batch_size (3)"),
     ],
 )

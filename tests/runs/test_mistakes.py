@@ -68,6 +68,12 @@ MISTAKES = {
     "wrong type": (["--optim.lr", "fast"], {}, GOOD, "optim.lr: must be a number; got 'fast'."),
     "impossible value": (["--optim.lr", "-1"], {}, GOOD, "optim.lr: must be greater than 0; got -1."),
     "batch not a multiple": (["--train.micro_batch_size", "3"], {}, GOOD, "(4) must be a multiple of"),
+    "budget of tokens below an example": (
+        ["--train.micro_batch_size", "null", "--train.micro_batch_tokens", "2"],
+        {},
+        GOOD,
+        "train.micro_batch_tokens: is 2, and the longest example, number",
+    ),
     "model not there": (["--model.path", "./no/model"], {}, GOOD, "model.path: no such folder: './no/model'."),
     "model nowhere": (["--model.path", "nosuch/model"], {}, GOOD, "model.path: 'nosuch/model' has no"),
     "file not there": ([], {"train": "nowhere.jsonl"}, GOOD, "nowhere.jsonl"),

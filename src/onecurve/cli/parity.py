@@ -30,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ranks", nargs="+", type=_positive, default=[1, 2, 4], help="numbers of ranks (default: 1 2 4)"
     )
     parser.add_argument(
-        "--micro_batch_sizes", nargs="+", type=_positive, default=[], help="default: the recipe's, and half of it"
+        "--micro_batch_sizes",
+        nargs="+",
+        type=_positive,
+        default=[],
+        help="in tokens where the recipe cuts by them (default: the recipe's, and half of it where it is of examples)",
     )
     parser.add_argument(
         "--tolerance",

@@ -9,6 +9,8 @@ FREE_TO_CHANGE = (
     "data.test",
     "data.cache_dir",
     "train.micro_batch_size",
+    "train.micro_batch_tokens",
+    "train.group_by_length",
     "train.resume",
     "train.stop_after",
     "train.time_limit",

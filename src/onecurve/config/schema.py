@@ -105,8 +105,15 @@ class TrainSection(Section):
     """Passes over the training set."""
     global_batch_size: int = Field(default=32, gt=0)
     """Examples per optimizer update, whatever the number of ranks."""
-    micro_batch_size: int | Literal["auto"] = 8
-    """Examples per rank and forward-backward pass; auto: the largest power of two that fits in memory."""
+    micro_batch_size: int | Literal["auto"] | None = 8
+    """Examples per rank and forward-backward pass; auto: the largest power of two that fits in memory. null where
+    `micro_batch_tokens` is set."""
+    micro_batch_tokens: int | None = Field(default=None, gt=0)
+    """In place of `micro_batch_size`: tokens per rank and pass at most, so that a pass takes many short examples or few
+    long ones. With packing on the sum of their lengths counts; else examples x the longest, as padding makes them."""
+    group_by_length: bool = False
+    """Cut each step into micro-batches of like length, so that little is padded. Which examples a step holds, and in
+    which order it is told, stays."""
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"
     """What matrix products are computed in; auto: bf16 where the device computes it natively, else no."""
     emulate: bool = False
@@ -144,16 +151,40 @@ class TrainSection(Section):
     @field_validator("micro_batch_size", mode="plain")
     @classmethod
     def _a_size_or_auto(cls, value: Any) -> Any:
-        if value != "auto" and (type(value) is not int or value < 1):
+        if value not in ("auto", None) and (type(value) is not int or value < 1):
             raise ValueError(f"must be a whole number above 0, or auto; got {value!r}")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tokens_stand_in_for_the_size(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        size, tokens = (values.get(f"micro_batch_{unit}") for unit in ("size", "tokens"))
+        if size is not None and tokens is not None:
+            both = f"micro_batch_size ({size}) and micro_batch_tokens ({tokens})"
+            raise ValueError(f"{both} cannot both be meant: set one of them to null")
+        if tokens is None and size is None and "micro_batch_size" in values:
+            raise ValueError("set micro_batch_size or micro_batch_tokens; both are null")
+        return values if tokens is None else {**values, "micro_batch_size": None}
 
     _found: int = PrivateAttr(default=1)
 
     @property
     def examples_a_pass(self) -> int:
-        """micro_batch_size; where that is auto, what was found, and before that 1."""
-        return self._found if self.micro_batch_size == "auto" else self.micro_batch_size
+        """micro_batch_size; what was found where that is auto, and before that, or where tokens are counted, 1."""
+        return self.micro_batch_size if isinstance(self.micro_batch_size, int) else self._found
+
+    @property
+    def cut_by(self) -> str:
+        """The setting that says how large a micro-batch is."""
+        return "train.micro_batch_tokens" if self.micro_batch_tokens else "train.micro_batch_size"
+
+    @property
+    def cut(self) -> dict[str, Any]:
+        """The settings that say how a step is cut into micro-batches."""
+        tokens, size = self.micro_batch_tokens, None if self.micro_batch_tokens else self.examples_a_pass
+        return {"micro_batch_size": size, "micro_batch_tokens": tokens, "group_by_length": self.group_by_length}
 
     def with_found(self, micro_batch_size: int) -> "TrainSection":
         """Return a copy that knows what auto came to."""
@@ -166,7 +197,7 @@ class EvalSection(Section):
     every: int = Field(default=0, ge=0)
     """Steps between two scorings of the dev split; 0: only at the end."""
     micro_batch_size: int | None = Field(default=None, gt=0)
-    """Examples per rank and forward pass; train.micro_batch_size when absent."""
+    """Examples per rank and forward pass; train.micro_batch_size, or train.micro_batch_tokens, when absent."""
     best_metric: str | None = None
     """Keep the step that is best by this dev metric; `model/` is that step's. Absent: the last step's."""
     patience: int | None = Field(default=None, gt=0)
@@ -221,8 +252,13 @@ class Recipe(Section):
 
     @property
     def eval_micro_batch_size(self) -> int:
-        """Examples per rank and forward pass when scoring."""
+        """Examples per rank and forward pass when scoring, unless train.micro_batch_tokens says it."""
         return self.eval.micro_batch_size or self.train.examples_a_pass
+
+    @property
+    def pads(self) -> bool:
+        """Whether a micro-batch is to be thought of as padded; with packing auto it may turn out not to be."""
+        return self.train.packing != "on"
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "Recipe":

@@ -35,12 +35,12 @@ class Split:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each example: int64 [examples]."""
+        """Tokens of each example: int32 [examples]."""
         return self.examples.lengths
 
     @property
     def num_items(self) -> np.ndarray:
-        """Terms of the loss of each example: int64 [examples]."""
+        """Terms of the loss of each example: int32 [examples]."""
         return self.examples.num_items
 
     def __len__(self) -> int:

@@ -1,15 +1,21 @@
 """The batch plan: which examples make up which step, a pure function of the step number that knows no ranks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
 from math import ceil
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onecurve.config import Recipe
+from onecurve.data.cutting import Cut
+from onecurve.errors import ConfigError
 from onecurve.seeds import stream_key
+
+if TYPE_CHECKING:
+    from onecurve.data.encoding import Split
 
 
 @dataclass(frozen=True)
@@ -18,22 +24,19 @@ class Step:
 
     number: int
     """1-based."""
+    sample_ids: np.ndarray
+    """Every example id of the step in plan order, however it is cut: int64 [examples]."""
     micro_batches: list[np.ndarray]
-    """Example ids, int64 [at most micro_batch_size] each, in plan order."""
+    """The same ids as they are computed together, int64 [examples] each."""
     num_items: int
     """Terms of the loss over all micro-batches: what the loss is divided by."""
     samples_before: int
     """Examples seen in the steps before this one."""
 
     @property
-    def sample_ids(self) -> np.ndarray:
-        """Every example id of the step in plan order, int64."""
-        return np.concatenate(self.micro_batches)
-
-    @property
     def num_samples(self) -> int:
         """Examples seen up to and with this step."""
-        return self.samples_before + sum(map(len, self.micro_batches))
+        return self.samples_before + len(self.sample_ids)
 
     @property
     def sample_digest(self) -> str:
@@ -44,11 +47,16 @@ class Step:
         """Yield this rank's (position, example ids, whether they count).
 
         Position i belongs to rank i mod world_size. Every rank gets the same number of passes, because engines
-        communicate in each: where positions run out, the first micro-batch stands in and counts for nothing.
+        communicate in each: where positions run out, the last micro-batch, which is the cheapest where they are ordered
+        by cost, stands in and counts for nothing.
         """
         for position in range(rank, num_passes(len(self.micro_batches), world_size) * world_size, world_size):
-            counts = position < len(self.micro_batches)
-            yield position, self.micro_batches[position if counts else 0], counts
+            yield position, *self.at(position)
+
+    def at(self, position: int) -> tuple[np.ndarray, bool]:
+        """Return the example ids computed at a position, and whether they count."""
+        counts = position < len(self.micro_batches)
+        return self.micro_batches[position if counts else -1], counts
 
 
 def num_passes(num_micro_batches: int, world_size: int) -> int:
@@ -61,13 +69,16 @@ class BatchPlan:
     """Every step of a run. Seeking a step costs the same at any step number."""
 
     num_items: np.ndarray
-    """Terms of the loss in each example, int64 [num_examples]."""
+    """Terms of the loss in each example, int [num_examples]."""
     seed: int
     global_batch_size: int
     micro_batch_size: int
+    """Examples of a micro-batch, unless `cut` counts tokens."""
     max_steps: int = 0
     """Steps of the whole run."""
     shuffle: bool = True
+    cut: Cut | None = None
+    """How a step is cut; None: in plan order."""
 
     @property
     def num_examples(self) -> int:
@@ -89,9 +100,9 @@ class BatchPlan:
         return max(1, ceil(epochs * self.steps_per_epoch))
 
     def most_passes(self, world_size: int) -> int:
-        """Passes each rank makes in a full step."""
-        examples = min(self.global_batch_size, self.num_examples)
-        return num_passes(ceil(examples / self.micro_batch_size), world_size)
+        """Passes each rank makes in a full step; where tokens are counted, at most."""
+        examples, size = min(self.global_batch_size, self.num_examples), self.micro_batch_size
+        return num_passes(ceil(examples / (self.cut.fewest(size) if self.cut else size)), world_size)
 
     def steps(self, first: int, last: int) -> Iterator[Step]:
         """Yield steps `first` to `last`, both included."""
@@ -106,28 +117,62 @@ class BatchPlan:
         assert number >= 1, number
         epoch, within = divmod(number - 1, self.steps_per_epoch)
         start = within * self.global_batch_size
-        ids = self._order(epoch)[start : start + self.global_batch_size]
+        ids = self._ids(epoch, start, min(start + self.global_batch_size, self.num_examples))
+        size = self.micro_batch_size
         return Step(
             number=number,
-            micro_batches=[ids[i : i + self.micro_batch_size] for i in range(0, len(ids), self.micro_batch_size)],
+            sample_ids=ids,
+            micro_batches=self.cut(ids, size) if self.cut else [ids[i : i + size] for i in range(0, len(ids), size)],
             num_items=int(self.num_items[ids].sum()),
             samples_before=epoch * self.num_examples + start,
         )
 
-    def _order(self, epoch: int) -> np.ndarray:
+    def _ids(self, epoch: int, start: int, stop: int) -> np.ndarray:
         if not self.shuffle:
-            return np.arange(self.num_examples)
-        return _shuffled(self.num_examples, stream_key(self.seed, "order", epoch))
+            return np.arange(start, stop)
+        return _shuffled(self.num_examples, stream_key(self.seed, "order", epoch))[start:stop].astype(np.int64)
 
 
-def plan_run(num_items: np.ndarray, recipe: Recipe) -> BatchPlan:
-    """Plan a recipe's run over examples with so many terms of the loss each."""
-    train = recipe.train
-    plan = BatchPlan(num_items, recipe.seed, train.global_batch_size, train.examples_a_pass)
-    return replace(plan, max_steps=train.max_steps or plan.num_steps(train.epochs or 1))
+def plan_run(splits: "Sequence[Split]", recipe: Recipe) -> BatchPlan:
+    """Plan a recipe's run over the first of its splits.
+
+    Raises:
+        ConfigError: An example alone is more than `train.micro_batch_tokens`.
+    """
+    train, split = recipe.train, splits[0]
+    cut = Cut(split.lengths, train.group_by_length, train.micro_batch_tokens, recipe.pads)
+    _check_longest(cut, split.name)
+    for other in splits[1:]:
+        _check_longest(_scoring_cut(other, recipe), other.name)
+    plan = BatchPlan(split.num_items, recipe.seed, train.global_batch_size, train.examples_a_pass)
+    plan = replace(plan, max_steps=train.max_steps or plan.num_steps(train.epochs or 1))
+    return replace(plan, cut=cut) if cut.by_length or cut.tokens else plan
+
+
+def plan_scoring(split: "Split", recipe: Recipe) -> Step:
+    """Return a whole split as one step, cut by length: scores are sums and do not depend on how it is cut."""
+    size, cut = recipe.eval_micro_batch_size, _scoring_cut(split, recipe)
+    return BatchPlan(split.num_items, 0, len(split.lengths), size, shuffle=False, cut=cut).step(1)
+
+
+def _scoring_cut(split: "Split", recipe: Recipe) -> Cut:
+    tokens = None if recipe.eval.micro_batch_size else recipe.train.micro_batch_tokens
+    return Cut(split.lengths, by_length=True, tokens=tokens, padded=recipe.pads)
+
+
+def _check_longest(cut: Cut, name: str) -> None:
+    tokens = cut.lengths[cut.longest]
+    if cut.tokens and tokens > cut.tokens:
+        raise ConfigError(
+            f"is {cut.tokens}, and the longest example, number {cut.longest} (from 0) of data.{name}, alone has "
+            f"{tokens} tokens.",
+            where="train.micro_batch_tokens",
+            fix=f"Set it to {tokens} or more, or bound the examples with data.max_length and data.on_long.",
+        )
 
 
 @lru_cache(maxsize=2)
 def _shuffled(num_examples: int, key: int) -> np.ndarray:
     # Sorting raw Philox output: NumPy freezes bit generators' streams, but not what `permutation` makes of them
-    return np.argsort(np.random.Philox(key=key).random_raw(num_examples), kind="stable")
+    order = np.argsort(np.random.Philox(key=key).random_raw(num_examples), kind="stable")
+    return order.astype(np.min_scalar_type(num_examples))  # ranks that share a machine hold one each

@@ -101,8 +101,7 @@ class BlackBox:
         }
 
     def _told(self, step: Step, position: int, loss_sum: float, one: _Pass) -> dict[str, Any]:
-        counts = position < len(step.micro_batches)
-        ids = step.micro_batches[position if counts else 0]
+        ids, counts = step.at(position)
         return {
             "position": position,
             "rank": self.loader.accelerator.process_index,

@@ -88,7 +88,7 @@ def _measure(size: int, strategy: Strategy, loader: Loader, seed: int) -> int:
             where="train.micro_batch_size",
             fix="Set a number.",
         ) from None
-    accumulate(strategy, loader, Step(1, [ids] * passes, items * passes, 0), seed)
+    accumulate(strategy, loader, Step(1, np.tile(ids, passes), [ids] * passes, items * passes, 0), seed)
     strategy.discard()
     return memory.peak(loader.accelerator.device)
 

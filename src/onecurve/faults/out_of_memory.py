@@ -52,12 +52,13 @@ class OutOfMemory:
         held = self._held(asked)
         found = sorted(self._remedies(held), key=lambda remedy: -remedy[0])[:_REMEDIES_TOLD]
         told = "; ".join(f"{setting} (about {spelt(saved)} less)" for saved, setting in found if saved > 0)
+        instead = ", in place of micro_batch_tokens," if self.recipe.train.micro_batch_tokens else ""
         return (
             f"out of memory on rank {self.accelerator.process_index} ({self.device}): "
             f"{spelt(asked) if asked else 'more'} was asked for, {self._free(error)}. Training takes "
             f"parameters {spelt(held.parameters)}, gradients {spelt(held.gradients)}, optimizer {spelt(held.moments)}, "
             f"activations about {spelt(held.activations)}. What would help most: {told}. "
-            "train.micro_batch_size auto finds the largest that fits; the global batch and the curve stay."
+            f"train.micro_batch_size auto{instead} finds the largest that fits; the global batch and the curve stay."
         )
 
     def _free(self, error: BaseException) -> str:
@@ -85,6 +86,8 @@ class OutOfMemory:
     def _of_activations(self, held: Held) -> list[tuple[float, str]]:
         train = self.recipe.train
         found = []
+        if tokens := train.micro_batch_tokens:  # where an example has more than half, the next launch says how many
+            found.append((held.activations / 2, f"train.micro_batch_tokens {tokens // 2}"))
         if (size := train.examples_a_pass) > 1:
             fewer = max(n for n in range(1, size) if train.global_batch_size % n == 0)
             found.append((held.activations * (1 - fewer / size), f"train.micro_batch_size {fewer}"))

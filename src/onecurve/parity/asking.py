@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from onecurve.config import TrainSection
 from onecurve.errors import ConfigError
 from onecurve.parity.forms import check_strategies
 from onecurve.preflight import Checked, preflight
@@ -17,7 +18,8 @@ class Asked:
     strategies: list[str]
     ranks: list[int]
     micro_batch_sizes: list[int]
-    """Empty: the recipe's, and half of it where that divides the global batch."""
+    """In tokens where the recipe cuts by them. Empty: the recipe's, and half of it where that divides the global
+    batch."""
     steps: int
     tolerance: float
     work_dir: Path
@@ -37,13 +39,20 @@ class Asked:
             raise ConfigError(f"{str(self.work_dir)!r} is not an empty folder.", where="--work_dir")
         own = [*self.argv, "--output_dir", str(self.work_dir / "unused"), "--train.resume", "never"]
         checked = preflight(own)
-        sizes = list(dict.fromkeys(self.micro_batch_sizes)) or _default_sizes(checked)
+        train = checked.recipe.train
+        if self.against and train.micro_batch_tokens:
+            raise ConfigError(
+                "the Trainer cuts by examples, and the recipe by tokens.", where="--against", fix="Set "
+                "train.micro_batch_tokens to null and train.micro_batch_size to a number."
+            )  # fmt: skip
+        sizes = list(dict.fromkeys(self.micro_batch_sizes)) or _default_sizes(train)
         for size in sizes:
-            preflight([*own, "--train.micro_batch_size", str(size)])
+            preflight([*own, f"--{train.cut_by}", str(size)])
         return checked, sizes
 
 
-def _default_sizes(checked: Checked) -> list[int]:
-    train = checked.recipe.train
+def _default_sizes(train: TrainSection) -> list[int]:
+    if train.micro_batch_tokens:  # half of it may be too little for an example
+        return [train.micro_batch_tokens]
     half = train.examples_a_pass // 2
     return [train.examples_a_pass, *([half] if half and train.global_batch_size % half == 0 else [])]

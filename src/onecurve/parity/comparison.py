@@ -68,7 +68,7 @@ def compare(asked: Asked, checked: Checked, sizes: list[int], say: Callable[[str
 class _Comparison:
     def __init__(self, asked: Asked, checked: Checked, dropout: list[str], say: Callable[[str], None]) -> None:
         self.asked, self.recipe, self.dropout, self.say = asked, checked.recipe, dropout, say
-        self.trainer = Trainer(asked.argv, asked.steps, asked.work_dir)
+        self.trainer = Trainer(asked.argv, asked.steps, asked.work_dir, checked.recipe.train.cut_by)
         self.again: dict[tuple[Form, int], Launched] = {}
         """Runs trained anew up to a step at which one parted."""
 
@@ -146,6 +146,8 @@ class _Comparison:
         return f"another split draws other dropout masks ({', '.join(self.dropout)}), so it is not judged"
 
     def _idle(self, form: Form) -> str:
+        if self.recipe.train.micro_batch_tokens:
+            return ""
         busy = self.recipe.train.global_batch_size // form.micro_batch_size
         return f"{form.ranks - busy} ranks have no micro-batch" if busy < form.ranks else ""
 

@@ -77,7 +77,7 @@ class Recorder(TrainerCallback):
 def _digest(step: int, of_ranks: list[list[list[int]]]) -> str:
     """Hash a step's samples in the order of passes, and in each pass of ranks: the plan's order."""
     drawn = [np.array(ids) for one_pass in zip(*of_ranks, strict=True) for ids in one_pass]
-    return Step(step, drawn, num_items=0, samples_before=0).sample_digest
+    return Step(step, np.concatenate(drawn), drawn, num_items=0, samples_before=0).sample_digest
 
 
 def recording(recorder: Recorder) -> type[Trainer]:

@@ -50,7 +50,7 @@ def _train(argv: list[str], start: Path, folder: Path, steps: int) -> None:
     reading = Reading(recipe.model, recipe.data.max_length, virtual_tokens(recipe.peft))
     data = load_data(recipe.data, task, lambda: reading.tokenizer, lambda _: reading.max_length)
     ranks = asked_world_size()
-    words = training_arguments(recipe, precision, ranks, plan_run(data.train.num_items, recipe).max_steps, folder)
+    words = training_arguments(recipe, precision, ranks, plan_run(data.splits, recipe).max_steps, folder)
     if not torch.cuda.is_available():
         # Told to use the CPU it would leave DeepSpeed out
         words |= {"ddp_backend": "gloo" if ranks > 1 else None, "use_cpu": not uses_deepspeed()}

@@ -83,6 +83,8 @@ class Trainer:
     """The recipe and the user's overrides."""
     steps: int
     work_dir: Path
+    cut_by: str
+    """The setting that a form's micro-batch size is of."""
 
     def overrides(self, form: Form, folder: Path, start: Path | None, stop: int) -> list[str]:
         """What differs from the user's run: where it writes, where it starts and stops, nothing else that is trained.
@@ -91,7 +93,7 @@ class Trainer:
         """
         settings = {
             "output_dir": folder,
-            "train.micro_batch_size": form.micro_batch_size,
+            self.cut_by: form.micro_batch_size,
             "train.resume": start or "never",
             "train.stop_after": stop,
             "checkpoint.every": stop,

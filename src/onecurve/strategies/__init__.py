@@ -39,7 +39,7 @@ def check_strategy(recipe: Recipe) -> None:
         raise ConfigError(f"cannot be read: {error}.", where=path) from None
     owned: dict[str, tuple[str, Any]] = {
         "train_batch_size": ("train.global_batch_size", recipe.train.global_batch_size),
-        "train_micro_batch_size_per_gpu": ("train.micro_batch_size", recipe.train.micro_batch_size),
+        "train_micro_batch_size_per_gpu": (recipe.train.cut_by, recipe.train.micro_batch_size),
         "gradient_clipping": ("optim.max_grad_norm", recipe.optim.max_grad_norm),
         "gradient_accumulation_steps": ("train.global_batch_size and the number of ranks", None),
         "optimizer": ("optim", None),

@@ -45,9 +45,9 @@ class Tracker:
         if resumed:
             self.bar.update(resumed["step"])
             self.say(f"resumed from {resumed['checkpoint']}, after step {resumed['step']}")
-            earlier, now = resumed["from_micro_batch_size"], recipe.train.examples_a_pass
-            if earlier != now:
-                self.say(f"train.micro_batch_size was {earlier} and is {now}: dropout, if any, draws other masks now")
+            for key, now in recipe.train.cut.items():
+                if (earlier := resumed["from_cut"][key]) != now:
+                    self.say(f"train.{key} was {earlier} and is {now}: dropout, if any, draws other masks now")
             self.event("resume", **resumed)
         if recipe.train.micro_batch_size == "auto":
             found = recipe.train.examples_a_pass

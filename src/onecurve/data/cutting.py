@@ -1,0 +1,65 @@
+"""How a step's examples are cut into micro-batches by length or tokens: a pure function that knows no ranks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Cuts any examples; which ones a step holds is not its to say."""
+
+    lengths: np.ndarray
+    """Tokens of each example of the split: int [num_examples]."""
+    by_length: bool
+    """Put examples of like length together; else keep their order."""
+    tokens: int | None = None
+    """The most that a micro-batch may cost; None: each has as many examples."""
+    padded: bool = True
+    """Whether a micro-batch costs its examples times the longest; else the sum of their lengths."""
+
+    def __call__(self, ids: np.ndarray, size: int) -> list[np.ndarray]:
+        """Cut examples into micro-batches, the costly ones first.
+
+        So ranks that compute neighbours at the same time wait little for each other: in all passes of a step together
+        no longer than the costliest micro-batch takes, whatever their number.
+
+        Args:
+            ids: Of the examples, int64 [examples].
+            size: Examples of a micro-batch where no tokens are counted; the cheapest may have fewer.
+
+        Returns:
+            The ids of each, int64.
+        """
+        if self.by_length:
+            ids = ids[np.argsort(-self.lengths[ids], kind="stable")]
+        starts = range(0, len(ids), size) if self.tokens is None else self._starts(self.lengths[ids], self.tokens)
+        parts = [ids[start:stop] for start, stop in pairwise([*starts, len(ids)])]
+        return [parts[i] for i in np.argsort([-self.cost(part) for part in parts], kind="stable")]
+
+    def cost(self, ids: np.ndarray) -> int:
+        """Return the tokens that a micro-batch of these examples computes."""
+        lengths = self.lengths[ids]
+        return len(ids) * int(lengths.max()) if self.padded else int(lengths.sum())
+
+    @cached_property
+    def longest(self) -> int:
+        """The number of the split's longest example."""
+        return int(self.lengths.argmax())
+
+    def fewest(self, size: int) -> int:
+        """Return the fewest examples of a micro-batch, the one with what was left over aside."""
+        # One is closed where another example would not fit, and none is longer than the longest
+        return size if self.tokens is None else self.tokens // int(self.lengths[self.longest])
+
+    def _starts(self, lengths: np.ndarray, tokens: int) -> Iterator[int]:
+        start = longest = total = 0
+        yield start
+        for i, length in enumerate(lengths.tolist()):
+            longest, total = max(longest, length), total + length
+            if (longest * (i + 1 - start) if self.padded else total) > tokens:
+                yield (start := i)
+                longest = total = length

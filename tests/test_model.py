@@ -21,7 +21,7 @@ def test_recomputed_activations_reach_adapters_but_not_the_frozen_inputs(tiny_ll
                 "max_steps": 1,
                 "global_batch_size": 2,
                 "micro_batch_size": 2,
-                "gradient_checkpointing": True,
+                "activations": "recompute",
             },
         }
     )

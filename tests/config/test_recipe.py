@@ -65,7 +65,7 @@ def test_every_leaf_of_the_resolved_recipe_carries_a_source(recipe):
         (["--train.max_steps", "many"], "train.max_steps: must be a whole number; got 'many'."),
         (["--train.max_steps", "0"], "train.max_steps: must be greater than 0; got 0."),
         (["--train.max_steps", "2.5"], "train.max_steps: must be a whole number; got 2.5."),
-        (["--train.gradient_checkpointing", "1"], "train.gradient_checkpointing: must be true or false; got 1."),
+        (["--train.emulate", "1"], "train.emulate: must be true or false; got 1."),
         (["--train.mixed_precision", "fp8"], "must be 'no', 'bf16', 'fp16' or 'auto'; got 'fp8'."),
         (["--train.micro_batch_size", "5"], "(32) must be a multiple of train.micro_batch_size (5)."),
         (["--train.epochs", "2"], "set exactly one of train.max_steps and train.epochs."),

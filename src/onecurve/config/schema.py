@@ -111,8 +111,9 @@ class TrainSection(Section):
     """What matrix products are computed in; auto: bf16 where the device computes it natively, else no."""
     emulate: bool = False
     """Allow a precision that this device can only emulate, many times slower."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass instead of keeping them."""
+    activations: Literal["keep", "recompute", "selective", "offload"] = "keep"
+    """What layers keep in memory for the backward pass; gradients stay the same. keep: all; recompute: their inputs;
+    selective: what matrix products and attention return besides; offload: their inputs, in host memory."""
     packing: Literal["off", "on", "auto"] = "off"
     """Run the examples of a micro-batch end to end in one row instead of padding them, each seeing only itself.
     auto: where the model can; on: or refuse to start."""

@@ -15,6 +15,7 @@ from onecurve.adapters import add_adapter, check_adapter
 from onecurve.config import Recipe
 from onecurve.distributed import resolve_precision
 from onecurve.errors import ConfigError
+from onecurve.loss_head import chunk_logits
 from onecurve.seeds import start_stream
 from onecurve.tasks.base import Survey, Task
 
@@ -83,6 +84,8 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
     start_stream(recipe.seed, "adapter")
     adapted = add_adapter(model, recipe.peft, task_type=task.peft_task_type, new_modules=new_modules)
     del model.enable_input_require_grads
+    if recipe.train.logits == "chunked":
+        chunk_logits(adapted)
     return adapted
 
 

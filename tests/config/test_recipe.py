@@ -61,6 +61,7 @@ def test_every_leaf_of_the_resolved_recipe_carries_a_source(recipe):
     ("overrides", "said"),
     [
         (["--train.lrr", "3"], "Unknown setting 'train.lrr'. Did you mean 'optim.lr'?"),
+        (["--train.gradient_checkpointing", "true"], "Here that is 'train.activations: recompute'."),
         (["--trian.max_steps", "3"], "Unknown setting 'trian'. Did you mean 'train'?"),
         (["--train.max_steps", "many"], "train.max_steps: must be a whole number; got 'many'."),
         (["--train.max_steps", "0"], "train.max_steps: must be greater than 0; got 0."),

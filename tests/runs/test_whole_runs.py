@@ -165,17 +165,8 @@ def test_patience_ends_a_run_that_no_longer_gets_better(recipe, tmp_path):
     assert run.status["status"] == "done"
 
 
-@pytest.mark.parametrize(
-    ("what", "how"),
-    [
-        ("recompute", "python"),
-        pytest.param("selective", "ddp", marks=pytest.mark.slow),
-        pytest.param("selective", "zero3", marks=pytest.mark.slow),
-        pytest.param("offload", "zero3", marks=pytest.mark.slow),
-    ],
-)
-def test_keeping_fewer_activations_does_not_change_the_curve(recipe, finished, tmp_path, what, how):
-    run = train(recipe, tmp_path / "run", how, "--train.activations", what)
+def test_recomputing_activations_does_not_change_the_curve(recipe, finished, tmp_path):
+    run = train(recipe, tmp_path / "run", "python", "--train.activations", "recompute")
     ours, theirs = finished.events("train"), run.events("train")
     assert [s["loss"] for s in theirs] == pytest.approx([s["loss"] for s in ours], rel=1e-6)
 

@@ -114,6 +114,9 @@ class TrainSection(Section):
     activations: Literal["keep", "recompute", "selective", "offload"] = "keep"
     """What layers keep in memory for the backward pass; gradients stay the same. keep: all; recompute: their inputs;
     selective: what matrix products and attention return besides; offload: their inputs, in host memory."""
+    logits: Literal["whole", "chunked"] = "whole"
+    """How a language model's loss is computed. whole: from the logits of all that is learnt in a pass; chunked: from a
+    few rows at a time, where the output layer is a plain one without adapter; or refuse to start."""
     packing: Literal["off", "on", "auto"] = "off"
     """Run the examples of a micro-batch end to end in one row instead of padding them, each seeing only itself.
     auto: where the model can; on: or refuse to start."""

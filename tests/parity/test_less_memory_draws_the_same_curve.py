@@ -77,6 +77,6 @@ def test_biases_under_zero_3_are_refused_to_selective(forks, recipe, folder, tmp
     (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = ["--task.name", "text_classification", "--model.path", str(build_tiny_bert(folder / "bert"))]
     data += ["--data.train", str(folder / "labels.jsonl"), "--data.eval", str(folder / "labels.jsonl")]
-    arguments = [str(recipe), "--output_dir", str(tmp_path / "run"), *data, "--train.activations", "selective"]
-    done = forks.run_script("train.py", "zero3", *arguments, num_processes=2)
+    arguments = [*data, "--train.activations", "selective"]
+    done = forks.launch(recipe, tmp_path / "run", "zero3", *arguments, num_processes=2)
     assert "train.activations: selective: under ZeRO-3, DeepSpeed adds the biases of Bert" in done.stderr

@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
@@ -23,16 +23,10 @@ def keep_activations(model: Any, what: str) -> None:
             the rest of a layer is cheap to compute again. offload: each layer's input, in host memory.
 
     Raises:
-        ConfigError: The model's layers do not know how to be computed again, or would be computed wrongly.
+        ConfigError: The model's layers do not know how to be computed again.
     """
     if what == "keep":
         return
-    if what == "selective" and any(map(_is_added_to_in_place, model.modules())):
-        raise ConfigError(
-            f"selective: under ZeRO-3, DeepSpeed adds the biases of {type(model).__name__} to what is kept.",
-            where="train.activations",
-            fix="Set recompute, or launch with another file of accelerate_configs/.",
-        )
     options: dict[str, Any] = {"use_reentrant": False}
     if what == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
@@ -44,11 +38,6 @@ def keep_activations(model: Any, what: str) -> None:
         for module in model.modules():
             if checkpoint := getattr(module, "_gradient_checkpointing_func", None):
                 module._gradient_checkpointing_func = partial(_from_host, checkpoint)
-
-
-def _is_added_to_in_place(module: nn.Module) -> bool:
-    """Whether ZeRO-3 computes a layer by its own function, which autograd lets change what was kept, unnoticed."""
-    return isinstance(module, nn.Linear) and module.bias is not None and hasattr(module.weight, "ds_id")
 
 
 def _from_host(checkpoint: Any, function: Any, *args: Any) -> Any:

@@ -77,3 +77,12 @@ def test_memory_that_is_kept_is_not_cleared_by_the_kernel_again() -> None:
         for how in ("plain", "kept")
     )
     assert kept * 10 < plain
+
+
+@pytest.mark.parametrize("told", [{}, {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, {"PYTORCH_CUDA_ALLOC_CONF": ""}])
+def test_cudas_segments_grow_unless_the_user_told_the_allocator_anything(monkeypatch, told) -> None:
+    environment = {"PATH": "/bin", **told}
+    monkeypatch.setattr(os, "environ", environment)
+    host.let_segments_grow()
+    added = {} if told else {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    assert environment == {"PATH": "/bin", **told, **added}

@@ -2,9 +2,18 @@ import copy
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+)
 
+from onecurve import token_loss
+from onecurve.errors import ConfigError
 from onecurve.language_modelling import next_token_logits, next_token_loss_sum
+from onecurve.loss_head import LossHead, chunk_logits, whole_logits
 
 IGNORE = -100
 VOCABULARY = 67
@@ -93,3 +102,67 @@ def test_the_model_is_left_as_it_was_also_by_an_error():
     next_token_logits(model, data, IGNORE)
     assert not model.lm_head._forward_pre_hooks
     assert torch.equal(model(**{k: data[k] for k in ("input_ids", "attention_mask")}).logits, whole)
+
+
+def adapted_below_the_head():
+    return adapted(target_modules=["q_proj", "down_proj"])
+
+
+@pytest.mark.parametrize("build", [tied, untied, adapted_below_the_head])
+def test_chunked_logits_give_the_same_loss_and_gradients(build, monkeypatch):
+    monkeypatch.setitem(token_loss._CHUNK_OF_ALL, "cpu", 4 * VOCABULARY)
+    whole, chunked, data = build().eval(), build().eval(), batch()
+    chunked.load_state_dict(whole.state_dict())
+    chunk_logits(chunked)
+    losses = []
+    for model in (whole, chunked):
+        loss = next_token_loss_sum(next_token_logits(model, data, IGNORE), data["labels"], IGNORE)
+        (loss / 3).backward()
+        losses.append(float(loss.detach()))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    for (name, one), other in zip(whole.named_parameters(), chunked.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None) == (not one.requires_grad), name
+        assert one.grad is None or torch.allclose(one.grad, other.grad, atol=1e-5), name
+    assert next_token_logits(chunked, data, IGNORE).dim() == 0
+    with whole_logits(chunked):
+        assert torch.equal(next_token_logits(chunked, data, IGNORE), next_token_logits(whole, data, IGNORE))
+    assert isinstance(chunked.get_output_embeddings(), LossHead)
+    inputs = {name: data[name] for name in ("input_ids", "attention_mask")}
+    assert torch.equal(chunked(**inputs).logits, whole(**inputs).logits)  # as a generation sees it
+
+
+def granite():
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return GraniteForCausalLM(GraniteConfig(vocab_size=VOCABULARY, logits_scaling=2.0, **sizes))
+
+
+def test_a_model_that_scales_its_logits_is_refused_chunks():
+    model = granite()
+    chunk_logits(model)
+    with pytest.raises(ConfigError, match=r"train.logits: .* scales, caps or cuts"):
+        next_token_logits(model, batch(), IGNORE)
+    assert model.lm_head.targets is None and not model.lm_head._forward_hooks
+
+
+def biased():
+    model = untied()
+    model.lm_head.bias = torch.nn.Parameter(torch.zeros(VOCABULARY))
+    return model
+
+
+def classifier():
+    return LlamaForSequenceClassification(untied().config)
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (with_an_adapted_head, "no plain one but peft.tuners.lora.layer.Linear"),
+        (with_a_saved_head, "no plain one but peft.utils.other.ModulesToSaveWrapper"),
+        (biased, "the output layer has a bias"),
+        (classifier, "LlamaForSequenceClassification predicts no tokens"),
+    ],
+)
+def test_another_output_layer_is_refused_chunks(build, said):
+    with pytest.raises(ConfigError, match=said):
+        chunk_logits(build())

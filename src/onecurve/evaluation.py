@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from onecurve.attention_kernels import fastest_attention
 from onecurve.config import EvalSection, Recipe
 from onecurve.data.loader import Loader
 from onecurve.data.plan import plan_scoring
@@ -37,7 +38,7 @@ class Evaluator:
         total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
         pairs: list[tuple[int, list[Any]]] = []
         self.strategy.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), fastest_attention(accelerator.device):
             for micro_batch in loader.micro_batches(step):
                 beat("evaluation")
                 with self.strategy.autocast():

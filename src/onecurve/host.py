@@ -9,7 +9,17 @@ import psutil
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 """Names of glibc's malloc.h."""
+_TELLS_THE_ALLOCATOR = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"}
 _LAUNCHERS = ("accelerate", "torchrun", "torch.distributed")
+
+
+def let_segments_grow() -> None:
+    """Have CUDA's allocator grow what it holds, unless the user told it anything; call it before CUDA begins.
+
+    Micro-batches differ in length: pieces of fixed sizes are then often free and yet of no use.
+    """
+    if not os.environ.keys() & _TELLS_THE_ALLOCATOR:
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def settle() -> None:

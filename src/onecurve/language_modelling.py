@@ -4,12 +4,16 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from onecurve.errors import ConfigError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
 def next_token_logits(model: "nn.Module", batch: "dict[str, Tensor]", ignore_index: int) -> "Tensor":
     """Return the logits of what is learnt: float [targets, vocabulary], in the order of the batch's targets.
+
+    Or, from a model with a `LossHead`, what `next_token_loss_sum` makes of them: float [], and there are never all.
 
     The others are never computed: the model's output layer gets the hidden states of these positions only, inside the
     model's own forward pass, so that wrappers around the model and its layers see what they always see.
@@ -18,7 +22,12 @@ def next_token_logits(model: "nn.Module", batch: "dict[str, Tensor]", ignore_ind
         model: A causal language model, wrapped or not.
         batch: `input_ids`, `attention_mask` and `labels`, int64 [batch, sequence].
         ignore_index: The label that takes no part.
+
+    Raises:
+        ConfigError: The model does more to its logits than its output layer.
     """
+    from onecurve.loss_head import LossHead
+
     targets = _next_tokens(batch["labels"], ignore_index)
     places, width = (targets.flatten() != ignore_index).nonzero().squeeze(1), targets.shape[1]
 
@@ -29,9 +38,11 @@ def next_token_logits(model: "nn.Module", batch: "dict[str, Tensor]", ignore_ind
 
     unwrapped: Any = getattr(model, "module", model)
     head = unwrapped.get_output_embeddings()
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     handle = head.register_forward_pre_hook(select)
     try:
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        if isinstance(head, LossHead):
+            return _loss_of_chunks(model, inputs, head, targets.flatten()[places])
         logits = model(**inputs, use_cache=False).logits
     finally:
         handle.remove()
@@ -39,16 +50,36 @@ def next_token_logits(model: "nn.Module", batch: "dict[str, Tensor]", ignore_ind
     return logits[0]
 
 
+def _loss_of_chunks(model: "nn.Module", inputs: "dict[str, Tensor]", head: Any, targets: "Tensor") -> "Tensor":
+    returned: list[int] = []
+    handle = head.register_forward_hook(lambda _, __, output: returned.append(output.data_ptr()))
+    head.targets = targets
+    try:
+        loss = model(**inputs, use_cache=False).logits
+    finally:
+        head.targets = None
+        handle.remove()
+    if loss.dim() or [loss.data_ptr()] != returned:
+        raise ConfigError(
+            "logits cannot be chunked: this model scales, caps or cuts what its output layer returns.",
+            where="train.logits",
+            fix="Set it to whole.",
+        )
+    return loss
+
+
 def next_token_loss_sum(logits: "Tensor", labels: "Tensor", ignore_index: int) -> "Tensor":
     """Return the cross-entropy of each target given the tokens before it, summed: float32 [], in nats.
 
     Args:
-        logits: float [targets, vocabulary], of `next_token_logits`.
+        logits: Of `next_token_logits`: float [targets, vocabulary], or that sum already.
         labels: int64 [batch, sequence], not shifted; `ignore_index` where nothing is learnt.
         ignore_index: The label that takes no part.
     """
     from onecurve.token_loss import cross_entropy_sum
 
+    if not logits.dim():
+        return logits
     targets = _next_tokens(labels, ignore_index)
     return cross_entropy_sum(logits, targets[targets != ignore_index])
 

@@ -10,10 +10,12 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from onecurve.activations import keep_activations
 from onecurve.adapters import add_adapter, check_adapter
 from onecurve.config import Recipe
 from onecurve.distributed import resolve_precision
 from onecurve.errors import ConfigError
+from onecurve.loss_head import chunk_logits
 from onecurve.seeds import start_stream
 from onecurve.tasks.base import Survey, Task
 
@@ -78,11 +80,12 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
     model.config.architectures = [type(model).__name__]  # what an adapter's folder says of its base
     # transformers and PEFT then ask for the inputs' gradients, which only reentrant checkpointing needs
     model.enable_input_require_grads = lambda: None
-    if recipe.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    keep_activations(model, recipe.train.activations)
     start_stream(recipe.seed, "adapter")
     adapted = add_adapter(model, recipe.peft, task_type=task.peft_task_type, new_modules=new_modules)
     del model.enable_input_require_grads
+    if recipe.train.logits == "chunked":
+        chunk_logits(adapted)
     return adapted
 
 

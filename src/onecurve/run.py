@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from onecurve.config import manual
 from onecurve.distributed import asked_world_size, launched_rank
 from onecurve.errors import NothingToDo, TrainingError, UserError
+from onecurve.host import let_segments_grow
 from onecurve.ranks.launcher import end_with_launcher
 from onecurve.ranks.loss import is_loss
 from onecurve.ranks.watch import Watch
@@ -126,6 +127,7 @@ def execute(body: Callable[[list[str], Run], None], argv: list[str]) -> int:
         print(manual())  # noqa: T201
         return 0
     _hush()
+    let_segments_grow()
     end_with_launcher()
     for name in SIGNALS:  # until the loop takes them over
         signal.signal(getattr(signal, name), _leave_unbegun)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onecurve.attention_kernels import fastest_attention
 from onecurve.data.loader import Loader
 from onecurve.data.plan import Step, num_passes
 from onecurve.history import History
@@ -89,14 +90,15 @@ def accumulate(strategy: Strategy, loader: Loader, step: Step, seed: int) -> lis
     sums = []
     strategy.model.train()
     beat("data", step.number)
-    for i, micro_batch in enumerate(loader.micro_batches(step)):
-        strategy.begin_pass(last=i == last)
-        start_stream(seed, "micro_batch", step.number, micro_batch.position)
-        beat("forward")
-        with strategy.autocast():
-            logits = task.forward(strategy.model, micro_batch.batch)
-        loss_sum = task.loss_sum(logits, micro_batch.batch) * micro_batch.counts
-        beat("backward")
-        strategy.backward(loss_sum * (world_size / step.num_items))
-        sums.append((micro_batch.position, loss_sum.detach()))
+    with fastest_attention(loader.accelerator.device):
+        for i, micro_batch in enumerate(loader.micro_batches(step)):
+            strategy.begin_pass(last=i == last)
+            start_stream(seed, "micro_batch", step.number, micro_batch.position)
+            beat("forward")
+            with strategy.autocast():
+                logits = task.forward(strategy.model, micro_batch.batch)
+            loss_sum = task.loss_sum(logits, micro_batch.batch) * micro_batch.counts
+            beat("backward")
+            strategy.backward(loss_sum * (world_size / step.num_items))
+            sums.append((micro_batch.position, loss_sum.detach()))
     return sums

@@ -69,11 +69,12 @@ def test_a_budget_of_tokens_stands_in_for_the_default_size_also_when_what_was_re
     ("overrides", "said"),
     [
         (["--train.lrr", "3"], "Unknown setting 'train.lrr'. Did you mean 'optim.lr'?"),
+        (["--train.gradient_checkpointing", "true"], "Here that is 'train.activations: recompute'."),
         (["--trian.max_steps", "3"], "Unknown setting 'trian'. Did you mean 'train'?"),
         (["--train.max_steps", "many"], "train.max_steps: must be a whole number; got 'many'."),
         (["--train.max_steps", "0"], "train.max_steps: must be greater than 0; got 0."),
         (["--train.max_steps", "2.5"], "train.max_steps: must be a whole number; got 2.5."),
-        (["--train.gradient_checkpointing", "1"], "train.gradient_checkpointing: must be true or false; got 1."),
+        (["--train.emulate", "1"], "train.emulate: must be true or false; got 1."),
         (["--train.mixed_precision", "fp8"], "must be 'no', 'bf16', 'fp16' or 'auto'; got 'fp8'."),
         (["--train.micro_batch_size", "5"], "(32) must be a multiple of train.micro_batch_size (5)."),
         (

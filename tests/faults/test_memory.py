@@ -69,7 +69,7 @@ def test_running_out_is_one_message_that_says_what_helps(launch_short, tmp_path)
     assert len(remedies) == 3
     saved = {re.match(r"(.*?) \(about", remedy)[1]: mebibytes(remedy) for remedy in remedies}
     assert saved["train.micro_batch_size 64"] == pytest.approx(activations / 2, rel=0.01)
-    assert saved["train.gradient_checkpointing true"] == pytest.approx(activations * (1 / 2 - 2 / 34), rel=0.01)
+    assert saved["train.activations recompute"] == pytest.approx(activations * (1 / 2 - 2 / 34), rel=0.01)
     assert sorted(saved.values(), reverse=True) == list(saved.values())
     assert run.status["status"] == "failed" and run.status["exit_code"] == 3
     assert run.status["reason"] in line

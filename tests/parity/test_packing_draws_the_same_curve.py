@@ -45,7 +45,7 @@ def recipes(tmp_path_factory):
     }
 
 
-LORA = ["--peft.method", "lora", "--peft.lora_dropout", "0.1", "--train.gradient_checkpointing", "true"]
+LORA = ["--peft.method", "lora", "--peft.lora_dropout", "0.1", "--train.activations", "recompute"]
 ON, OFF = ["--train.packing", "on"], ["--train.packing", "off"]
 
 

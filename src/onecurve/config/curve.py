@@ -17,7 +17,9 @@ FREE_TO_CHANGE = (
     "train.hang_timeout",
     "train.allow_changes",
     "train.emulate",
-    "train.gradient_checkpointing",
+    "train.activations",
+    "train.logits",
+    "train.gradient_checkpointing",  # what train.activations recompute was called
     # These act only on a step that goes wrong, and a run that went wrong is launched again with another answer; each
     # update left out is told and kept in the checkpoint
     "train.on_nonfinite",

@@ -118,8 +118,12 @@ class TrainSection(Section):
     """What matrix products are computed in; auto: bf16 where the device computes it natively, else no."""
     emulate: bool = False
     """Allow a precision that this device can only emulate, many times slower."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass instead of keeping them."""
+    activations: Literal["keep", "recompute", "selective", "offload"] = "keep"
+    """What layers keep in memory for the backward pass; gradients stay the same. keep: all; recompute: their inputs;
+    selective: what matrix products and attention return besides; offload: their inputs, in host memory."""
+    logits: Literal["whole", "chunked"] = "whole"
+    """How a language model's loss is computed. whole: from the logits of all that is learnt in a pass; chunked: from a
+    few rows at a time, where the output layer is a plain one without adapter; or refuse to start."""
     packing: Literal["off", "on", "auto"] = "off"
     """Run the examples of a micro-batch end to end in one row instead of padding them, each seeing only itself.
     auto: where the model can; on: or refuse to start."""
@@ -230,6 +234,8 @@ class TrackingSection(Section):
     """The project's name in those trackers."""
     log_every: int = Field(default=1, gt=0)
     """Steps between two train lines of metrics.jsonl."""
+    profile: int = Field(default=0, ge=0)
+    """Steps to measure, after three that warm up: `<output_dir>/profile/` then says where their time went. 0: none."""
 
 
 class Recipe(Section):

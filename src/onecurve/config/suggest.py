@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_ELSEWHERE = {"gradient_checkpointing": "train.activations: recompute"}
+"""What other tools, or this one once, call what a recipe says otherwise."""
+
 
 def nearest(unknown: str, known: Iterable[str]) -> str:
     """Say which known name was probably meant, or list them all.
@@ -14,6 +17,8 @@ def nearest(unknown: str, known: Iterable[str]) -> str:
     Returns:
         A sentence for an error message.
     """
+    if said := _ELSEWHERE.get(unknown.rsplit(".", 1)[-1]):
+        return f"Here that is '{said}'."
     known = sorted(known)
     by_leaf = {name.rsplit(".", 1)[-1]: name for name in known}
     match = get_close_matches(unknown, known, n=1, cutoff=0.75)

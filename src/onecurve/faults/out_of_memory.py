@@ -92,11 +92,11 @@ class OutOfMemory:
             fewer = max(n for n in range(1, size) if train.global_batch_size % n == 0)
             found.append((held.activations * (1 - fewer / size), f"train.micro_batch_size {fewer}"))
         layers = getattr(self.model.config, "num_hidden_layers", None)
-        if not train.gradient_checkpointing and layers:
+        if train.activations == "keep" and layers:
             # One layer's whole share and each layer's input stay: 2 of 34 values a token and unit. Source: Korthikanti
             # et al., Reducing activation recomputation in large transformer models, 2022, table 2
             kept = min(1.0, 1 / layers + 2 / 34)
-            found.append((held.activations * (1 - kept), "train.gradient_checkpointing true"))
+            found.append((held.activations * (1 - kept), "train.activations recompute"))
         if train.mixed_precision == "no" and self.device.type == "cuda" and torch.cuda.is_bf16_supported():
             found.append((held.activations / 2, "train.mixed_precision bf16"))
         return found

@@ -1,5 +1,6 @@
 """What this rank is doing at the moment: the loop says it as it goes, and nothing is written."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 
@@ -13,6 +14,7 @@ class Beat(NamedTuple):
 
 
 _last = Beat()
+_listener: Callable[[str], None] | None = None
 
 
 def beat(phase: str, step: int | None = None) -> None:
@@ -20,6 +22,14 @@ def beat(phase: str, step: int | None = None) -> None:
     global _last
     beats, _, before = _last
     _last = Beat(beats + 1, phase, before if step is None else step)
+    if _listener is not None:
+        _listener(phase)
+
+
+def listen(listener: Callable[[str], None] | None) -> None:
+    """Have `listener` told of each phase as it begins, on the loop's own thread; None: nobody."""
+    global _listener
+    _listener = listener
 
 
 def last_beat() -> Beat:

@@ -82,7 +82,10 @@ class Task(Protocol):
         """Count the terms of the loss: exactly what `loss_sum` adds up, and the sum of the examples' `num_items`."""
 
     def forward(self, model: "nn.Module", batch: Batch) -> "Tensor":
-        """Return the logits: float [batch, classes] or, where tokens are predicted, [targets, vocabulary]."""
+        """Return the logits: float [batch, classes] or, where tokens are predicted, [targets, vocabulary].
+
+        Or what `loss_sum` makes of them, a scalar, where `train.logits` is chunked.
+        """
 
     def loss_sum(self, logits: "Tensor", batch: Batch) -> "Tensor":
         """Loss *summed* over the batch's items, float32 [], in nats (regression: squared units)."""

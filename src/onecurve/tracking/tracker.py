@@ -11,6 +11,7 @@ from tqdm import tqdm
 from onecurve.config import Recipe
 from onecurve.run_directory import RunDirectory
 from onecurve.tracking.continuing import continuing
+from onecurve.tracking.profile import Profile
 
 _PLAIN_LINES = 40
 """About as many progress lines as a run writes where there is no terminal."""
@@ -38,6 +39,8 @@ class Tracker:
         """Since the last line of metrics.jsonl."""
         self.steps, self.total_seconds = 0, 0.0
         """Of this launch."""
+        steps_left = max_steps - (resumed["step"] if resumed else 0)
+        self.profile = Profile(recipe.tracking.profile, steps_left, directory.path / "profile", accelerator, self.say)
         if recipe.tracking.trackers:
             project = recipe.tracking.project
             known = continuing(recipe.tracking.trackers, project, run_id) if self.main else {}
@@ -88,6 +91,7 @@ class Tracker:
         if step % self.log_every == 0 or step == self.max_steps:
             self.event("train", step, **outcome, tokens_per_second=rate)
             self.tokens, self.seconds = 0, 0.0
+        self.profile.after(step)
         return step
 
     def skipped(self, step: int, why: str, **values: Any) -> None:
@@ -128,6 +132,7 @@ class Tracker:
         self._finish()
 
     def _finish(self) -> None:
+        self.profile.close()
         for tracker in self.accelerator.trackers:  # not `end_training`: it also ends the process group (see `leave`)
             tracker.finish()
 

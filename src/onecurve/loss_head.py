@@ -1,0 +1,58 @@
+"""An output layer that returns the loss of its rows where all their logits would take too much memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from onecurve.errors import ConfigError
+from onecurve.token_loss import linear_cross_entropy_sum
+
+
+class LossHead(nn.Linear):
+    """What a model's output layer becomes: a module as before, called where the model calls it."""
+
+    targets: Tensor | None = None
+    """int64 [rows], of the rows of the next call, which then returns their summed loss, a scalar; None: logits."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.targets is None:
+            return super().forward(input)
+        return linear_cross_entropy_sum(input.flatten(0, -2), self.weight, self.targets)
+
+
+def chunk_logits(model: Any) -> None:
+    """Have a language model's output layer compute the loss itself, a chunk of logits at a time.
+
+    Args:
+        model: A transformers or PEFT model, as it is trained.
+
+    Raises:
+        ConfigError: It has no output layer, or one that is more than a matrix product.
+    """
+    head = model.get_output_embeddings()
+    obstacle = ""
+    if head is None:
+        obstacle = f"{type(model).__name__} predicts no tokens"
+    elif type(head) is not nn.Linear:
+        obstacle = f"the output layer is no plain one but {type(head).__module__}.{type(head).__name__}"
+    elif head.bias is not None:
+        obstacle = "the output layer has a bias"
+    if obstacle:
+        raise ConfigError(f"logits cannot be chunked: {obstacle}.", where="train.logits", fix="Set it to whole.")
+    head.__class__ = LossHead
+
+
+@contextmanager
+def whole_logits(model: Any) -> Iterator[None]:
+    """Have a model return logits for a while, whatever its output layer has become."""
+    head = model.get_output_embeddings()
+    kind = type(head)
+    if kind is LossHead:
+        head.__class__ = nn.Linear
+    try:
+        yield
+    finally:
+        if kind is LossHead:
+            head.__class__ = LossHead

@@ -1,8 +1,8 @@
 """What a step sends between ranks, counted in real runs: `python benchmarks/communication.py [--ranks 2 4] [--wire]`.
 
 Each run is a launch of train.py under torch's profiler, which sees every collective with its shapes, DDP's own among
-them. A table follows, one line a run. Three numbers a line: what bandwidth-optimal collectives send for those calls, the
-textbook's formula, and with `--wire` (as root, on Linux) what the loopback device of a network namespace of its own
+them. A table follows, a line a run, in MB a step and rank: what bandwidth-optimal collectives send for those calls,
+what the textbook says, and with `--wire` (as root, on Linux) what the loopback device of a network namespace of its own
 carried, which is gloo's way of doing it.
 """
 
@@ -90,16 +90,13 @@ def _loopback() -> int:
 
 def count(argv: list[str], run: Any) -> None:
     """Be one rank of a run; rank 0 writes what it counted to `counted.json` in the output directory."""
-    import time
-
-    import torch
     import torch.distributed as dist
     from torch.profiler import ProfilerActivity, profile
 
     import train
     from onecurve import step as steps
 
-    original, counted = steps.train_step, {"calls": [], "wire": 0, "cpu_seconds": 0.0}
+    original, counted = steps.train_step, {"calls": [], "wire": 0.0}
     folder = Path(argv[argv.index("--output_dir") + 1])
 
     def train_step(strategy: Any, loader: Any, step: Any, *rest: Any) -> Any:
@@ -125,7 +122,6 @@ def count(argv: list[str], run: Any) -> None:
             (folder / "counted.json").write_text(json.dumps(counted | facts))
         return outcome
 
-    del time, torch
     steps.train_step = train_step
     train.main(argv, run)
 

@@ -83,6 +83,8 @@ class Zero:
         self.optimizer = self.model.optimizer
         if self.stage == 3:
             self._keep_frozen()
+            if not getattr(model, "is_gradient_checkpointing", False):  # there, layers release what they recompute with
+                self._sum_as_plain()
         if self.loss_scale.enabled:
             # DeepSpeed's own scaler under autocast clips before it unscales: gradients 65,536 times too long
             self.optimizer.torch_autocast_gradscaler = None
@@ -122,6 +124,18 @@ class Zero:
         self.optimizer.persistent_parameters = []
         release = offload.get_param_coordinator().release_and_reset_all
         offload.partition_all_parameters = lambda: release(_Without(offload.module, kept))
+
+    def _sum_as_plain(self) -> None:
+        """Take DeepSpeed's hook off the inputs of modules that have nothing to release after their backward.
+
+        It is a node of the autograd graph: where an input also goes around its module, as around a norm, the gradients
+        from within were summed first, and float32's last bit, and then roundings to fp16, parted from one process's.
+        """
+        for module in self.unwrapped().modules():
+            if all(getattr(parameter, "ds_persist", False) for parameter in module.parameters(recurse=False)):
+                for key, hook in list(module._forward_pre_hooks.items()):
+                    if hook.__name__ == "_post_backward_module_hook":
+                        del module._forward_pre_hooks[key]
 
     def begin_pass(self, last: bool) -> None:
         self.model.set_gradient_accumulation_boundary(last)

@@ -7,12 +7,16 @@ from math import nan
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from onecurve import memory
+from onecurve.host import ranks_here
 from onecurve.strategies.base import Window
 from onecurve.strategies.precision import DTYPES, LossScale
+from onecurve.strategies.zero_sizes import derive, fill, kept_whole, sizes_of
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,20 @@ class _Held:
     """Where it starts in the flattened parameter."""
     shape: torch.Size
     """The whole parameter's."""
+
+
+@dataclass(frozen=True)
+class _Without:
+    """A module as DeepSpeed looks through it for parameters, without some of them."""
+
+    module: Any
+    left_out: set[nn.Parameter]
+
+    def named_parameters(self, recurse: bool) -> Iterator[tuple[str, nn.Parameter]]:
+        return (pair for pair in self.module.named_parameters(recurse=recurse) if pair[1] not in self.left_out)
+
+    def ds_external_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return (pair for pair in self.module.ds_external_parameters() if pair[1] not in self.left_out)
 
 
 class Zero:
@@ -60,12 +78,64 @@ class Zero:
     def prepare(self, model: nn.Module, optimizer: Optimizer, num_passes: int) -> None:
         # Only tells the engine whether passes are accumulated (offload needs to know); `begin_pass` says when
         self.config["gradient_accumulation_steps"] = self.accelerator.gradient_accumulation_steps = num_passes
+        self._size(model)
         self.model, _ = self.accelerator.prepare(model, optimizer)
         self.optimizer = self.model.optimizer
+        if self.stage == 3:
+            self._keep_frozen()
+            if not getattr(model, "is_gradient_checkpointing", False):  # there, layers release what they recompute with
+                self._sum_as_plain()
         if self.loss_scale.enabled:
             # DeepSpeed's own scaler under autocast clips before it unscales: gradients 65,536 times too long
             self.optimizer.torch_autocast_gradscaler = None
             self.optimizer.override_loss_scale(self.loss_scale.factor)
+
+    def _size(self, model: nn.Module) -> None:
+        section = self.config["zero_optimization"]
+        sizes = sizes_of(model.named_parameters())
+        passes = 3 if getattr(model, "is_gradient_checkpointing", False) else 2
+        live = section.get("stage3_max_live_parameters", "auto")
+        live = self._room(model) if live == "auto" else int(live)
+        settings = derive(sizes, live, on_gpu=self.accelerator.device.type == "cuda", passes=passes)
+        fill(section, {k: v for k, v in settings.items() if section["stage"] == 3 or not k.startswith("stage3")})
+
+    def _room(self, model: nn.Module) -> int:
+        """Return how many gathered elements take a quarter of the memory that the rank with the least has left."""
+        free = memory.free(self.accelerator.device)
+        if self.accelerator.device.type == "cpu":
+            free //= ranks_here()
+        parameters: list[Any] = list(model.parameters())
+        trained = sum(getattr(p, "ds_numel", p.numel()) for p in parameters if p.requires_grad)
+        free -= 16 * trained // self.accelerator.num_processes  # to come: master, gradient and two moments, in float32
+        room = torch.tensor(max(0, free) // 4 // parameters[0].element_size(), device=self.accelerator.device)
+        dist.all_reduce(room, dist.ReduceOp.MIN)  # ranks that gathered at different times would wait for ever
+        return int(room)
+
+    def _keep_frozen(self) -> None:
+        """Gather the frozen weights that memory holds once a run: DeepSpeed would release them at each step."""
+        offload = self.optimizer.parameter_offload
+        parameters: list[Any] = list(self.unwrapped().parameters())
+        threshold, live = offload.param_numel_persistence_threshold, offload._max_available_parameters_in_numel
+        kept = {parameters[i] for i in kept_whole(sizes_of(self.unwrapped().named_parameters()), live, threshold)}
+        persistent = kept.union(offload.persistent_parameters)
+        for parameter in parameters:
+            parameter.ds_persist = parameter in persistent
+        # Left to the next forward, which gathers a layer's at once; here DeepSpeed would gather them one by one
+        self.optimizer.persistent_parameters = []
+        release = offload.get_param_coordinator().release_and_reset_all
+        offload.partition_all_parameters = lambda: release(_Without(offload.module, kept))
+
+    def _sum_as_plain(self) -> None:
+        """Take DeepSpeed's hook off the inputs of modules that have nothing to release after their backward.
+
+        It is a node of the autograd graph: where an input also goes around its module, as around a norm, the gradients
+        from within were summed first, and float32's last bit, and then roundings to fp16, parted from one process's.
+        """
+        for module in self.unwrapped().modules():
+            if all(getattr(parameter, "ds_persist", False) for parameter in module.parameters(recurse=False)):
+                for key, hook in list(module._forward_pre_hooks.items()):
+                    if hook.__name__ == "_post_backward_module_hook":
+                        del module._forward_pre_hooks[key]
 
     def begin_pass(self, last: bool) -> None:
         self.model.set_gradient_accumulation_boundary(last)
@@ -148,14 +218,13 @@ class Zero:
         if self.stage < 3:
             self.optimizer.update_lp_params()
             return
-        # What is gathered still holds the values from before: small parameters stay so between steps
-        self.optimizer.checkpoint_event_prologue()
+        # What is gathered still holds the values from before
+        self.optimizer.parameter_offload.partition_all_parameters()
         for index, master in enumerate(self.optimizer.fp32_partitioned_groups_flat):
             working = self.optimizer.fp16_partitioned_groups_flat[index]
             if working is not None:
                 working.data.copy_(master.data)
             self.optimizer._unflatten_partitioned_parameters(index)
-        self.optimizer.checkpoint_event_epilogue()
 
     def full_parameters(self, trained_only: bool) -> Iterator[tuple[str, Tensor]]:
         from deepspeed.runtime.zero import GatheredParameters

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -250,8 +251,8 @@ class _Group:
 
 def versions() -> dict[str, str]:
     """What the run was computed with: packages, Python, and the commit of the working directory where it has one."""
-    packages = ("torch", "transformers", "accelerate", "deepspeed", "peft")
-    found = {name: version(name) for name in packages} | {"onecurve": __version__, "python": platform.python_version()}
+    packages = ("torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes")
+    found = {name: version(name) for name in packages if find_spec(name)} | {"onecurve": __version__, "python": platform.python_version()}
     if shutil.which("git"):
         asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
         found["commit"] = asked.stdout.strip()

@@ -37,6 +37,13 @@ def check_strategy(recipe: Recipe) -> None:
         config = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot be read: {error}.", where=path) from None
+    if recipe.model.quantization and config.get("zero_optimization", {}).get("stage") == 3:
+        raise ConfigError(
+            f"ZeRO-3 shares out single weights, and {recipe.model.quantization} keeps weights in codes that mean "
+            "something only beside the scales of their block.",
+            where="model.quantization",
+            fix="Use ZeRO-2 or DDP, where every rank holds the quantised base, or remove it.",
+        )
     owned: dict[str, tuple[str, Any]] = {
         "train_batch_size": ("train.global_batch_size", recipe.train.global_batch_size),
         "train_micro_batch_size_per_gpu": ("train.micro_batch_size", recipe.train.micro_batch_size),

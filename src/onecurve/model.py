@@ -16,7 +16,9 @@ from onecurve.config import Recipe
 from onecurve.distributed import resolve_precision
 from onecurve.errors import ConfigError
 from onecurve.loss_head import chunk_logits
+from onecurve.quantization import quantized_loading, require_bitsandbytes, settle_quantized
 from onecurve.seeds import start_stream
+from onecurve.strategies.precision import DTYPES
 from onecurve.tasks.base import Survey, Task
 
 
@@ -30,7 +32,9 @@ def check_model(recipe: Recipe) -> tuple[str, str]:
         UserError: An adapter that PEFT does not know or cannot build so, weights trained in half precision, or a
             precision that the device can only emulate.
     """
-    check_adapter(recipe.peft)
+    check_adapter(recipe.peft, quantized=bool(recipe.model.quantization))
+    if recipe.model.quantization:
+        require_bitsandbytes("model.quantization", recipe.model.quantization)
     if recipe.peft is None and recipe.model.dtype not in ("auto", "float32"):
         raise ConfigError(
             f"{recipe.model.dtype} is for frozen weights; trained ones are kept in float32.",
@@ -55,10 +59,12 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
     """
     section = recipe.model
     config.update(task.model_config(survey))
-    options: dict[str, Any] = {"dtype": _dtype(recipe, precision)}
+    dtype = _dtype(recipe, precision)
+    auto_model: Any = task.auto_model()
+    options: dict[str, Any] = {"dtype": dtype}
+    options |= quantized_loading(section, auto_model, config, DTYPES.get(precision, dtype))
     if section.attn_implementation:
         options["attn_implementation"] = section.attn_implementation
-    auto_model: Any = task.auto_model()
     new_modules: list[str] = []
     try:
         if section.init == "random":
@@ -114,6 +120,8 @@ def _load_pretrained(recipe: Recipe, auto_model: Any, config: Any, options: dict
             where="model.path",
         )
     modules = sorted({name.rpartition(".")[0] for name in new})
+    if section.quantization:
+        settle_quantized(model, modules)
     for name in modules:
         _draw(model, name, recipe.seed)
     return model, modules

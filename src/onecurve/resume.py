@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -132,8 +133,12 @@ class Checkpoints:
 
     def _load(self, folder: Path, state: dict[str, Any]) -> None:
         tensors = read_manifest(folder).tensors
-        named = [(*name.partition("/")[::2], stored.shape) for name, stored in tensors.items()]
-        self.strategy.create_state((k, name, shape) for k, name, shape in named if k not in ("param", "best"))
+        named = [(*name.partition("/")[::2], stored) for name, stored in tensors.items()]
+        self.strategy.create_state(
+            (key, name, stored.shape, getattr(torch, stored.dtype))
+            for key, name, stored in named
+            if key not in ("param", "best")
+        )
         if any(key == "best" for key, *_ in named):
             self.best.snapshot.take()  # makes room; the values are read below
         else:
@@ -256,8 +261,9 @@ class _Group:
 
 def versions() -> dict[str, str]:
     """What the run was computed with: packages, Python, and the commit of the working directory where it has one."""
-    packages = ("torch", "transformers", "accelerate", "deepspeed", "peft")
-    found = {name: version(name) for name in packages} | {"onecurve": __version__, "python": platform.python_version()}
+    packages = ("torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes")
+    found = {name: version(name) for name in packages if find_spec(name)}
+    found |= {"onecurve": __version__, "python": platform.python_version()}
     if shutil.which("git"):
         asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
         found["commit"] = asked.stdout.strip()

@@ -16,14 +16,14 @@ from onecurve.strategies.base import Strategy
 
 
 def moments_per_parameter(section: OptimSection) -> float:
-    """Return how many values an optimizer keeps for each one it trains, read off a step on a small matrix."""
+    """Return how many bytes an optimizer keeps for each one of what it trains, read off a step on a small matrix."""
     layer = nn.Linear(256, 256, bias=False)
     with torch.enable_grad():
         layer(torch.ones(1, 256)).sum().backward()
     optimizer = build_optimizer(layer, section)
     optimizer.step()
-    kept = sum(v.numel() for v in optimizer.state[layer.weight].values() if isinstance(v, torch.Tensor) and v.dim())
-    return kept / layer.weight.numel()
+    kept = sum(v.nbytes for v in optimizer.state[layer.weight].values() if isinstance(v, torch.Tensor) and v.dim())
+    return kept / layer.weight.nbytes
 
 
 def checkpoint_bytes(strategy: Strategy, recipe: Recipe, accelerator: Accelerator) -> int:

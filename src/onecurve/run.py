@@ -205,4 +205,5 @@ def _hush() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for name in ("DeepSpeed", "accelerate.accelerator"):
         logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")

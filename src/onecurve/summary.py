@@ -6,6 +6,7 @@ from onecurve.config import Recipe
 from onecurve.data.encoding import Data, Split
 from onecurve.data.plan import BatchPlan, num_passes
 from onecurve.host import describe_threads
+from onecurve.quantization import num_weights
 from onecurve.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ def describe_run(
     recipe: Recipe, task: Task, data: Data, plan: BatchPlan, model: "nn.Module", tokenizer: Any, world_size: int
 ) -> str:
     """Return the summary: what is trained, the batch arithmetic, the data, one example as the model sees it."""
-    sizes = [(_count(p), p.requires_grad) for p in model.parameters()]
+    sizes = [(num_weights(p), p.requires_grad) for p in model.parameters()]
     trained, total = sum(n for n, grad in sizes if grad), sum(n for n, _ in sizes)
     batch, train, tokens = recipe.train.global_batch_size, data.train, recipe.train.micro_batch_tokens
     passes = num_passes(len(plan.step(1).micro_batches), world_size)
@@ -43,7 +44,3 @@ def _describe_split(split: Split) -> str:
     told["with nothing to learn, dropped"] = report.empty
     notes = "".join(f", {count} {what}" for what, count in told.items() if count)
     return f"{split.name:<9} {len(split):,} examples from {report.rows:,} rows{notes}"
-
-
-def _count(parameter: Any) -> int:
-    return getattr(parameter, "ds_numel", None) or parameter.numel()

@@ -47,7 +47,7 @@ def test_the_floor_is_where_the_run_would_end():
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"name": "adamm"}, "optim.name: must be one of adamw, adafactor, sgd; got 'adamm'"),
+        ({"name": "adamm"}, "optim.name: must be one of adamw, adamw_8bit, adafactor, sgd; got 'adamm'"),
         ({"schedule": "cos"}, "optim.schedule: must be one of constant, linear, cosine, wsd; got 'cos'"),
         ({"momentum": 0.9}, "Unknown setting 'optim.momentum' of adamw"),
         ({"lrr": 0.9}, "Did you mean 'optim.lr'?"),

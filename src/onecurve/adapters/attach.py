@@ -43,6 +43,7 @@ def add_adapter(
         _fill_sizes(model, config)
     _fill_targets(model, config, method)
     _train_new_modules(config, method, new_modules)
+    _check_copied(model, config, method)
     try:
         adapted = get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
@@ -124,6 +125,15 @@ def _train_new_modules(config: Any, method: str, new_modules: list[str]) -> None
             kept.append(name)
             covered.append(name)
     config.modules_to_save = kept or None
+
+
+def _check_copied(model: PreTrainedModel, config: Any, method: str) -> None:
+    """Refuse to train a copy of a module that is kept quantised: codes have no gradient."""
+    copied = tuple(f".{name}" for name in getattr(config, "modules_to_save", None) or ())
+    for name, parameter in model.named_parameters():
+        owner = f".{name.rpartition('.')[0]}"
+        if copied and owner.endswith(copied) and not parameter.is_floating_point():
+            raise _misfit(method, model, f"modules_to_save has {owner[1:]}, which model.quantization keeps in codes")
 
 
 def _check_trained(adapted: nn.Module, model: PreTrainedModel, method: str, new_modules: list[str]) -> None:

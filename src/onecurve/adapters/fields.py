@@ -3,6 +3,7 @@
 import dataclasses
 import types
 from copy import deepcopy
+from importlib.util import find_spec
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from peft import PeftConfig
@@ -20,6 +21,8 @@ _DERIVED = {"token_dim", "encoder_hidden_size", "target_modules"}
 _PROMPTS = {"prefix_tuning", "prompt_tuning", "p_tuning"}
 _COMMON = {*_PROMPTS, "lora", "ia3", "adaption_prompt", "bottleneck"}
 """Asked first for what a misspelt method means: `lroa` is as near to `road` as to `lora`."""
+_BESIDE_LINEAR = {*_PROMPTS, "adaption_prompt", "bottleneck", "ln_tuning", "trainable_tokens"}
+"""Methods to which it is all one how the weights of linear layers are kept."""
 _SPELT = {
     "dora": "lora with use_dora: true",
     "rslora": "lora with use_rslora: true",
@@ -38,10 +41,17 @@ def virtual_tokens(section: PeftSection | None) -> int:
     return int(section.extras.get("num_virtual_tokens") or 0)
 
 
-def check_adapter(section: PeftSection | None) -> None:
-    """Raise `ConfigError` for a method or a field that cannot be meant. Needs no model."""
+def check_adapter(section: PeftSection | None, quantized: bool = False) -> None:
+    """Raise `ConfigError` for a method or a field that cannot be meant, on a quantised base or not. Needs no model."""
     if section is not None:
         build_config(section, task_type=None)
+        if quantized and not _takes_quantized(_canonical(section.method)):
+            # Measured: others fail in the first pass, or take the codes of int8 for weights and train on
+            raise ConfigError(
+                f"{section.method} cannot work on quantised layers.",
+                where="peft.method",
+                fix="Use lora, ia3, bottleneck or prefix_tuning, or remove model.quantization.",
+            )
 
 
 def build_config(section: PeftSection, task_type: str | None) -> PeftConfig:
@@ -66,6 +76,12 @@ def build_config(section: PeftSection, task_type: str | None) -> PeftConfig:
         return _config_class(method)(task_type=task_type, **deepcopy(section.extras))
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         raise ConfigError(f"{method} cannot have these settings: {error}", where="peft") from error
+
+
+def _takes_quantized(method: str) -> bool:
+    # PEFT keeps what a method does on layers of bitsandbytes in a file of its own
+    package = _config_class(method).__module__.rpartition(".")[0]
+    return method in _BESIDE_LINEAR or find_spec(f"{package}.bnb") is not None
 
 
 def _canonical(method: str) -> str:

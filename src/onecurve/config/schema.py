@@ -41,6 +41,9 @@ class ModelSection(Section):
     """Branch, tag or commit of a hub model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What frozen weights are kept in (trained ones are float32). auto: mixed_precision's under PEFT, else float32."""
+    quantization: Literal["nf4", "int8"] | None = None
+    """Quantise the frozen weights of linear layers as they are loaded, under PEFT: nf4 (4 bits, QLoRA) or int8. The
+    rest stays in `dtype`."""
     attn_implementation: str | None = None
     """transformers' attention implementation, such as eager or sdpa; its own choice when absent."""
 
@@ -275,6 +278,11 @@ class Recipe(Section):
             raise ValueError(
                 f"train.global_batch_size ({train.global_batch_size}) must be a multiple of "
                 f"train.micro_batch_size ({train.micro_batch_size})"
+            )
+        if self.model.quantization and (self.peft is None or self.model.init == "random"):
+            raise ValueError(
+                f"model.quantization ({self.model.quantization}) is for pretrained weights that stay frozen: set "
+                "peft.method and model.init pretrained, or remove it"
             )
         if train.packing == "on" and self.model.attn_implementation not in (None, "sdpa"):
             raise ValueError("train.packing has its own attention: remove model.attn_implementation, or turn it off")

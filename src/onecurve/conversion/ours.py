@@ -92,7 +92,9 @@ def _recipe(folder: Path, wanted: Wanted, state: dict[str, Any]) -> tuple[Path, 
             )
     if wanted.merge and recipe.peft is None:
         raise ConfigError(f"{folder} is of a fully trained model: there is nothing to merge.", fix="Leave out --merge.")
-    return path, recipe, task
+    # What was trained on a quantised base is the same on the base as it is stored, which is what it is merged into
+    stored = recipe.model.model_copy(update={"quantization": None})
+    return path, recipe.model_copy(update={"model": stored}), task
 
 
 def _in_float32(recipe: Recipe) -> Recipe:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from onecurve.config import OptimSection, nearest
 from onecurve.errors import ConfigError
 from onecurve.optim import optimizers, schedules
+from onecurve.quantization import require_bitsandbytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,6 +21,8 @@ def check_optim(section: OptimSection) -> dict[str, Any]:
         ConfigError: No such optimizer or schedule, or a setting that it does not know, cannot take or would ignore.
     """
     build = _pick(optimizers, "optim.name", section.name)
+    if build is optimizers.adamw_8bit:
+        require_bitsandbytes("optim.name", section.name)
     schedule = _pick(schedules, "optim.schedule", section.schedule)
     settings = {
         name: parameter.default

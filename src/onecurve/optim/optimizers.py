@@ -15,6 +15,15 @@ def adamw(groups: Groups, lr: float, *, beta1: float = 0.9, beta2: float = 0.999
     return AdamW(groups, lr=lr, betas=(beta1, beta2), eps=eps, fused=True)
 
 
+def adamw_8bit(
+    groups: Groups, lr: float, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8
+) -> "Optimizer":
+    """AdamW of bitsandbytes with moments of 8 bits; needs the extra `quant`."""
+    from onecurve.optim.adamw_8bit import AdamW8bit
+
+    return AdamW8bit(groups, lr=lr, betas=(beta1, beta2), eps=eps)
+
+
 def adafactor(groups: Groups, lr: float, *, beta2_decay: float = -0.8, clip_threshold: float = 1.0) -> "Optimizer":
     """Adafactor with factored second moments. Source: Shazeer & Stern, ICML 2018."""
     from torch.optim import Adafactor

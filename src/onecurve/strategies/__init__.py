@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from onecurve.strategies.base import Strategy
 
 
+_NOT_ON_SHARES = {
+    "adafactor": "needs whole matrices, and ZeRO gives each rank a flat share of them",
+    "adamw_8bit": "scales its moments by blocks of a whole tensor, and where ZeRO cuts a rank's flat share depends on "
+    "how many ranks there are",
+}
+"""Optimizers that ZeRO cannot carry out, each with its reason."""
+
+
 def check_strategy(recipe: Recipe) -> None:
     """Check, before any process group, that the DeepSpeed file and the recipe do not contradict each other.
 
@@ -24,11 +32,11 @@ def check_strategy(recipe: Recipe) -> None:
     """
     if not uses_deepspeed():
         return
-    if recipe.optim.name == "adafactor":
+    if recipe.optim.name in _NOT_ON_SHARES:
         raise ConfigError(
-            "adafactor needs whole matrices, and ZeRO gives each rank a flat share of them.",
+            f"{recipe.optim.name} {_NOT_ON_SHARES[recipe.optim.name]}.",
             where="optim.name",
-            fix="Use adamw under ZeRO, or adafactor under DDP.",
+            fix=f"Use adamw under ZeRO, or {recipe.optim.name} under DDP.",
         )
     path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
     if not path or path == "none":
@@ -66,6 +74,13 @@ def _check_stage(stage: int, recipe: Recipe) -> None:
             "selective does not work where ZeRO-3 gathers a layer's parameters anew.",
             where="train.activations",
             fix="Use recompute or offload, or ZeRO-2.",
+        )
+    if stage == 3 and recipe.model.quantization:
+        raise ConfigError(
+            f"ZeRO-3 shares out single weights, and {recipe.model.quantization} keeps weights in codes that mean "
+            "something only beside the scales of their block.",
+            where="model.quantization",
+            fix="Use ZeRO-2 or DDP, where every rank holds the quantised base, or remove it.",
         )
 
 

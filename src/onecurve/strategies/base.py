@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -71,8 +72,8 @@ class Strategy(Protocol):
         With `once`, every element comes from exactly one rank: what several hold alike is shared out.
         """
 
-    def create_state(self, entries: Iterable[tuple[str, str, tuple[int, ...]]]) -> None:
-        """Have the optimizer, which makes its state as it steps, hold just these: (key, parameter's name, shape)."""
+    def create_state(self, entries: Iterable[tuple[str, str, tuple[int, ...], torch.dtype]]) -> None:
+        """Have the optimizer, which makes its state as it steps, hold just these: (key, parameter, shape, dtype)."""
 
     def refresh(self) -> None:
         """Bring the model in line after windows were written to."""

@@ -83,12 +83,12 @@ class Plain:
                     if run.numel():
                         yield Window(name, key, run, rank * share, value.numel(), tuple(value.shape))
 
-    def create_state(self, entries: Iterable[tuple[str, str, tuple[int, ...]]]) -> None:
+    def create_state(self, entries: Iterable[tuple[str, str, tuple[int, ...], torch.dtype]]) -> None:
         parameters = dict(self.unwrapped().named_parameters())
         self.optimizer.state.clear()
-        for key, name, shape in entries:
+        for key, name, shape, dtype in entries:
             parameter = parameters[name]
-            self.optimizer.state[parameter][key] = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+            self.optimizer.state[parameter][key] = torch.zeros(shape, dtype=dtype, device=parameter.device)
 
     def refresh(self) -> None:
         pass

@@ -178,9 +178,9 @@ class Zero:
                 ):  # the step count: one a group, told by whoever holds the first element
                     yield Window(held.name, key, value.view(1), 0, 1, ())
 
-    def create_state(self, entries: Iterable[tuple[str, str, tuple[int, ...]]]) -> None:
+    def create_state(self, entries: Iterable[tuple[str, str, tuple[int, ...], torch.dtype]]) -> None:
         wanted: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
-        for key, name, shape in entries:
+        for key, name, shape, _ in entries:  # all state of flat float32 shares is float32
             wanted.setdefault(name, []).append((key, shape))
         self.optimizer.optimizer.state.clear()
         for held in self._held():

@@ -31,17 +31,11 @@ _SPELT = {
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a map", list: "a list"}
 
 
-def virtual_tokens(section: PeftSection | None) -> int:
+def virtual_tokens(section: PeftSection) -> int:
     """Count the positions that a method takes from the model's longest sequence."""
-    if section is None or _canonical(section.method) not in _PROMPTS:
+    if _canonical(section.method) not in _PROMPTS:
         return 0
     return int(section.extras.get("num_virtual_tokens") or 0)
-
-
-def check_adapter(section: PeftSection | None) -> None:
-    """Raise `ConfigError` for a method or a field that cannot be meant. Needs no model."""
-    if section is not None:
-        build_config(section, task_type=None)
 
 
 def build_config(section: PeftSection, task_type: str | None) -> PeftConfig:

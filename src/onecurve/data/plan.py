@@ -1,8 +1,8 @@
 """The batch plan: which examples make up which step, a pure function of the step number that knows no ranks."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from hashlib import blake2b
 from math import ceil
 
@@ -24,6 +24,8 @@ class Step:
     """Terms of the loss over all micro-batches: what the loss is divided by."""
     samples_before: int
     """Examples seen in the steps before this one."""
+    following: "Callable[[], Step | None]" = field(default=lambda: None, repr=False, compare=False)
+    """Returns the step that is probably next, for who prepares it ahead."""
 
     @property
     def sample_ids(self) -> np.ndarray:
@@ -112,6 +114,7 @@ class BatchPlan:
             micro_batches=[ids[i : i + self.micro_batch_size] for i in range(0, len(ids), self.micro_batch_size)],
             num_items=int(self.num_items[ids].sum()),
             samples_before=epoch * self.num_examples + start,
+            following=partial(self.after, number),
         )
 
     def _order(self, epoch: int) -> np.ndarray:

@@ -6,7 +6,7 @@ This file is the table of contents: read it top-down, then open the module each 
 import sys
 
 from onecurve.optim import build_optimizer, lr_at
-from onecurve.preflight import preflight
+from onecurve.preflight import heavy_imports, preflight
 from onecurve.run import Run, due, execute, leave
 from onecurve.strategies import build_strategy
 
@@ -15,20 +15,20 @@ def main(argv: list[str], run: Run) -> None:
     """Train, evaluate and save what the recipe describes."""
     checked = preflight(argv)
     recipe, task = checked.recipe, checked.task
-    # The recipe can be meant: only now what takes seconds to import
-    from onecurve.adapters import virtual_tokens
-    from onecurve.data import Loader, load_data, plan_run
-    from onecurve.distributed import start
-    from onecurve.evaluation import Best, Evaluator
-    from onecurve.export import Exporter
-    from onecurve.faults import BadSteps, BlackBox, OutOfMemory, Stopping, fit
-    from onecurve.model import check_model, load_model
-    from onecurve.packing import pack
-    from onecurve.resume import Checkpoints
-    from onecurve.step import train_step
-    from onecurve.summary import describe_run
-    from onecurve.tokenizer import Reading
-    from onecurve.tracking import Tracker
+    with heavy_imports():  # the recipe can be meant: only now what takes seconds
+        from onecurve.adapters import virtual_tokens
+        from onecurve.data import Loader, load_data, plan_run
+        from onecurve.distributed import start
+        from onecurve.evaluation import Best, Evaluator
+        from onecurve.export import Exporter
+        from onecurve.faults import BadSteps, BlackBox, OutOfMemory, Stopping, fit
+        from onecurve.model import check_model, load_model
+        from onecurve.packing import pack
+        from onecurve.resume import Checkpoints
+        from onecurve.step import train_step
+        from onecurve.summary import describe_run
+        from onecurve.tokenizer import Reading
+        from onecurve.tracking import Tracker
 
     precision, remark = check_model(recipe)
     reading = Reading(recipe.model, recipe.data.max_length, virtual_tokens(recipe.peft))

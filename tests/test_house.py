@@ -32,6 +32,8 @@ RECIPES_OWN = {
     "torch_autocast",
 }
 HEAVY = {"torch", "transformers", "accelerate", "deepspeed", "peft", "datasets", "evaluate"}
+HEAVY |= {"numpy", "pyarrow", "pandas", "scipy", "sklearn", "tokenizers", "huggingface_hub"}
+HELPED = ["", "checkpoint", "checkpoint convert", "data", "data stage", "doctor", "parity", "predict"]
 
 
 def too_long(root: Path) -> list[str]:
@@ -98,7 +100,7 @@ def run_and_list_imports(*arguments: str, path: str = "") -> tuple[int, set[str]
     """Run Python; return its exit code, the top-level names it imported and what it said."""
     command = [sys.executable, "-X", "importtime", *arguments]
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    environment["PYTHONPATH"] = path
+    environment["PYTHONPATH"] = path or str(ROOT / "src")
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     timed = re.compile(r"^import time:\s+\d+ \|\s+\d+ \|\s+([\w.]+)$", re.MULTILINE)
     said = "\n".join(line for line in result.stderr.splitlines() if not line.startswith("import time:"))
@@ -196,6 +198,33 @@ def test_a_typo_is_answered_before_anything_heavy_is_imported(tmp_path, typo):
     assert len(said.strip().splitlines()) == 1, said
     assert typo[2:].partition("=")[0] in said, said
     assert not (tmp_path / "run").exists()
+
+
+def test_help_is_given_before_anything_heavy_is_imported():
+    exit_code, imported, said = run_and_list_imports("train.py", "--help")
+    assert exit_code == 0, said
+    assert not imported & HEAVY
+
+
+@pytest.mark.parametrize("command", HELPED)
+def test_the_commands_help_imports_not_even_the_schema(command):
+    exit_code, imported, said = run_and_list_imports("-m", "onecurve", *command.split(), "--help")
+    assert exit_code == 0, said
+    assert not imported & {*HEAVY, "pydantic"}
+
+
+def test_every_subcommand_is_asked_for_help():
+    folder = ROOT / "src" / "onecurve" / "cli"
+    assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == {name.split()[0] for name in HELPED[1:]}
+
+
+@pytest.mark.parametrize("command", ["data stage", "parity"])
+def test_a_typo_is_answered_by_a_command_before_anything_heavy_is_imported(command):
+    recipe = ROOT / "recipes" / "quickstart.yaml"
+    exit_code, imported, said = run_and_list_imports("-m", "onecurve", *command.split(), str(recipe), "--optim.lrr=1")
+    assert exit_code == 2, said
+    assert "optim.lrr" in said
+    assert not imported & HEAVY
 
 
 def test_a_heavy_import_is_found(tmp_path):

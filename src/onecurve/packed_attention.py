@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,15 +12,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # before torch 2.10
-    varlen_attn = None  # type: ignore[assignment]
-
 NAME = "packed"
 """What a model's attention implementation is called while its micro-batches are packed."""
 _HALF = (torch.bfloat16, torch.float16)
-_GROUPS_HEADS = varlen_attn is not None and "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 @dataclass(frozen=True)
@@ -76,27 +71,38 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 def _has_kernel(query: Tensor, value: Tensor, dropout: float) -> bool:
     """Whether torch's variable-length kernel takes this: FlashAttention-2's limits, and no dropout."""
     return (
-        varlen_attn is not None
-        and query.is_cuda
+        query.is_cuda
         and query.dtype in _HALF
         and not dropout
         and query.shape[-1] == value.shape[-1] <= 256
         and torch.cuda.get_device_capability(query.device)[0] >= 8
+        and _kernel()[0] is not None
     )
+
+
+@cache
+def _kernel() -> tuple[Any, bool]:
+    """Return torch's variable-length kernel, None before torch 2.10, and whether it takes fewer keys than queries."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None, False
+    return varlen_attn, "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def _at_once(
     query: Tensor, key: Tensor, value: Tensor, documents: Documents, is_causal: bool, scale: float | None
 ) -> Tensor:
+    kernel, groups_heads = _kernel()
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     options: dict[str, Any] = {"scale": scale, "window_size": (-1, 0) if is_causal else (-1, -1)}
     if (groups := query.shape[1] // key.shape[1]) > 1:
-        if _GROUPS_HEADS:
+        if groups_heads:
             options["enable_gqa"] = True
         else:
             key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
     longest, ends = max(documents.sizes), documents.boundaries
-    attended: Any = varlen_attn(query, key, value, ends, ends, longest, longest, **options)
+    attended = kernel(query, key, value, ends, ends, longest, longest, **options)
     return attended[None]
 
 

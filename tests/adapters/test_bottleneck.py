@@ -24,7 +24,8 @@ from transformers import (
     RobertaModel,
 )
 
-from onecurve.adapters import BottleneckConfig, BottleneckModel, add_adapter
+from onecurve.adapters import add_adapter
+from onecurve.adapters.bottleneck import BottleneckConfig, BottleneckModel
 from onecurve.config import PeftSection
 
 from .conftest import SIZES, bert, llama

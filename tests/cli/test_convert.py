@@ -340,7 +340,7 @@ def peft_folder(folder, path, **settings):
     from peft import get_peft_config, get_peft_model
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    import onecurve.adapters  # noqa: F401  registers the bottleneck adapter
+    import onecurve.adapters.bottleneck  # noqa: F401  registers the bottleneck adapter
 
     base = AutoModelForSequenceClassification.from_pretrained(folder / "bert", num_labels=3)
     base.name_or_path = str(folder / "bert")

@@ -1,4 +1,3 @@
-import inspect
 from types import SimpleNamespace
 
 import pytest
@@ -29,13 +28,14 @@ def attended(dtype, heads, is_causal, dropout=0.0):
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("heads", [8, 2])
 def test_the_kernel_computes_what_each_document_alone_does(heads, is_causal, groups_natively, monkeypatch):
-    if packed_attention.varlen_attn is None:
+    kernel, can_group = packed_attention._kernel()
+    if kernel is None:
         pytest.skip("torch has no variable-length attention before 2.10")
-    if groups_natively and "enable_gqa" not in inspect.signature(packed_attention.varlen_attn).parameters:
+    if groups_natively and not can_group:
         pytest.skip("this torch repeats keys and values")
-    monkeypatch.setattr(packed_attention, "_GROUPS_HEADS", groups_natively)
-    calls, kernel = [], packed_attention.varlen_attn
-    monkeypatch.setattr(packed_attention, "varlen_attn", lambda *a, **k: calls.append(1) or kernel(*a, **k))
+    calls = []
+    counted = (lambda *a, **k: calls.append(1) or kernel(*a, **k)), groups_natively
+    monkeypatch.setattr(packed_attention, "_kernel", lambda: counted)
     at_once = attended(torch.bfloat16, heads, is_causal)
     assert calls == [1]
     one_by_one = attended(torch.float32, heads, is_causal)

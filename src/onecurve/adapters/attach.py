@@ -20,22 +20,8 @@ _NOT_LINEAR = {"BEFT", "BOTTLENECK", "LN_TUNING", "TRAINABLE_TOKENS"}
 """Methods whose targets are not linear layers at large: for them `all-linear` is no default."""
 
 
-def add_adapter(
-    model: PreTrainedModel, section: PeftSection | None, *, task_type: str | None, new_modules: list[str]
-) -> nn.Module:
-    """Freeze a model and add what the recipe's PEFT method trains, drawn from torch's global generator.
-
-    Args:
-        model: The base model, partitioned by ZeRO-3 or not; changed in place.
-        section: The recipe's `peft` section; None trains every weight.
-        task_type: PEFT's name for the kind of model, such as SEQ_CLS or CAUSAL_LM.
-        new_modules: Names of modules whose weights no checkpoint held (a new head): trained and saved in any case.
-
-    Returns:
-        The model itself without a section, else a `PeftModel` whose trained parameters are float32.
-    """
-    if section is None:
-        return model
+def attach(model: PreTrainedModel, section: PeftSection, task_type: str | None, new_modules: list[str]) -> nn.Module:
+    """Do what `add_adapter` says with a section that is there."""
     config = build_config(section, task_type)
     method = str(config.peft_type.value)  # type: ignore[union-attr]
     if config.is_prompt_learning:

@@ -34,24 +34,23 @@ _SPELT = {
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a map", list: "a list"}
 
 
-def virtual_tokens(section: PeftSection | None) -> int:
+def virtual_tokens(section: PeftSection) -> int:
     """Count the positions that a method takes from the model's longest sequence."""
-    if section is None or _canonical(section.method) not in _PROMPTS:
+    if _canonical(section.method) not in _PROMPTS:
         return 0
     return int(section.extras.get("num_virtual_tokens") or 0)
 
 
-def check_adapter(section: PeftSection | None, quantized: bool = False) -> None:
-    """Raise `ConfigError` for a method or a field that cannot be meant, on a quantised base or not. Needs no model."""
-    if section is not None:
-        build_config(section, task_type=None)
-        if quantized and not _takes_quantized(_canonical(section.method)):
-            # Measured: others fail in the first pass, or take the codes of int8 for weights and train on
-            raise ConfigError(
-                f"{section.method} cannot work on quantised layers.",
-                where="peft.method",
-                fix="Use lora, ia3, bottleneck or prefix_tuning, or remove model.quantization.",
-            )
+def check_adapter(section: PeftSection, quantized: bool) -> None:
+    """Do what `onecurve.adapters.check_adapter` says with a section that is there."""
+    build_config(section, task_type=None)
+    if quantized and not _takes_quantized(_canonical(section.method)):
+        # Measured: others fail in the first pass, or take the codes of int8 for weights and train on
+        raise ConfigError(
+            f"{section.method} cannot work on quantised layers.",
+            where="peft.method",
+            fix="Use lora, ia3, bottleneck or prefix_tuning, or remove model.quantization.",
+        )
 
 
 def build_config(section: PeftSection, task_type: str | None) -> PeftConfig:

@@ -45,7 +45,7 @@ def load_trained(folder: Path, config: Any, classifies: bool) -> Any:
         return auto.from_pretrained(folder, dtype="float32")
     from peft import PeftConfig, PeftModel
 
-    import onecurve.adapters  # noqa: F401  registers the bottleneck adapter with PEFT
+    import onecurve.adapters.bottleneck  # noqa: F401  registers the bottleneck adapter with PEFT
 
     base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     return PeftModel.from_pretrained(auto.from_pretrained(base, config=config, dtype="float32"), folder)

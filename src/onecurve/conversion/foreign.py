@@ -57,7 +57,7 @@ def convert_adapter(folder: Path, wanted: Wanted) -> str:
     import transformers
     from peft import PeftConfig, PeftModel
 
-    import onecurve.adapters  # noqa: F401  registers the bottleneck adapter with PEFT
+    import onecurve.adapters.bottleneck  # noqa: F401  registers the bottleneck adapter with PEFT
 
     try:
         adapter = PeftConfig.from_pretrained(str(folder))

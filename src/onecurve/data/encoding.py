@@ -2,20 +2,22 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from onecurve.config import DataSection
 from onecurve.data.cache import cache_root, get_or_write
 from onecurve.data.checking import Report, RowChecker, check_splits
-from onecurve.data.examples import Examples, write_examples
+from onecurve.data.examples import Examples, record_batches, write_batches
 from onecurve.data.keys import content_key, tokenizer_digest
 from onecurve.data.rows import Broken, Located
 from onecurve.data.sources import open_source
+from onecurve.data.workers import in_order
 from onecurve.errors import DataError
 from onecurve.tasks.base import BadRow, Example, Survey, Task
 
@@ -23,6 +25,8 @@ __all__ = ["Data", "Report", "Split", "load_data"]
 
 _ROWS_LOOKED_AT = 10_000
 """How far a refusal looks on to say how many rows are too long."""
+_PART_ROWS, _PART_CHARACTERS = 1000, 1 << 18
+"""What is encoded at a time, whichever is reached first: a quarter of a second's work, more than starting processes."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ def load_data(
     stamps = {name: checker.source.stamp() for name, checker in checkers.items()}
     survey, reports = check_splits(checkers)
     loaded = tokenizer()
-    encoder = _Encoder(task, survey, loaded, max_length(loaded), settings.on_long)
+    encoder = _Encoder(task, survey, loaded, max_length(loaded), settings.on_long, settings.on_bad_row)
     tokenizer_hash = tokenizer_digest(loaded)  # before any call: a tokenizer remembers its latest one
     splits, keys, hits = {}, {}, []
     for name, checker in checkers.items():
@@ -119,6 +123,19 @@ def load_data(
     )
 
 
+@dataclass
+class _Part:
+    """What encoding some of a split's rows gave."""
+
+    num_rows: int
+    batches: list[pa.RecordBatch] = field(default_factory=list)
+    report: Report = field(default_factory=Report)
+    bad: list[Broken] = field(default_factory=list)
+    """Rows that the task could not use after all."""
+    too_long: tuple[int, int] | None = None
+    """Number in the part, and tokens, of a row that must not be so long."""
+
+
 @dataclass(frozen=True)
 class _Encoder:
     """A task's `encode` with everything it needs but the row."""
@@ -128,6 +145,25 @@ class _Encoder:
     tokenizer: Any
     max_length: int
     on_long: str
+    on_bad_row: str
+
+    def encode_part(self, rows: list[Located]) -> _Part:
+        """Encode rows that belong together, up to the first that ends the run."""
+        part = _Part(len(rows))
+        part.batches = list(record_batches(self._examples(rows, part)))
+        return part
+
+    def _examples(self, rows: list[Located], part: _Part) -> Iterator[Example]:
+        for number, row in enumerate(rows):
+            try:
+                yield from self.encode(row, part.report)
+            except BadRow as error:
+                part.bad.append(Broken(row.place, str(error)))
+                if self.on_bad_row != "skip":
+                    return
+            except _TooLong as error:
+                part.too_long = number, error.length
+                return
 
     def encode(self, row: Located, report: Report) -> list[Example]:
         """Encode one row and do with what is too long as the recipe says.
@@ -180,7 +216,7 @@ class _Writing:
             DataError: An example that is too long, no example left, or data that changed meanwhile.
         """
         report = Report()
-        count = write_examples(folder, self._examples(report))
+        count = write_batches(folder, self._batches(report))
         source = self.checker.source
         if source.stamp() != self.stamp:
             raise DataError(f"'{source.spec}' changed while it was read.", where=source.key, fix="Start again.")
@@ -192,19 +228,27 @@ class _Writing:
             )
         return asdict(report)
 
-    def _examples(self, report: Report) -> Iterator[Example]:
-        rows = self.checker.usable(Report(), self.survey)
-        for before, row in enumerate(rows):
-            try:
-                yield from self.encoder.encode(row, report)
-            except BadRow as error:
-                self.checker.refuse(Broken(row.place, str(error)), report)
-            except _TooLong as error:
-                raise self._refusal(row, error.length, before, rows) from None
+    def _batches(self, report: Report) -> Iterator[pa.RecordBatch]:
+        before = 0
+        for part in in_order(self.encoder.encode_part, _parts(self._rows())):
+            for bad in part.bad:
+                self.checker.refuse(bad, report)
+            if part.too_long:
+                number, length = part.too_long
+                raise self._refusal(before + number, length)
+            report.truncated += part.report.truncated
+            report.dropped += part.report.dropped
+            report.empty += part.report.empty
+            before += part.num_rows
+            yield from part.batches
 
-    def _refusal(self, row: Located, length: int, before: int, rest: Iterator[Located]) -> DataError:
-        seen, num_long = before + 1, 1
-        for other in islice(rest, _ROWS_LOOKED_AT):
+    def _rows(self) -> Iterator[Located]:
+        return self.checker.usable(Report(), self.survey)
+
+    def _refusal(self, before: int, length: int) -> DataError:
+        rows = islice(self._rows(), before, None)
+        row, seen, num_long = next(rows), before + 1, 1
+        for other in islice(rows, _ROWS_LOOKED_AT):
             seen += 1
             with suppress(BadRow):
                 num_long += self.encoder.longest(other) > self.encoder.max_length
@@ -214,3 +258,16 @@ class _Writing:
             where=row.place,
             fix="Set data.on_long to truncate (cut them) or drop (leave them out), or raise data.max_length.",
         )
+
+
+def _parts(rows: Iterator[Located]) -> Iterator[list[Located]]:
+    part: list[Located] = []
+    characters = 0
+    for row in rows:
+        part.append(row)
+        characters += sum(len(value) for value in row.row.values() if isinstance(value, str))
+        if len(part) == _PART_ROWS or characters >= _PART_CHARACTERS:
+            yield part
+            part, characters = [], 0
+    if part:
+        yield part

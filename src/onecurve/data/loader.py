@@ -2,8 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from onecurve.data.ahead import Ahead
 from onecurve.data.encoding import Split
 from onecurve.data.plan import Step
 from onecurve.ranks.heartbeat import beat
@@ -34,17 +38,35 @@ class Loader:
     accelerator: "Accelerator"
 
     def micro_batches(self, step: Step) -> Iterator[MicroBatch]:
-        """Yield this rank's micro-batches of a step, each collated when it is asked for."""
-        rank, world_size, device = (
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-            self.accelerator.device,
-        )
-        for position, ids, counts in step.of_rank(rank, world_size):
+        """Yield this rank's micro-batches of a step, each collated when it is asked for; on a GPU one ahead of that."""
+        ours = self._of_rank(step)
+        for number, (position, ids, counts) in enumerate(ours, 1):
             beat("data")
-            batch = self.task.collate(self.split.take(ids), self.pad_id)
-            moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-            yield MicroBatch(position, moved, counts)
+            if self._ahead is None:
+                batch = self._read(ids)
+            else:
+                rest = ours[number:] or self._of_rank(step.following())
+                batch = self._ahead.get(ids.tobytes(), rest[0][1].tobytes() if rest else None)
+            yield MicroBatch(position, batch, counts)
+
+    def _of_rank(self, step: Step | None) -> list[tuple[int, np.ndarray, bool]]:
+        return list(step.of_rank(self.accelerator.process_index, self.accelerator.num_processes)) if step else []
+
+    def _read(self, ids: np.ndarray) -> Batch:
+        batch, device = self.task.collate(self.split.take(ids), self.pad_id), self.accelerator.device
+        if device.type == "cuda":  # only out of pinned memory does a copy keep nobody waiting
+            batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+    @cached_property
+    def _ahead(self) -> Ahead[Batch] | None:
+        device = self.accelerator.device
+        if device.type != "cuda":
+            return None
+        import torch
+
+        # A thread begins on the first GPU, where pinning would open a context
+        return Ahead(lambda name: self._read(np.frombuffer(name, np.int64)), lambda: torch.cuda.set_device(device))
 
     def num_tokens(self, step: Step) -> int:
         """Tokens of a step on all ranks, without padding."""

@@ -1,8 +1,8 @@
 """The batch plan: which examples make up which step, a pure function of the step number that knows no ranks."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from hashlib import blake2b
 from math import ceil
 from typing import TYPE_CHECKING
@@ -32,6 +32,8 @@ class Step:
     """Terms of the loss over all micro-batches: what the loss is divided by."""
     samples_before: int
     """Examples seen in the steps before this one."""
+    following: "Callable[[], Step | None]" = field(default=lambda: None, repr=False, compare=False)
+    """Returns the step that is probably next, for who prepares it ahead."""
 
     @property
     def num_samples(self) -> int:
@@ -125,6 +127,7 @@ class BatchPlan:
             micro_batches=self.cut(ids, size) if self.cut else [ids[i : i + size] for i in range(0, len(ids), size)],
             num_items=int(self.num_items[ids].sum()),
             samples_before=epoch * self.num_examples + start,
+            following=partial(self.after, number),
         )
 
     def _ids(self, epoch: int, start: int, stop: int) -> np.ndarray:

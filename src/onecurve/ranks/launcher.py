@@ -13,5 +13,11 @@ _MARKS = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"}
 
 def end_with_launcher() -> None:
     """Have the kernel send a SIGTERM when the launcher dies, whatever it dies of: the run then saves and stops."""
-    if sys.platform == "linux" and _MARKS & os.environ.keys():
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if _MARKS & os.environ.keys():
+        end_with_parent(signal.SIGTERM)
+
+
+def end_with_parent(number: signal.Signals) -> None:
+    """Have the kernel send this process a signal when the one that started it dies, on Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)

@@ -76,7 +76,10 @@ class Task(Protocol):
     """PEFT's name for this kind of model, such as SEQ_CLS or CAUSAL_LM."""
 
     def collate(self, examples: Sequence[Example], pad_id: int) -> Batch:
-        """Pad examples to one batch: `input_ids`, `attention_mask` (int64 [batch, sequence]), `labels`."""
+        """Pad examples to one batch: `input_ids`, `attention_mask` (int64 [batch, sequence]), `labels`.
+
+        May run in a thread beside the model, and so draws nothing at random.
+        """
 
     def num_items(self, batch: Batch) -> int:
         """Count the terms of the loss: exactly what `loss_sum` adds up, and the sum of the examples' `num_items`."""

@@ -1,0 +1,122 @@
+"""A micro-batch made ahead in a thread is the one that would have been made when asked for."""
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from onecurve.config import DataSection
+from onecurve.data import BatchPlan, Data, Loader
+from onecurve.data.ahead import Ahead
+from onecurve.ranks.heartbeat import beat, last_beat
+from onecurve.tasks.text_classification import Task, TextClassificationSettings
+from tests.data.byte_level import labelled, load, write_jsonl
+
+NUM_EXAMPLES = 26
+
+
+class Watched(Task):
+    """Notes which thread collates which lengths, and may wait for the loop or fail."""
+
+    def __init__(self) -> None:
+        super().__init__(TextClassificationSettings())
+        self.threads: list[str] = []
+        self.go = threading.Event()
+        self.go.set()
+        self.fails = False
+
+    def collate(self, examples: Any, pad_id: int) -> Any:
+        self.threads.append(threading.current_thread().name)
+        assert self.go.wait(20)
+        if self.fails:
+            raise ValueError("a bug in collate")
+        return super().collate(examples, pad_id)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    folder = tmp_path_factory.mktemp("loader")
+    path = write_jsonl(folder / "train.jsonl", labelled(*("x" * n for n in range(1, NUM_EXAMPLES + 1))))
+    return load(DataSection(train=path, cache_dir=str(folder / "cache")), Task(TextClassificationSettings()))
+
+
+def loader(data: Data, ahead: bool, rank: int = 0, world_size: int = 1) -> tuple[Loader, Watched]:
+    task = Watched()
+    accelerator: Any = SimpleNamespace(process_index=rank, num_processes=world_size, device=torch.device("cpu"))
+    made = Loader(data.train, task, 0, accelerator)
+    assert made._ahead is None  # on a CPU there is nothing to hide it behind
+    if ahead:
+        made.__dict__["_ahead"] = Ahead(lambda name: made._read(np.frombuffer(name, np.int64)), lambda: None)
+    return made, task
+
+
+def read(made: Loader, plan: BatchPlan, numbers: list[int]) -> list[tuple[int, int, bool, list[Any]]]:
+    steps = [(number, micro_batch) for number in numbers for micro_batch in made.micro_batches(plan.step(number))]
+    return [(number, one.position, one.counts, one.batch["input_ids"].tolist()) for number, one in steps]
+
+
+def plan_of(data: Data) -> BatchPlan:
+    return BatchPlan(data.train.num_items, seed=3, global_batch_size=8, micro_batch_size=2, max_steps=9)
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (1, 3)])
+def test_what_is_made_ahead_is_what_would_have_been_made(data: Data, rank: int, world_size: int) -> None:
+    numbers = [1, 2, 3, 4, 5, 3, 4, 8, 9, 1]  # goes back, leaves steps out, and comes to the plan's end
+    plain, _ = loader(data, False, rank, world_size)
+    ahead, task = loader(data, True, rank, world_size)
+    expected = read(plain, plan_of(data), numbers)
+    assert len({str(batch) for *_, batch in expected}) > 10
+    assert read(ahead, plan_of(data), numbers) == expected
+    assert set(task.threads) == {"data_0"}
+
+
+def test_one_is_made_ahead_and_no_more(data: Data) -> None:
+    made, task = loader(data, True)
+    micro_batches = made.micro_batches(plan_of(data).step(1))
+    for asked in range(1, 5):  # the fourth is the step's last: the next step's first is made
+        next(micro_batches)
+        made._ahead._thread.submit(int).result()  # type: ignore[union-attr]  # behind what is under way
+        assert len(task.threads) == asked + 1
+
+
+def test_a_plan_that_changed_is_what_counts(data: Data) -> None:
+    made, _ = loader(data, True)
+    read(made, plan_of(data), [1])
+    other = BatchPlan(data.train.num_items, seed=4, global_batch_size=8, micro_batch_size=2, max_steps=9)
+    assert read(made, other, [2]) == read(loader(data, False)[0], other, [2])
+
+
+def test_an_error_made_ahead_is_raised_in_the_loop_in_its_turn(data: Data) -> None:
+    made, task = loader(data, True)
+    micro_batches = made.micro_batches(plan_of(data).step(1))
+    assert next(micro_batches).position == 0
+    made._ahead._thread.submit(int).result()  # type: ignore[union-attr]
+    task.fails = True
+    assert next(micro_batches).position == 1  # it was made before
+    with pytest.raises(ValueError, match="a bug in collate"):
+        next(micro_batches)
+
+
+def test_who_waits_for_data_says_so(data: Data) -> None:
+    made, task = loader(data, True)
+    beat("update", 7)
+    task.go.clear()
+    waiting = threading.Thread(target=lambda: next(made.micro_batches(plan_of(data).step(1))))
+    waiting.start()
+    while not task.threads:
+        waiting.join(0.01)
+    assert last_beat().phase == "data"
+    task.go.set()
+    waiting.join()
+
+
+def test_no_random_stream_is_touched(data: Data) -> None:
+    made, _ = loader(data, True)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    read(made, plan_of(data), [1, 2])
+    assert torch.equal(torch.rand(3), expected)

@@ -9,6 +9,7 @@ from watching import ROOT, Measured, watch
 
 _ENVIRONMENTS = ROOT / "benchmarks" / ".environments"
 _LANGUAGE = ("sft", "causal_lm")
+LEAGUES = ("best", "defaults")
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_TOP_PAD_": str(2**26)}
 """What onecurve sets for itself (`host.keep_memory`), as glibc reads it from the environment of others."""
 

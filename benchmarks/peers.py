@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from contenders import CONTENDERS, OURS, Contender, Machine, run
+from contenders import CONTENDERS, LEAGUES, OURS, Contender, Machine, run
 from tables import Rounds, count_tokens, markdown, row, save_step
 from watching import ROOT, Measured
 from work import CELLS, WORKS, Work, prepare_apart
@@ -42,15 +42,18 @@ class Cell:
         """As tables name it."""
         return f"{self.work.name}, {self.method}"
 
-    def round(self, machine: Machine) -> None:
-        """Run every contender once, the other way round each time."""
+    def round(self, machine: Machine, leagues: tuple[str, ...]) -> dict[str, float]:
+        """Run every contender of some leagues once, the other way round each time; return each league's seconds."""
         number, save = len(self.saves), save_step(len(self.saves), self.work.num_steps)
-        for contender in self.contenders if number % 2 == 0 else self.contenders[::-1]:
+        able, seconds = [c for c in self.contenders if c.league in leagues], dict.fromkeys(leagues, 0.0)
+        for contender in able if number % 2 == 0 else able[::-1]:
             found = run(contender, self.folder, save, machine)
+            seconds[contender.league] += found.ended
             self.runs[contender.label].append(found)
             rate = f"{found.moments[-1]:.1f} s to the last loss, {found.processor[-1]:.1f} s of processor"
             print(f"round {number + 1}  {self.title}  {contender.label}: {rate}", file=sys.stderr, flush=True)
         self.saves.append(save)
+        return seconds
 
     def rows(self) -> Rows:
         """Return a row for each contender."""
@@ -104,15 +107,15 @@ def describe_versions(contenders: list[Contender], machine: Machine) -> str:
 
 
 def measure(cells: list[Cell], machine: Machine, rounds: int, minutes: float) -> None:
-    """Run rounds of all cells, as many as wanted or as there is time for, and one in any case."""
-    started, longest = time.monotonic(), 0.0
+    """Run rounds of all cells, as many as wanted or as there is time for; a last one may leave the defaults out."""
+    started, longest = time.monotonic(), dict.fromkeys(LEAGUES, 0.0)
     for _ in range(rounds):
-        began = time.monotonic()
-        if longest and began - started + longest > 60 * minutes:
+        left = 60 * minutes - (time.monotonic() - started)
+        fitting = [leagues for leagues in (LEAGUES, LEAGUES[:1]) if sum(longest[one] for one in leagues) <= left]
+        if not fitting:
             break
-        for cell in cells:
-            cell.round(machine)
-        longest = max(longest, time.monotonic() - began)
+        taken = [cell.round(machine, fitting[0]) for cell in cells]
+        longest |= {one: max(longest[one], sum(seconds[one] for seconds in taken)) for one in fitting[0]}
 
 
 def report(
@@ -134,6 +137,7 @@ def report(
         print(markdown(cell.title, rows[cell.title]))
         print(remark(cell, rows[cell.title]))
     if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n")
 
 

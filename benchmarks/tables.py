@@ -1,7 +1,7 @@
 """Runs of the same rounds become rows, and rows a table; a run whose losses are not ours is no run of the same work."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 
@@ -16,7 +16,7 @@ LOSS_TOLERANCE = {"no": (1e-5, 1e-4), "bf16": (1e-2, 1e-2)}
 
 @dataclass(frozen=True)
 class Rounds:
-    """One contender's runs on a work, a round each."""
+    """One contender's runs on a work, one in each of the first rounds."""
 
     label: str
     runs: list[Measured]
@@ -39,7 +39,7 @@ class Rounds:
     def save_seconds(self) -> list[float]:
         """Return what each save cost: the steps after it, less the same steps of the rounds that did not save there."""
         costs = []
-        for number, (run, save) in enumerate(zip(self.runs, self.saves, strict=True)):
+        for number, (run, save) in enumerate(zip(self.runs, self.saves, strict=False)):
             shadow = _shadow(save)
             others = [
                 other.seconds(shadow)
@@ -72,7 +72,7 @@ def row(theirs: Rounds, ours: Rounds, tokens: list[int], precision: str) -> dict
 
     Args:
         theirs: Its runs.
-        ours: Ours, of the same rounds.
+        ours: Ours, of as many rounds or more.
         tokens: Of each step, without padding.
         precision: A key of LOSS_TOLERANCE.
 
@@ -80,6 +80,7 @@ def row(theirs: Rounds, ours: Rounds, tokens: list[int], precision: str) -> dict
         A list holds a number a round. `ours_over_theirs` has paired ratios of speed, and of what is better small their
         inverse: above 1, ours is better.
     """
+    ours = replace(ours, runs=ours.runs[: len(theirs.runs)])
     found, bar = [differences(a, b) for a, b in zip(theirs.runs, ours.runs, strict=True)], LOSS_TOLERANCE[precision]
     first, average = (max(pair[i] for pair in found) for i in (0, 1))
     numbers, our_numbers = _numbers(theirs, tokens), _numbers(ours, tokens)

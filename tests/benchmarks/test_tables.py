@@ -61,6 +61,12 @@ def test_a_run_of_fewer_steps_is_no_run_of_the_same_work():
     assert differences(replace(run(), losses=LOSSES[:-1]), run()) == (0, 1)
 
 
+def test_runs_are_paired_with_ours_of_the_same_round():
+    ours = Rounds("ours", [run(1.0), run(2.0), run(9.0)], [*SAVES, SAVES[0]])
+    theirs = Rounds("theirs", [run(3.0), run(3.0)], ours.saves)
+    assert row(theirs, ours, [100] * STEPS, "no")["ours_over_theirs"]["tokens_per_second"] == pytest.approx([3, 1.5])
+
+
 def test_rounding_makes_no_row_void():
     ours, theirs = rounds("ours", 1.0), rounds("theirs", 2.0)
     theirs.runs[1] = replace(theirs.runs[1], losses=[loss * (1 + 1e-7) for loss in LOSSES])

@@ -1,6 +1,7 @@
 # `make quickstart` and `make test` do all set-up themselves. They need Python, make and, for tests, a C++ compiler.
 
 # PYTHON       the interpreter that .venv is made with
+# BENCH        further arguments of the benchmarks: `make bench BENCH="--cells sft-full --rounds 9"`
 # CONSTRAINTS  exact versions to install; `make CONSTRAINTS= quickstart` installs within pyproject.toml's ranges
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +11,8 @@ BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.ready
 MODEL := models/all-MiniLM-L6-v2
 RUN := runs/quickstart
-PEERS := hf_trainer trl_sft
+PEERS := hf_trainer trl_sft llama_factory
+GPU_PEERS := hf_trainer trl_sft
 # One thread a process: tests start several, and two threads on contended cores are many times slower
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
@@ -19,7 +21,7 @@ export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-slow test-all test-cluster bench lint compiler clean
+.PHONY: help venv quickstart test test-slow test-all test-cluster bench bench-scaling bench-gpu lint compiler clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -40,8 +42,16 @@ test-all: test test-slow ## the fast tests, then the slow ones
 test-cluster: $(READY) compiler ## slurm/ on a real cluster of two nodes on this machine (root; slurm-wlm munge iproute2)
 	$(PYTEST) -m cluster -rs tests/slurm
 
-bench: $(PEERS:%=benchmarks/.environments/%/.ready) $(READY) ## the same work under onecurve and its peers
-	$(BIN)/python benchmarks/peers.py
+bench: $(PEERS:%=benchmarks/.environments/%/.ready) $(READY) ## the same work under onecurve and its peers (20 minutes)
+	$(BIN)/python benchmarks/peers.py --json runs/bench/peers.json $(BENCH)
+
+bench-scaling: $(READY) ## what a step costs as it grows, as tables and docs/scaling.png (half an hour)
+	$(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[bench]"
+	$(BIN)/python benchmarks/scaling.py --json runs/bench/scaling.json --plot docs/scaling.png $(BENCH)
+
+bench-gpu: $(GPU_PEERS:%=benchmarks/.environments/%/.ready) $(READY) ## Llamas of 1 and 8 billion weights on one GPU
+	for peer in $(GPU_PEERS); do benchmarks/.environments/$$peer/bin/python -m pip install --quiet -r benchmarks/runners/gpu.txt; done
+	$(BIN)/python benchmarks/gpu.py --json runs/bench/gpu.json $(BENCH)
 
 benchmarks/.environments/%/.ready: benchmarks/runners/%.txt
 	$(PYTHON) -m venv $(@D)

@@ -1,169 +1,172 @@
-"""Time the same work under onecurve and its peers, turn by turn: `python benchmarks/peers.py --works sft`.
+"""Time the same work under onecurve and its peers, turn by turn: `python benchmarks/peers.py --cells sft-full`.
 
-Each peer runs in an environment of its own, which `make bench` makes. All are measured alike, from outside: a line a
-step in a metrics.jsonl, the moment it appears, and the process's peak memory as the kernel counts it. Ratios pair runs
-of the same round; losses are compared before any of it counts.
+Each peer runs in an environment of its own, which `make bench` makes. All are measured alike, from outside: the moment
+each line of a metrics.jsonl appears, and the process's memory and time as the kernel counts them. Every round runs
+every contender once, in turn and then in reverse; ratios pair runs of the same round, and a contender whose losses are
+not ours is void. Prints Markdown.
 """
 
 import argparse
 import json
 import os
-import statistics
+import platform
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from work import WORKS, prepare
+from contenders import CONTENDERS, LEAGUES, OURS, Contender, Machine, run
+from tables import Rounds, count_tokens, markdown, row, save_step
+from watching import ROOT, Measured
+from work import CELLS, WORKS, Work, prepare_apart
 
-ROOT = Path(__file__).resolve().parent.parent
-WARM_UP_STEPS = 4
-_LOOKS_A_SECOND = 500
+Rows = list[dict[str, object]]
 
 
 @dataclass(frozen=True)
-class Contender:
-    """Who runs, and which of its settings."""
+class Cell:
+    """A work, what of the model is trained, and who runs it."""
 
-    name: str
-    league: str
-    tasks: tuple[str, ...] = ("text_classification", "sft", "causal_lm")
+    work: Work
+    method: str
+    folder: Path
+    contenders: list[Contender]
+    runs: dict[str, list[Measured]]
+    saves: list[int]
 
     @property
-    def label(self) -> str:
-        """As the table names it."""
-        return f"{self.name} {self.league}"
+    def title(self) -> str:
+        """As tables name it."""
+        return f"{self.work.name}, {self.method}"
+
+    def round(self, machine: Machine, leagues: tuple[str, ...]) -> dict[str, float]:
+        """Run every contender of some leagues once, the other way round each time; return each league's seconds."""
+        number, save = len(self.saves), save_step(len(self.saves), self.work.num_steps)
+        able, seconds = [c for c in self.contenders if c.league in leagues], dict.fromkeys(leagues, 0.0)
+        for contender in able if number % 2 == 0 else able[::-1]:
+            found = run(contender, self.folder, save, machine)
+            seconds[contender.league] += found.ended
+            self.runs[contender.label].append(found)
+            rate = f"{found.moments[-1]:.1f} s to the last loss, {found.processor[-1]:.1f} s of processor"
+            print(f"round {number + 1}  {self.title}  {contender.label}: {rate}", file=sys.stderr, flush=True)
+        self.saves.append(save)
+        return seconds
+
+    def rows(self) -> Rows:
+        """Return a row for each contender."""
+        tokens = count_tokens(self.folder / "train.jsonl", self.work.global_batch_size)
+        rounds = [Rounds(label, runs, self.saves) for label, runs in self.runs.items()]
+        return [row(each, rounds[0], tokens, self.work.precision) for each in rounds]
 
 
-PEERS = (
-    Contender("hf_trainer", "best"),
-    Contender("hf_trainer", "defaults"),
-    Contender("trl_sft", "best", ("sft", "causal_lm")),
-    Contender("trl_sft", "defaults", ("sft", "causal_lm")),
-)
+def prepare_cell(work: Work, method: str, folder: Path, contenders: list[Contender]) -> Cell:
+    """Write a work and return it with nothing run yet."""
+    folder = folder / f"{work.name}-{method}"
+    prepare_apart(work, method, folder)
+    able = [contender for contender in contenders if work.task in contender.tasks]
+    return Cell(work, method, folder, able, {contender.label: [] for contender in able}, [])
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One run."""
-
-    losses: list[float]
-    first_step: float
-    """Seconds from the command to the end of step 1."""
-    steady: float
-    """Seconds of the steps after the warm-up."""
-    peak: float
-    """Bytes of memory, resident."""
+def chosen(names: list[str]) -> list[Contender]:
+    """Return the contenders of these names or labels, ours first."""
+    wanted = [c for c in CONTENDERS if c != OURS and (c.name in names or c.label in names)]
+    return [OURS, *wanted]
 
 
-def run(command: list[str], metrics: Path, environment: dict[str, str], log: Path) -> Measured:
-    """Run a command and watch the steps it writes."""
-    metrics.unlink(missing_ok=True)
-    started = time.monotonic()
-    with open(log, "w") as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
-        moments: list[float] = []
-        while True:
-            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-            count = metrics.read_text().count('"event": "train"') if metrics.exists() else 0
-            moments += [time.monotonic() - started] * (count - len(moments))
-            if pid:
-                break
-            time.sleep(1 / _LOOKS_A_SECOND)
-    if status or not moments:
-        raise RuntimeError(f"{' '.join(command)} ended with {status}:\n{log.read_text()[-3000:]}")
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    losses = [line["loss"] for line in lines if line["event"] == "train"]
-    return Measured(losses, moments[0], moments[-1] - moments[WARM_UP_STEPS - 1], usage.ru_maxrss * 1024)
-
-
-def run_contender(contender: Contender, folder: Path, recipe: Path, environments: Path, threads: int) -> Measured:
-    """Run one contender once."""
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(threads),
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    own = folder / contender.label.replace(" ", "-")
-    log = folder / f"{own.name}.log"
-    if contender.name == "onecurve":
-        command = [sys.executable, "train.py", str(recipe), "--output_dir", str(own), "--train.resume", "never"]
-        command += ["--train.packing", "on"] if contender.league == "best" else []
-    else:
-        python = environments / contender.name / "bin" / "python"
-        script = Path(__file__).with_name("runners") / f"{contender.name}.py"
-        command = [str(python), str(script), str(folder / "work.json"), str(own), contender.league]
-    return run(command, own / "metrics.jsonl", environment, log)
-
-
-def compare(work_name: str, method: str, arguments: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
-    """Run every contender once a round, in turn, and return a row for each."""
-    work = WORKS[work_name]
-    recipe = prepare(work, method, folder)
-    tokens = (
-        sum(len(json.loads(line)["input_ids"]) for line in (folder / "examples.jsonl").read_text().splitlines())
-        / work.num_steps
-        * (work.num_steps - WARM_UP_STEPS)
+def describe_machine(machine: Machine) -> str:
+    """Return what the numbers were measured on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
+    return (
+        f"{time.strftime('%Y-%m-%d')}: {os.cpu_count()} cores of {processor}, {memory:.0f} GiB, {machine.threads} "
+        f"thread(s) a process; Python {platform.python_version()}; load average at the end {load}."
     )
-    contenders = [
-        Contender("onecurve", "best"),
-        Contender("onecurve", "defaults"),
-        *(peer for peer in PEERS if work.task in peer.tasks),
-    ]
-    contenders = [c for c in contenders if c.name == "onecurve" or c.name in arguments.peers]
-    runs: dict[str, list[Measured]] = {contender.label: [] for contender in contenders}
-    for number in range(arguments.rounds):
-        for contender in contenders if number % 2 == 0 else contenders[::-1]:
-            runs[contender.label].append(
-                run_contender(contender, folder, recipe, arguments.environments, arguments.threads)
-            )
-    ours = runs[contenders[0].label]
-    return [_row(work_name, method, label, found, ours, tokens) for label, found in runs.items()]
 
 
-def _row(
-    work: str, method: str, label: str, found: list[Measured], ours: list[Measured], tokens: float
-) -> dict[str, object]:
-    def ratios(of: str) -> list[float]:
-        return sorted(getattr(theirs, of) / getattr(own, of) for theirs, own in zip(found, ours, strict=True))
-
-    return {
-        "work": work,
-        "method": method,
-        "contender": label,
-        "tokens_per_second": round(tokens / statistics.median(run.steady for run in found), 1),
-        "speed_of_ours": [round(ratio, 3) for ratio in ratios("steady")],
-        "first_step_seconds": round(statistics.median(run.first_step for run in found), 2),
-        "our_first_step_of_theirs": [round(1 / ratio, 3) for ratio in ratios("first_step")],
-        "peak_megabytes": round(statistics.median(run.peak for run in found) / 1e6),
-        "our_peak_of_theirs": [round(1 / ratio, 3) for ratio in ratios("peak")],
-        "first_loss_difference": abs(found[0].losses[0] / ours[0].losses[0] - 1),
-        "mean_loss_difference": abs(statistics.mean(found[0].losses) / statistics.mean(ours[0].losses) - 1),
+def describe_versions(contenders: list[Contender], machine: Machine) -> str:
+    """Return a line for each environment: what of a few packages lies in it."""
+    code = (
+        "from importlib.metadata import distributions as d; "
+        "n = {x.name.lower(): x.version for x in d()}; "
+        "print(', '.join(f'{k} {n[k]}' for k in "
+        "('torch', 'transformers', 'accelerate', 'peft', 'trl', 'llamafactory', 'liger-kernel') if k in n))"
+    )
+    pythons = {c.name: machine.interpreter or c.interpreter for c in contenders} | {"onecurve": Path(sys.executable)}
+    found = {
+        name: subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        for name, python in pythons.items()
     }
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    found["onecurve"] += f" (commit {commit.stdout.strip() or 'unknown'})"
+    return "".join(f"- {name}: {versions}\n" for name, versions in found.items())
+
+
+def measure(cells: list[Cell], machine: Machine, rounds: int, minutes: float) -> None:
+    """Run rounds of all cells, as many as wanted or as there is time for; a last one may leave the defaults out."""
+    started, longest = time.monotonic(), dict.fromkeys(LEAGUES, 0.0)
+    for _ in range(rounds):
+        left = 60 * minutes - (time.monotonic() - started)
+        fitting = [leagues for leagues in (LEAGUES, LEAGUES[:1]) if sum(longest[one] for one in leagues) <= left]
+        if not fitting:
+            break
+        taken = [cell.round(machine, fitting[0]) for cell in cells]
+        longest |= {one: max(longest[one], sum(seconds[one] for seconds in taken)) for one in fitting[0]}
+
+
+def report(
+    cells: list[Cell], machine: Machine, path: Path | None, remark: Callable[[Cell, Rows], str] = lambda *_: ""
+) -> None:
+    """Print the machine, the versions and a table for each cell; write every number to a JSON file, if one is named.
+
+    Args:
+        cells: As measured.
+        machine: Where.
+        path: Of the JSON file.
+        remark: What else there is to say of a cell, given its rows.
+    """
+    everybody = list(dict.fromkeys(contender for cell in cells for contender in cell.contenders))
+    rows = {cell.title: cell.rows() for cell in cells}
+    facts = f"{describe_machine(machine)} {len(cells[0].saves)} rounds.\n\n{describe_versions(everybody, machine)}"
+    print(facts)
+    for cell in cells:
+        print(markdown(cell.title, rows[cell.title]))
+        print(remark(cell, rows[cell.title]))
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n")
+
+
+def arguments_parser(description: str, cells: list[str], without: str, minutes: float) -> argparse.ArgumentParser:
+    """Return what reads the command line, where one contender only runs when asked for."""
+    everybody = list(dict.fromkeys(c.name for c in CONTENDERS if c.name != without))
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--cells", nargs="+", default=cells, choices=cells)
+    parser.add_argument("--contenders", nargs="*", default=everybody, help='such as hf_trainer or "trl_sft best"')
+    parser.add_argument("--rounds", type=int, default=5, help="at most")
+    parser.add_argument("--minutes", type=float, default=minutes, help="no round begins that would end after this")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--json", type=Path, help="where to write every number")
+    return parser
 
 
 def main() -> None:
-    """Print a JSON row for each contender and a table at the end."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--works", nargs="+", default=list(WORKS), choices=list(WORKS))
-    parser.add_argument("--methods", nargs="+", default=["full", "lora"], choices=["full", "lora"])
-    parser.add_argument("--peers", nargs="*", default=["hf_trainer", "trl_sft"])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--environments", type=Path, default=ROOT / "benchmarks" / ".environments")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    rows = []
+    """Run rounds while there is time, then print a table for each work."""
+    assert __doc__
+    names = [f"{work}-{method}" for work, method in CELLS]
+    arguments = arguments_parser(__doc__, names, without="plain_loop", minutes=18).parse_args()
+    machine = Machine(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
-        for work in arguments.works:
-            for method in arguments.methods:
-                for row in compare(work, method, arguments, Path(folder) / f"{work}-{method}"):
-                    rows.append(row)
-                    print(json.dumps(row), flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"load": os.getloadavg(), "rows": rows}, indent=1) + "\n")
+        cells = [
+            prepare_cell(WORKS[work], method, Path(folder), chosen(arguments.contenders))
+            for work, _, method in (name.partition("-") for name in arguments.cells)
+        ]
+        measure(cells, machine, arguments.rounds, arguments.minutes)
+        report(cells, machine, arguments.json)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ def main(argv: list[str], run: Run) -> None:
     strategy, run.explain = build_strategy(accelerator, recipe, precision), OutOfMemory(recipe, model, accelerator)
     strategy.prepare(model, build_optimizer(model, recipe.optim), plan.most_passes(accelerator.num_processes))
     loaders = {split.name: Loader(split, task, reading.tokenizer.pad_token_id, accelerator) for split in data.splits}
+    packed = pack(model, recipe, task, data.splits, reading.tokenizer.pad_token_id)
     checked, recipe, plan = fit(checked, plan, strategy, loaders["train"])
     evaluate = Evaluator(strategy, recipe, data.survey)
     best = Best(task, recipe.eval, strategy)
@@ -49,8 +50,7 @@ def main(argv: list[str], run: Run) -> None:
     tracker = Tracker(checked.directory, accelerator, recipe, plan.max_steps, checkpoints.run_id, checkpoints.resumed)
     bad_steps = BadSteps(checkpoints, tracker, BlackBox(checked, strategy, loaders["train"], data.survey, reading))
     export = Exporter(checked, data, strategy, accelerator, reading.tokenizer)
-    tracker.say(remark, pack(model, recipe, task, data.splits, reading.tokenizer.pad_token_id))
-    tracker.say(describe_run(recipe, task, data, plan, model, reading.tokenizer, accelerator.num_processes))
+    tracker.say(remark, packed, describe_run(recipe, task, data, plan, model, reading.tokenizer, accelerator))
     while (step := plan.after(run.step)) and not (best.exhausted or run.asked.stop):
         lr = lr_at(step.number, plan.max_steps, recipe.optim)
         outcome = train_step(strategy, loaders["train"], step, lr, recipe.seed, checkpoints.history)

@@ -10,16 +10,18 @@ from onecurve.quantization import num_weights
 from onecurve.tasks.base import Task
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from torch import nn
 
 
 def describe_run(
-    recipe: Recipe, task: Task, data: Data, plan: BatchPlan, model: "nn.Module", tokenizer: Any, world_size: int
+    recipe: Recipe, task: Task, data: Data, plan: BatchPlan, model: "nn.Module", tokenizer: Any, ranks: "Accelerator"
 ) -> str:
     """Return the summary: what is trained, the batch arithmetic, the data, one example as the model sees it."""
     sizes = [(num_weights(p), p.requires_grad) for p in model.parameters()]
     trained, total = sum(n for n, grad in sizes if grad), sum(n for n, _ in sizes)
     batch, train, tokens = recipe.train.global_batch_size, data.train, recipe.train.micro_batch_tokens
+    world_size = ranks.num_processes
     passes = num_passes(len(plan.step(1).micro_batches), world_size)
     lines = [
         f"model     {recipe.model.path}: {trained:,} of {total:,} parameters trained ({trained / total:.2%}), "

@@ -30,7 +30,7 @@ def main(argv: list[str], run: Run) -> None:
         from onecurve.tokenizer import Reading
         from onecurve.tracking import Tracker
 
-    precision, remark = check_model(recipe)
+        precision, remark = check_model(recipe)  # which imports PEFT where the recipe asks for it
     reading = Reading(recipe.model, recipe.data.max_length, virtual_tokens(recipe.peft))
     data = load_data(recipe.data, task, lambda: reading.tokenizer, lambda _: reading.max_length)
     plan = plan_run(data.splits, recipe)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from onecurve.config import DataSection
 from onecurve.data.rows import Broken, Columns, Located
@@ -190,6 +189,8 @@ def _pieces(file: IO[str], sample_by: str) -> Iterator[tuple[str, str]]:
 
 def read_parquet(path: Path, settings: DataSection, columns: Columns) -> Records:
     """Yield the rows of a Parquet file, reading only the columns the task wants."""
+    import pyarrow.parquet as pq
+
     number = 0
     try:
         with pq.ParquetFile(path) as file:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.launching import train, write_recipe
+from tests.launching import write_recipe
 from tests.tiny_models import build_tiny_bert, build_tiny_llama
 
 pytestmark = pytest.mark.distributed
@@ -61,22 +61,22 @@ def same_curve(ours, theirs):
 
 
 @pytest.mark.parametrize("task", ["sft", pytest.param("text_classification", marks=pytest.mark.slow)])
-def test_without_dropout_packed_examples_draw_the_curve_of_padded_ones(recipes, tmp_path, task):
-    padded = train(recipes[task], tmp_path / "padded", "python", *OFF)
-    packed = train(recipes[task], tmp_path / "packed", "python", *ON)
+def test_without_dropout_packed_examples_draw_the_curve_of_padded_ones(forks, recipes, tmp_path, task):
+    padded = forks.train(recipes[task], tmp_path / "padded", "python", *OFF)
+    packed = forks.train(recipes[task], tmp_path / "packed", "python", *ON)
     same_curve(padded, packed)
 
 
 @pytest.mark.slow
-def test_packed_examples_draw_one_curve_under_ddp_and_zero3_with_dropout_and_recomputation(recipes, tmp_path):
-    one = train(recipes["sft"], tmp_path / "one", "python", *ON, *LORA)
+def test_packed_examples_draw_one_curve_under_ddp_and_zero3_with_dropout_and_recomputation(forks, recipes, tmp_path):
+    one = forks.train(recipes["sft"], tmp_path / "one", "python", *ON, *LORA)
     for how in ("ddp", "zero3"):
-        same_curve(one, train(recipes["sft"], tmp_path / how, how, *ON, *LORA))
+        same_curve(one, forks.train(recipes["sft"], tmp_path / how, how, *ON, *LORA))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "zero1", "zero2", "zero3"])
 @pytest.mark.parametrize("task", ["sft", "text_classification"])
-def test_packed_examples_draw_it_under_every_strategy(recipes, tmp_path, task, how):
-    one = train(recipes[task], tmp_path / "one", "python", *ON)
-    same_curve(one, train(recipes[task], tmp_path / how, how, *ON))
+def test_packed_examples_draw_it_under_every_strategy(forks, recipes, tmp_path, task, how):
+    one = forks.train(recipes[task], tmp_path / "one", "python", *ON)
+    same_curve(one, forks.train(recipes[task], tmp_path / how, how, *ON))

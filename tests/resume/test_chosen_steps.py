@@ -6,7 +6,7 @@ import pytest
 
 from onecurve.config import load_recipe
 from onecurve.errors import UserError
-from tests.launching import train, write_recipe
+from tests.launching import write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +29,18 @@ def saved(run):
 
 
 @pytest.mark.distributed
-def test_chosen_steps_are_saved_and_stay_and_the_start_can_be_gone_on_from(recipe, tmp_path):
+def test_chosen_steps_are_saved_and_stay_and_the_start_can_be_gone_on_from(forks, recipe, tmp_path):
     words = ["--checkpoint.every", "2", "--checkpoint.keep", "1", "--checkpoint.also", "[0, 1]"]
-    whole = train(recipe, tmp_path / "whole", "python", *words)
+    whole = forks.train(recipe, tmp_path / "whole", "python", *words)
     assert saved(whole) == ["step-00000000", "step-00000001", "step-00000006"]
     start = whole.output_dir / "checkpoints" / "step-00000000"
-    again = train(recipe, tmp_path / "again", "python", "--train.resume", str(start), "--checkpoint.also", "[3]")
+    again = forks.train(recipe, tmp_path / "again", "python", "--train.resume", str(start), "--checkpoint.also", "[3]")
     assert again.events("train")[0]["step"] == 1
     assert [(e["loss"], e["grad_norm"]) for e in again.events("train")] == [
         (e["loss"], e["grad_norm"]) for e in whole.events("train")
     ], "the start is the start, bit for bit"
     assert saved(again) == ["step-00000003"]
-    elsewhere = train(recipe, tmp_path / "elsewhere", "zero2", "--train.resume", str(start))
+    elsewhere = forks.train(recipe, tmp_path / "elsewhere", "zero2", "--train.resume", str(start))
     assert [e["loss"] for e in elsewhere.events("train")] == pytest.approx(
         [e["loss"] for e in whole.events("train")], rel=1e-6
     )

@@ -109,8 +109,8 @@ def test_the_model_folder_loads_with_plain_from_pretrained_and_knows_its_labels(
     assert "| test | accuracy |" in (finished.output_dir / "model" / "README.md").read_text()
 
 
-def test_predict_labels_a_sentence_with_a_full_model_and_with_an_adapter(finished, recipe, tmp_path):
-    adapter = train(recipe, tmp_path / "run", "python", "--peft.method", "lora", "--train.max_steps", "40")
+def test_predict_labels_a_sentence_with_a_full_model_and_with_an_adapter(forks, finished, recipe, tmp_path):
+    adapter = forks.train(recipe, tmp_path / "run", "python", "--peft.method", "lora", "--train.max_steps", "40")
     for run in (finished, adapter):
         command = [sys.executable, "-c", "from onecurve.cli import main; raise SystemExit(main())", "predict"]
         texts = ["profit 1 rises in Oslo", "loss 2 rises in Oslo"]
@@ -122,12 +122,12 @@ def test_predict_labels_a_sentence_with_a_full_model_and_with_an_adapter(finishe
         assert len(lines) == 2
 
 
-def test_a_learning_adapter_saves_its_head_and_is_what_was_scored(recipe, folder, tmp_path):
+def test_a_learning_adapter_saves_its_head_and_is_what_was_scored(forks, recipe, folder, tmp_path):
     from peft import AutoPeftModelForSequenceClassification
     from transformers import AutoTokenizer
 
     steps = ["--train.max_steps", "80", "--optim.lr", "2e-2"]
-    run = train(recipe, tmp_path / "run", "ddp", "--peft.method", "lora", *steps)
+    run = forks.train(recipe, tmp_path / "run", "ddp", "--peft.method", "lora", *steps)
     saved = load_file(run.output_dir / "model" / "adapter_model.safetensors")
     assert any("classifier" in name for name in saved)
     model = AutoPeftModelForSequenceClassification.from_pretrained(run.output_dir / "model", num_labels=2).eval()
@@ -142,10 +142,10 @@ def test_a_learning_adapter_saves_its_head_and_is_what_was_scored(recipe, folder
 
 
 @pytest.mark.parametrize("how", ["ddp", "zero2", "zero3"])
-def test_the_best_step_is_kept_under_every_strategy(recipe, tmp_path, how):
+def test_the_best_step_is_kept_under_every_strategy(forks, recipe, tmp_path, how):
     """A learning rate that ruins the model late: the best step is an early one, and `model/` is that one."""
     overrides = ["--eval.every", "2", "--eval.best_metric", "loss", "--optim.lr", "0.05", "--optim.warmup_steps", "8"]
-    run = train(recipe, tmp_path / "run", how, *overrides)
+    run = forks.train(recipe, tmp_path / "run", how, *overrides)
     scored = {event["step"]: event["loss"] for event in run.events("eval")}
     best = min(scored, key=scored.get)
     assert best < 12, "the planted late ruin did not happen"
@@ -156,24 +156,24 @@ def test_the_best_step_is_kept_under_every_strategy(recipe, tmp_path, how):
     assert any(not torch.equal(kept[key], last[key]) for key in kept)
 
 
-def test_patience_ends_a_run_that_no_longer_gets_better(recipe, tmp_path):
+def test_patience_ends_a_run_that_no_longer_gets_better(forks, recipe, tmp_path):
     overrides = ["--eval.every", "1", "--eval.best_metric", "loss", "--eval.patience", "2", "--optim.lr", "0.5"]
-    run = train(recipe, tmp_path / "run", "python", *overrides)
+    run = forks.train(recipe, tmp_path / "run", "python", *overrides)
     scored = [event["loss"] for event in run.events("eval")]
     assert len(scored) < 12
     assert min(scored[-2:]) >= min(scored[:-2])
     assert run.status["status"] == "done"
 
 
-def test_recomputing_activations_does_not_change_the_curve(recipe, finished, tmp_path):
-    run = train(recipe, tmp_path / "run", "python", "--train.activations", "recompute")
+def test_recomputing_activations_does_not_change_the_curve(forks, recipe, finished, tmp_path):
+    run = forks.train(recipe, tmp_path / "run", "python", "--train.activations", "recompute")
     ours, theirs = finished.events("train"), run.events("train")
     assert [s["loss"] for s in theirs] == pytest.approx([s["loss"] for s in ours], rel=1e-6)
 
 
-def test_evaluation_counts_each_example_once_at_any_world_size(recipe, finished, tmp_path):
+def test_evaluation_counts_each_example_once_at_any_world_size(forks, recipe, finished, tmp_path):
     # 41 examples in micro-batches of 4 over 3 ranks: ranks run out at different places
-    run = train(recipe, tmp_path / "run", "ddp", num_processes=3)
+    run = forks.train(recipe, tmp_path / "run", "ddp", num_processes=3)
     ours, theirs = finished.events("test")[0], run.events("test")[0]
     assert sum(map(sum, theirs["confusion_matrix"])) == len(ROWS)
     assert theirs["confusion_matrix"] == ours["confusion_matrix"]
@@ -183,14 +183,14 @@ def test_evaluation_counts_each_example_once_at_any_world_size(recipe, finished,
 @pytest.mark.parametrize(
     "method", ["bottleneck", *(pytest.param(m, marks=pytest.mark.slow) for m in ("ia3", "prefix_tuning", "dora"))]
 )
-def test_adapters_draw_one_curve_under_zero_3_and_are_saved_whole(recipe, folder, tmp_path, method):
+def test_adapters_draw_one_curve_under_zero_3_and_are_saved_whole(forks, recipe, folder, tmp_path, method):
     overrides = {
         "dora": ["--peft.method", "lora", "--peft.use_dora", "true"],
         "prefix_tuning": ["--peft.method", "prefix_tuning", "--peft.num_virtual_tokens", "4"],
     }.get(method, ["--peft.method", method])
     short = ["--train.max_steps", "4"]
-    one = train(recipe, tmp_path / "one", "python", *overrides, *short)
-    three = train(recipe, tmp_path / "three", "zero3", *overrides, *short)
+    one = forks.train(recipe, tmp_path / "one", "python", *overrides, *short)
+    three = forks.train(recipe, tmp_path / "three", "zero3", *overrides, *short)
     ours, theirs = ([step["loss"] for step in run.events("train")] for run in (one, three))
     assert theirs == pytest.approx(ours, rel=1e-6)
     ours, theirs = (load_file(run.output_dir / "model" / "adapter_model.safetensors") for run in (one, three))

@@ -88,6 +88,8 @@ def test_a_node_that_dies(running, undisturbed, node):
 def test_a_network_that_is_cut(running, undisturbed):
     running.cluster.cut(NODES[1])
     wait_until(lambda: running.told("JobState") != "RUNNING", "Slurm to see it")
+    # Mended sooner, the ranks would meet again in time to save
+    wait_until(lambda: len(ranks(running)) < 2, "Slurm to end the rank that it reaches")
     running.cluster.mend(NODES[1])
     check_crashed_and_resumed(running, undisturbed)
     assert "DUE TO NODE FAILURE" in running.written

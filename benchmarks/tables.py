@@ -94,6 +94,7 @@ def row(theirs: Rounds, ours: Rounds, tokens: list[int], precision: str) -> dict
                 for a, b in zip(numbers[name], our_numbers[name], strict=True)
             ]
             for name in numbers
+            if theirs.label != ours.label
         },
         "loss_differences": (first, average),
         "void": not (first <= bar[0] and average <= bar[1]),
@@ -133,7 +134,7 @@ _COLUMNS = {
 
 
 def markdown(title: str, rows: list[dict[str, object]]) -> str:
-    """Return a Markdown table: the median of each number, and in brackets ours over theirs, median and range."""
+    """Return a Markdown table: medians, and in brackets ours over theirs (median: range), or our own range."""
     lines = [f"### {title}", "", "| | " + " | ".join(_COLUMNS.values()) + " |", "|---|" + "--:|" * len(_COLUMNS)]
     for values in rows:
         lines.append("| " + " | ".join([str(values["contender"]), *_cells(values)]) + " |")

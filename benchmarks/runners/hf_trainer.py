@@ -49,5 +49,9 @@ trainer = Trainer(
     compute_metrics=accuracy if classifies else None,
     callbacks=[recorder(folder, work, save_after)],
 )
+if classifies:
+    # An encoder's forward has room for any argument, and so the Trainer takes it to divide by the number of items
+    # itself. It does not, and the losses of four passes would be added up undivided
+    trainer.model_accepts_loss_kwargs = False
 trainer.train()
 trainer.save_model()

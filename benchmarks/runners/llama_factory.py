@@ -24,7 +24,7 @@ work, folder, league, save_after = read_arguments()
 splits = {"train": read_examples(work), "validation": read_examples(work, "eval")}
 DatasetDict({name: Dataset.from_list(rows) for name, rows in splits.items()}).save_to_disk(folder / "tokenized")
 arguments: dict[str, Any] = training_arguments(work, folder) | {
-    "stage": "sft" if work["task"] == "sft" else "pt",
+    "stage": "sft",  # also for plain text: `pt` makes the labels anew, and its loss is then over one too many a block
     "do_train": True,
     "model_name_or_path": work["model"],
     "finetuning_type": work["method"],

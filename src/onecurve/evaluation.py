@@ -46,6 +46,7 @@ class Evaluator:
                 if micro_batch.counts:
                     total += task.loss_sum(logits, micro_batch.batch)
                     pairs.append((micro_batch.position, task.predict(logits, micro_batch.batch)))
+                del logits  # large: not beside the next ones
         beat("evaluation")
         loss = float(accelerator.reduce(total, "sum")) / int(counts.sum())
         of_ids = {

@@ -118,10 +118,11 @@ def _gather(strategy: Strategy, accelerator: Accelerator, adapter: bool) -> dict
     for name, value in strategy.full_parameters(trained_only=adapter):
         if keep:
             # tied parameters stay one tensor, so that they are written once
-            key = id(strategy.unwrapped().get_parameter(name))
-            if key not in seen:
-                seen[key] = value.detach().to("cpu", copy=True).contiguous()
-            values[name] = seen[key]
+            parameter = strategy.unwrapped().get_parameter(name)
+            if id(parameter) not in seen:
+                fleeting = hasattr(parameter, "ds_id")  # ZeRO-3 gathers it for the moment
+                seen[id(parameter)] = value.detach().to("cpu", copy=fleeting).contiguous()
+            values[name] = seen[id(parameter)]
     return values
 
 

@@ -66,7 +66,9 @@ def keep_memory() -> bool:
     """
     if platform.libc_ver()[0] != "glibc":
         return False
-    mallopt = ctypes.CDLL(None).mallopt
+    libc = ctypes.CDLL(None)
+    libc.malloc_trim(0)  # what imports have left in pieces too small for tensors
+    mallopt = libc.mallopt
     settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 * 2**20}
     return all([mallopt(name, value) == 1 for name, value in settings.items()])
 

@@ -98,6 +98,7 @@ def accumulate(strategy: Strategy, loader: Loader, step: Step, seed: int) -> lis
             with strategy.autocast():
                 logits = task.forward(strategy.model, micro_batch.batch)
             loss_sum = task.loss_sum(logits, micro_batch.batch) * micro_batch.counts
+            del logits  # large, and the backward pass has kept what it needs
             beat("backward")
             strategy.backward(loss_sum * (world_size / step.num_items))
             sums.append((micro_batch.position, loss_sum.detach()))

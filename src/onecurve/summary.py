@@ -21,15 +21,16 @@ def describe_run(
     sizes = [(num_weights(p), p.requires_grad) for p in model.parameters()]
     trained, total = sum(n for n, grad in sizes if grad), sum(n for n, _ in sizes)
     batch, train, tokens = recipe.train.global_batch_size, data.train, recipe.train.micro_batch_tokens
-    world_size = ranks.num_processes
-    passes = num_passes(len(plan.step(1).micro_batches), world_size)
+    world_size, num_micro_batches = ranks.num_processes, len(plan.step(1).micro_batches)
+    passes, idle = num_passes(num_micro_batches, world_size), max(0, world_size - num_micro_batches)
     lines = [
         f"model     {recipe.model.path}: {trained:,} of {total:,} parameters trained ({trained / total:.2%}), "
         f"{recipe.peft.method if recipe.peft else 'full fine-tuning'}",
         f"batch     {batch} examples a step = {f'up to {tokens} tokens' if tokens else recipe.train.examples_a_pass} a "
         f"pass x {world_size} rank(s) x {passes} pass(es){' in the first step' if tokens else ''}; "
         f"{plan.steps_per_epoch} steps an epoch"
-        + (f", the last with {plan.short_last_batch}" if plan.short_last_batch else ""),
+        + (f", the last with {plan.short_last_batch}" if plan.short_last_batch else "")
+        + (f"; {idle} rank(s) without a micro-batch of their own" if idle else ""),
         f"threads   {describe_threads()}",
         *map(_describe_split, data.splits),
         f"items     {int(train.num_items.sum()):,} terms of the loss from {int(train.lengths.sum()):,} tokens "

@@ -32,12 +32,7 @@ def check_strategy(recipe: Recipe) -> None:
     """
     if not uses_deepspeed():
         return
-    if recipe.optim.name in _NOT_ON_SHARES:
-        raise ConfigError(
-            f"{recipe.optim.name} {_NOT_ON_SHARES[recipe.optim.name]}.",
-            where="optim.name",
-            fix=f"Use adamw under ZeRO, or {recipe.optim.name} under DDP.",
-        )
+    _check_optimizer(recipe)
     path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
     if not path or path == "none":
         return
@@ -69,6 +64,21 @@ def check_strategy(recipe: Recipe) -> None:
                 where=path,
                 fix='Remove the key or write "auto".',
             )
+
+
+def _check_optimizer(recipe: Recipe) -> None:
+    if recipe.optim.name in _NOT_ON_SHARES:
+        raise ConfigError(
+            f"{recipe.optim.name} {_NOT_ON_SHARES[recipe.optim.name]}.",
+            where="optim.name",
+            fix=f"Use adamw under ZeRO, or {recipe.optim.name} under DDP.",
+        )
+    if recipe.optim.rounding:
+        raise ConfigError(
+            f"ZeRO updates float32 masters of its shares, so there is nothing to round ({recipe.optim.rounding}).",
+            where="optim.rounding",
+            fix="Remove it and model.dtype under ZeRO, which shares the masters out, or launch with ddp.yaml.",
+        )
 
 
 def build_strategy(accelerator: "Accelerator", recipe: Recipe, precision: str) -> "Strategy":

@@ -35,11 +35,18 @@ def check_model(recipe: Recipe) -> tuple[str, str]:
     check_adapter(recipe.peft, quantized=bool(recipe.model.quantization))
     if recipe.model.quantization:
         require_bitsandbytes("model.quantization", recipe.model.quantization)
-    if recipe.peft is None and recipe.model.dtype not in ("auto", "float32"):
+    rounds = recipe.peft is None and recipe.model.dtype == "bfloat16"
+    if recipe.optim.rounding and not rounds:
+        raise ConfigError(
+            f"{recipe.optim.rounding} is for trained weights in bfloat16, and here they are float32.",
+            where="optim.rounding",
+            fix="Remove it, or set model.dtype to bfloat16 and remove peft.",
+        )
+    if recipe.peft is None and recipe.model.dtype not in ("auto", "float32") and not recipe.optim.rounding:
         raise ConfigError(
             f"{recipe.model.dtype} is for frozen weights; trained ones are kept in float32.",
             where="model.dtype",
-            fix="Remove it, or set peft.method.",
+            fix="Remove it, set peft.method, or train in bfloat16 with optim.rounding.",
         )
     return resolve_precision(recipe.train)
 

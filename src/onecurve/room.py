@@ -17,9 +17,10 @@ from onecurve.strategies.base import Strategy
 
 def moments_per_parameter(section: OptimSection) -> float:
     """Return how many bytes an optimizer keeps for each one of what it trains, read off a step on a small matrix."""
-    layer = nn.Linear(256, 256, bias=False)
+    dtype = torch.bfloat16 if section.rounding else torch.float32
+    layer = nn.Linear(256, 256, bias=False, dtype=dtype)
     with torch.enable_grad():
-        layer(torch.ones(1, 256)).sum().backward()
+        layer(torch.ones(1, 256, dtype=dtype)).sum().backward()
     optimizer = build_optimizer(layer, section)
     optimizer.step()
     kept = sum(v.nbytes for v in optimizer.state[layer.weight].values() if isinstance(v, torch.Tensor) and v.dim())

@@ -53,6 +53,7 @@ def train_step(
     if fault := history.fault(loss):
         strategy.discard()
     else:
+        start_stream(seed, "update", step.number)
         update, overflow = strategy.update()
         norm = float(update)
         fault = "" if overflow or isfinite(norm) else "gradient"

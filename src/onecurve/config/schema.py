@@ -40,7 +40,8 @@ class ModelSection(Section):
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """What frozen weights are kept in (trained ones are float32). auto: mixed_precision's under PEFT, else float32."""
+    """What frozen weights are kept in; trained ones are float32, or bfloat16 with `optim.rounding`. auto:
+    mixed_precision's under PEFT, else float32."""
     quantization: Literal["nf4", "int8"] | None = None
     """Quantise the frozen weights of linear layers as they are loaded, under PEFT: nf4 (4 bits, QLoRA) or int8. The
     rest stays in `dtype`."""
@@ -97,6 +98,9 @@ class OptimSection(OpenSection):
     """The learning rate's floor, as a share of its peak."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled; never on biases and normalisation weights."""
+    rounding: Literal["stochastic", "kahan"] | None = None
+    """How trained weights are rounded where they are kept in bfloat16 (`model.dtype`): by chance, or with what was left
+    over added to the next update. Plain rounding loses small updates."""
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients are scaled down to this global norm; 0 never clips."""
 

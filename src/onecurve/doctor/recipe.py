@@ -14,9 +14,6 @@ from onecurve.errors import NothingToDo, UserError
 from onecurve.preflight import read
 from onecurve.room import moments_per_parameter
 
-_BYTES = 4
-"""Of a float32."""
-
 
 def check_recipe(patient: Patient) -> Iterator[Finding]:
     """Check the recipe as train.py does before it loads anything, then its files and its room."""
@@ -74,7 +71,8 @@ def _check_room(recipe: Recipe, folder: Path) -> Iterator[Finding]:
     section, copies = recipe.checkpoint, 1 + moments_per_parameter(recipe.optim) + best
     retention = Retention(section.keep, section.keep_every, best, tuple(section.also))
     kept, free = retention.most(_saves(recipe)), shutil.disk_usage(folder).free
-    checkpoint, model = round(parameters * copies * _BYTES), parameters * _BYTES * (1 + best)
+    weights = parameters * (2 if recipe.optim.rounding else 4)
+    checkpoint, model = round(weights * copies), weights * (1 + best)
     short = forecast(checkpoint if kept else 0, kept, free, model)
     told = f"{kept} checkpoints of {checkpoint / 1e9:.3f} GB and a model of {model / 1e9:.3f} GB"
     advice = "Make room, or lower checkpoint.keep." if short else ""

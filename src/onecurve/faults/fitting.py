@@ -47,7 +47,7 @@ def _largest(recipe: Recipe, plan: BatchPlan, strategy: Strategy, loader: Loader
     room = torch.ones(int(own * moments_per_parameter(recipe.optim)), dtype=torch.uint8, device=device)
     shared_by = ranks_here() if device.type == "cpu" else 1
     there = _USED_AT_MOST * (memory.used(device) + memory.free(device) / shared_by)
-    trained = sum(p.numel() * 4 for p in strategy.unwrapped().parameters() if p.requires_grad)
+    trained = sum(p.nbytes for p in strategy.unwrapped().parameters() if p.requires_grad)
     peaks = {0: memory.used(device) + trained}
     fitting = 1
     for size in _sizes(plan, loader.accelerator.num_processes):

@@ -71,7 +71,7 @@ class OutOfMemory:
         parameters = list(self.model.parameters())
         share = self.accelerator.num_processes
         whole = sum(_count(p) * p.element_size() for p in parameters)
-        trained = sum(_count(p) * 4 for p in parameters if p.requires_grad)
+        trained = sum(_count(p) * p.element_size() for p in parameters if p.requires_grad)
         gradients = trained // (share if self.stage >= 2 else 1)
         moments = int(trained * self.moments) // (share if self.stage >= 1 else 1)
         own = whole // (share if self.stage == 3 else 1)

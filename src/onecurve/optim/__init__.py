@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from onecurve.config import OptimSection, nearest
@@ -58,8 +59,13 @@ def build_optimizer(model: "nn.Module", section: OptimSection) -> "Optimizer":
     ]
     if not groups:
         raise ConfigError("nothing is left to train: every weight is frozen.", where="peft")
-    build = _pick(optimizers, "optim.name", section.name)
-    return build(groups, section.lr, **check_optim(section))
+    build = partial(_pick(optimizers, "optim.name", section.name), lr=section.lr, **check_optim(section))
+    if section.rounding:
+        from onecurve.optim.rounding import Rounded
+
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        return Rounded(groups, section.lr, names, build, section.rounding)
+    return build(groups)
 
 
 def lr_at(step: int, max_steps: int, section: OptimSection) -> float:

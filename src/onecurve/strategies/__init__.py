@@ -32,12 +32,7 @@ def check_strategy(recipe: Recipe) -> None:
     """
     if not uses_deepspeed():
         return
-    if recipe.optim.name in _NOT_ON_SHARES:
-        raise ConfigError(
-            f"{recipe.optim.name} {_NOT_ON_SHARES[recipe.optim.name]}.",
-            where="optim.name",
-            fix=f"Use adamw under ZeRO, or {recipe.optim.name} under DDP.",
-        )
+    _check_optimizer(recipe)
     path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
     if not path or path == "none":
         _check_stage(int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")), recipe)
@@ -81,6 +76,21 @@ def _check_stage(stage: int, recipe: Recipe) -> None:
             "something only beside the scales of their block.",
             where="model.quantization",
             fix="Use ZeRO-2 or DDP, where every rank holds the quantised base, or remove it.",
+        )
+
+
+def _check_optimizer(recipe: Recipe) -> None:
+    if recipe.optim.name in _NOT_ON_SHARES:
+        raise ConfigError(
+            f"{recipe.optim.name} {_NOT_ON_SHARES[recipe.optim.name]}.",
+            where="optim.name",
+            fix=f"Use adamw under ZeRO, or {recipe.optim.name} under DDP.",
+        )
+    if recipe.optim.rounding:
+        raise ConfigError(
+            f"ZeRO updates float32 masters of its shares, so there is nothing to round ({recipe.optim.rounding}).",
+            where="optim.rounding",
+            fix="Remove it and model.dtype under ZeRO, which shares the masters out, or launch with ddp.yaml.",
         )
 
 

@@ -57,10 +57,13 @@ class Plain:
         (loss * self.loss_scale.factor).backward()
 
     def update(self) -> tuple[Tensor | float, bool]:
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
         if self.loss_scale.enabled:
-            gradients = [p.grad for p in self.parameters if p.grad is not None]
             torch._foreach_mul_(gradients, 1 / self.loss_scale.factor)
-        grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        # In float32 where gradients are bfloat16, whose three digits would not do to scale by
+        norms = torch._foreach_norm(gradients, 2, torch.float32)
+        grad_norm = torch.linalg.vector_norm(torch.stack(norms))
+        nn.utils.clip_grads_with_norm_(self.parameters, self.max_grad_norm, grad_norm)
         finite = bool(grad_norm.isfinite())
         if finite:
             self.optimizer.step()

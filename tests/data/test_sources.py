@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -427,14 +426,13 @@ class NotFound(BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize("is_reachable", [False, True])
-def test_a_hub_that_is_away_or_has_no_such_dataset_is_told_within_seconds(tmp_path: Path, is_reachable: bool) -> None:
+def test_a_hub_that_is_away_or_has_no_such_dataset_is_asked_once(tmp_path: Path, is_reachable: bool) -> None:
     server = HTTPServer(("127.0.0.1", 0), NotFound)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
     if not is_reachable:
         server.shutdown()
         server.server_close()
-    begin = time.monotonic()
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True, timeout=60)
     if is_reachable:
@@ -443,4 +441,3 @@ def test_a_hub_that_is_away_or_has_no_such_dataset_is_told_within_seconds(tmp_pa
     assert "neither a file or folder here nor a hub dataset" in done.stdout, done.stderr
     assert ("cannot be reached" in done.stdout) is not is_reachable
     assert "Retrying" not in done.stderr
-    assert time.monotonic() - begin < 15

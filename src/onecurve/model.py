@@ -106,14 +106,15 @@ def _load_pretrained(recipe: Recipe, auto_model: Any, config: Any, options: dict
     section = recipe.model
     # A local folder by its full path: an adapter remembers where its base lies
     path = Path(section.path).expanduser()
-    model, found = auto_model.from_pretrained(
-        str(path.resolve()) if path.is_dir() else section.path,
-        config=config,
-        revision=section.revision or "main",
-        ignore_mismatched_sizes=True,  # a head for other labels: drawn anew below, and said
-        output_loading_info=True,
-        **options,
-    )
+    with _partitioned_in(options["dtype"]):
+        model, found = auto_model.from_pretrained(
+            str(path.resolve()) if path.is_dir() else section.path,
+            config=config,
+            revision=section.revision or "main",
+            ignore_mismatched_sizes=True,  # a head for other labels: drawn anew below, and said
+            output_loading_info=True,
+            **options,
+        )
     if any(hasattr(p, "ds_id") for p in model.parameters()):
         # Under ZeRO-3 transformers remembers every renaming it knows, not those this file needed, and would save
         # under names from before
@@ -154,6 +155,25 @@ def _gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
             yield
     else:
         yield
+
+
+@contextmanager
+def _partitioned_in(dtype: torch.dtype) -> Iterator[None]:
+    """Have ZeRO-3 create parameters in a dtype: it goes by its own config, which says nothing of precision."""
+    from transformers.integrations import deepspeed
+
+    config = deepspeed.deepspeed_config() if deepspeed.is_deepspeed_zero3_enabled() else None
+    key = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype)
+    if config is None or key is None:
+        yield
+        return
+    before = config.get(key)
+    config[key] = {"enabled": True}
+    try:
+        yield
+    finally:
+        del config[key]
+        config |= {key: before} if before is not None else {}
 
 
 @contextmanager

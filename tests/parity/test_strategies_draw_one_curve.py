@@ -61,17 +61,21 @@ def recipes(tmp_path_factory):
 
 FULL: list[str] = []
 LORA = ["--peft.method", "lora", "--peft.lora_dropout", "0.1", "--peft.init_lora_weights", "gaussian"]
+HALF = [*LORA, "--train.mixed_precision", "bf16", "--train.emulate", "true"]
+"""Frozen weights in bfloat16, what is trained in float32."""
 QUICK = [
     ("causal_lm", FULL, ["ddp", "zero1", "zero2", "zero3"]),
     ("sft", LORA, ["ddp", "zero3"]),
     ("text_classification", LORA, ["zero2"]),
     ("text_classification", FULL, ["zero3"]),
+    ("text_classification", HALF, ["zero3"]),
 ]
 REST = [
     ("sft", FULL, ["ddp", "zero1", "zero2", "zero3", "zero3_offload"]),
     ("causal_lm", LORA, ["ddp", "zero1", "zero2", "zero3", "zero3_offload"]),
     ("text_classification", FULL, ["ddp", "zero1", "zero2"]),
     ("text_classification", LORA, ["ddp", "zero1", "zero3", "zero3_offload"]),
+    ("sft", HALF, ["ddp", "zero2", "zero3", "zero3_offload"]),
 ]
 
 

@@ -36,9 +36,18 @@ def train_in_float32(model: nn.Module) -> None:
             )
         dtype = next(iter(halves.values())).dtype
         for name, parameter in halves.items():
-            setattr(module, name, nn.Parameter(parameter.data.float()))
+            setattr(module, name, nn.Parameter(_widened(parameter)))
         module.register_forward_pre_hook(_widen)
         module.register_forward_hook(partial(_narrow, dtype=dtype))
+
+
+def _widened(parameter: Any) -> Tensor:
+    if not hasattr(parameter, "ds_id"):
+        return parameter.data.float()
+    from deepspeed.runtime.zero import GatheredParameters
+
+    with GatheredParameters([parameter]):  # ZeRO-3 shares it out again, with what PEFT has added
+        return parameter.data.to(torch.float32, copy=True)
 
 
 def _widen(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

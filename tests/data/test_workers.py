@@ -107,10 +107,11 @@ def test_mistakes_name_file_and_row(encode: Any, num_cores: int, others: dict[st
 
 
 def test_a_worker_that_is_killed_is_told_and_leaves_nothing(encode: Any, tmp_path: Path) -> None:
+    before = psutil.Process().children()
     with pytest.raises(LaunchError, match=r"one of 3 processes that encode the data was killed.*more memory"):
         encode(3, rows(row_40={"prompt": "kill", "response": "y"}))
     assert not [path for path in (tmp_path / "cache-3").iterdir() if path.is_dir()]
-    assert not psutil.Process().children()
+    assert [child for child in psutil.Process().children() if child not in before] == []
     assert len(encode(3, rows())[0].train) == NUM_ROWS
 
 

@@ -229,6 +229,8 @@ class Zero:
     def full_parameters(self, trained_only: bool) -> Iterator[tuple[str, Tensor]]:
         from deepspeed.runtime.zero import GatheredParameters
 
+        if self.stage == 3:  # the last pass of a scoring has begun to gather for one that does not come
+            self.optimizer.parameter_offload.partition_all_parameters()
         for name, parameter in self.unwrapped().named_parameters(remove_duplicate=False):
             if parameter.requires_grad or not trained_only:
                 with GatheredParameters([parameter], enabled=self.stage == 3):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
+from math import nan
 from pathlib import Path
 from statistics import mean, median
 
@@ -105,7 +106,7 @@ def _numbers(rounds: Rounds, tokens: list[int]) -> dict[str, list[float]]:
     counted = [sum(tokens[step - 1] for step in rounds.steady(i)) for i in range(len(rounds.runs))]
     scored = [run.scored - run.moments[-1] for run in rounds.runs if run.scored is not None]
     return {
-        "tokens_per_second": [n / s for n, s in zip(counted, rounds.steady_seconds(), strict=True)],
+        "tokens_per_second": [n / s if s else nan for n, s in zip(counted, rounds.steady_seconds(), strict=True)],
         "first_step_seconds": [run.moments[0] for run in rounds.runs],
         "peak_megabytes": [run.peak / 1e6 for run in rounds.runs],
         "eval_seconds": scored,

@@ -81,6 +81,7 @@ class Checkpoints:
         keeps_best = bool(self.recipe.eval.best_metric)
         self.keep = Retention(section.keep, section.keep_every, keeps_best, tuple(section.also))
         self.writer = Writer(self.root, self.peers, self.keep, section.on_error)
+        strategy.before_update = self.writer.secure
 
     @property
     def seconds(self) -> float:

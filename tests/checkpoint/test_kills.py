@@ -176,6 +176,7 @@ def save_over_gloo(peers, tell, root: Path) -> None:
     for step in range(1, 6):
         tensors = tensors_at(step)
         writer.save(step, pieces_of(tensors, peers.rank, peers.world_size), {"step": step})
+        writer.secure()
         for tensor in tensors.values():
             tensor.zero_()
         for _ in range(20):  # what training does meanwhile, on its own group

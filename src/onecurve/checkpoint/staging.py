@@ -1,11 +1,14 @@
-"""One rank's windows in host memory, laid out as the body of the safetensors file that they will be."""
+"""What of one rank's windows a save still has to write, until training is about to overwrite it."""
 
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from errno import EIO
+from functools import partial
 from pathlib import Path
+from threading import Lock
+from time import perf_counter
 from typing import Any, BinaryIO
 
 import torch
@@ -13,7 +16,7 @@ import torch
 from onecurve.checkpoint.manifest import Damaged
 from onecurve.checkpoint.tensors import CODES, Piece, dtype_name, is_finite
 
-_CHUNK = 16 * 2**20
+_CHUNK = 2**20
 
 
 def window_key(tensor: str, offset: int) -> str:
@@ -22,55 +25,84 @@ def window_key(tensor: str, offset: int) -> str:
 
 
 class Staging:
-    """Holds a copy of what it took last; the memory is used again by the next `take`."""
+    """Holds what one save writes: a copy of what lies on a device; of host memory, itself.
+
+    Training changes weights and moments only in its update. What the file does not have by then, `secure` copies: most
+    often nothing, because the forward and backward passes before it take longer than writing.
+    """
 
     def __init__(self) -> None:
         self.buffer = torch.empty(0, dtype=torch.uint8)
+        """Of what came from a device; the next save uses it again."""
         self.windows: list[tuple[Piece, torch.Tensor]] = []
-        """What was taken and its copy, in the file's order."""
-        self.num_bytes = 0
+        """What was taken and the values it had, in the file's order."""
+        self.begun = 0
+        """Windows whose writing has begun."""
+        self.secured_seconds = 0.0
+        """That `secure` took since `take`."""
+        self.lock = Lock()
+        """Held while a piece of a window is read, and while what is read changes."""
 
     def take(self, pieces: Iterable[Piece]) -> None:
-        """Copy live values; afterwards training may overwrite them."""
+        """Take live values; until `secure` returns they must not change."""
         # Wide elements first, so that each window is aligned
         ordered = sorted(pieces, key=lambda piece: (-piece.values.element_size(), piece.tensor, piece.offset))
         for piece in ordered:
             assert piece.values.dim() == 1 and 0 <= piece.offset and piece.end <= piece.numel, piece.tensor
-        self.num_bytes = sum(piece.values.nbytes for piece in ordered)
         devices = {piece.values.device for piece in ordered if piece.values.device.type != "cpu"}
-        if self.buffer.numel() < self.num_bytes:
-            self.windows = []  # before the new buffer: never two at once
-            self.buffer = torch.empty(0, dtype=torch.uint8)
-            # Page-locked memory: an accelerator copies to it at full speed, and without waiting in between
-            self.buffer = torch.empty(self.num_bytes, dtype=torch.uint8, pin_memory=bool(devices))
-        self.windows, start = [], 0
+        self._make_room(sum(piece.values.nbytes for piece in ordered if piece.values.device in devices))
+        windows, start = [], 0
         for piece in ordered:
-            copy = self.buffer[start : start + piece.values.nbytes].view(piece.values.dtype)
-            copy.copy_(piece.values.detach(), non_blocking=True)
-            self.windows.append((piece, copy))
-            start += piece.values.nbytes
+            values = piece.values.detach().contiguous()
+            if values.device in devices:
+                copy = self.buffer[start : start + values.nbytes].view(values.dtype)
+                values, start = copy.copy_(values, non_blocking=True), start + values.nbytes
+            windows.append((piece, values))
         for device in devices:
             torch.accelerator.synchronize(device)
+        self.windows, self.begun, self.secured_seconds = windows, 0, 0.0
+
+    def _make_room(self, num_bytes: int) -> None:
+        if self.buffer.numel() < num_bytes:
+            self.buffer = torch.empty(0, dtype=torch.uint8)  # before the new buffer: never two at once
+            # Page-locked memory: an accelerator copies to it at full speed, and without waiting in between
+            self.buffer = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+
+    def secure(self) -> None:
+        """Copy what is not yet written: training is about to change it."""
+        started = perf_counter()
+        with self.lock:
+            first = max(0, self.begun - 1)  # the last one begun may be half read
+            for number, (piece, values) in enumerate(self.windows[first:], start=first):
+                if values.data_ptr() == piece.values.data_ptr():
+                    self.windows[number] = piece, values.clone()
+            self.secured_seconds += perf_counter() - started
+
+    def release(self) -> None:
+        """Let go of the values; until the next `take` there is nothing to keep."""
+        with self.lock:
+            self.windows = []
 
     def held(self) -> list[tuple[str, int, tuple[int, ...], str, int, int]]:
         """Describe the windows as the manifest wants them."""
         return [
-            (p.tensor, p.numel, tuple(p.shape), dtype_name(p.values.dtype), p.offset, copy.numel())
-            for p, copy in self.windows
+            (p.tensor, p.numel, tuple(p.shape), dtype_name(p.values.dtype), p.offset, values.numel())
+            for p, values in self.windows
         ]
 
     def require_finite(self) -> None:
-        """Check the bytes that will be written.
+        """Check the values that will be written.
 
         Raises:
             Damaged: A window holds NaN or infinity.
         """
-        for piece, copy in self.windows:
-            if not is_finite(copy):
-                raise Damaged(f"{piece.tensor} is not finite")
+        for number, (piece, _) in enumerate(self.windows):
+            with self.lock:
+                if not is_finite(self.windows[number][1]):
+                    raise Damaged(f"{piece.tensor} is not finite")
 
     def write(self, path: Path, metadata: dict[str, str], phase: Callable[[str], None]) -> tuple[str, int, str]:
-        """Write the file, through to the disk; return its name, size and sha256.
+        """Write the file, through to the disk, and release the values; return its name, size and sha256.
 
         The hash is taken of what was meant, while writing. Then the file is read back, past the page cache where the
         system lets us, and must hash to the same: a hash of the read-back alone would bless whatever the disk made
@@ -79,10 +111,13 @@ class Staging:
         intended = hashlib.sha256()
         with open(path, "xb") as file:
             for number, chunk in enumerate(self._chunks(metadata)):
-                intended.update(chunk)
-                file.write(chunk)
+                with self.lock:
+                    content = chunk()
+                    intended.update(content)
+                    file.write(content)
                 if number == 1:
                     phase("half-written")
+            self.release()
             file.flush()
             os.fsync(file.fileno())
             if hasattr(os, "posix_fadvise"):
@@ -93,25 +128,30 @@ class Staging:
             raise OSError(EIO, "What was read back is not what was written", str(path))
         return path.name, size, intended.hexdigest()
 
-    def _chunks(self, metadata: dict[str, str]) -> Iterator[Any]:
-        yield self._header(metadata)
-        body = self.buffer.numpy().data[: self.num_bytes]
-        step = min(_CHUNK, max(1, self.num_bytes // 2))  # in two parts at least
-        for start in range(0, self.num_bytes, step):
-            yield body[start : start + step]
+    def _chunks(self, metadata: dict[str, str]) -> Iterator[Callable[[], Any]]:
+        """Yield what returns the bytes of each part of the file, to be called with the lock held."""
+        header = self._header(metadata)
+        yield lambda: header
+        for number, (piece, _) in enumerate(self.windows):
+            for start in range(0, piece.values.nbytes, _CHUNK):
+                yield partial(self._part, number, start)
+
+    def _part(self, number: int, start: int) -> Any:
+        self.begun = number + 1
+        return self.windows[number][1].view(torch.uint8).numpy().data[start : start + _CHUNK]
 
     def _header(self, metadata: dict[str, str]) -> bytes:
         entries: dict[str, Any] = {"__metadata__": metadata}
         start = 0
-        for piece, copy in self.windows:
-            if not copy.numel():
+        for piece, values in self.windows:
+            if not values.numel():
                 continue
             entries[window_key(piece.tensor, piece.offset)] = {
-                "dtype": CODES[copy.dtype],
-                "shape": [copy.numel()],
-                "data_offsets": [start, start + copy.nbytes],
+                "dtype": CODES[values.dtype],
+                "shape": [values.numel()],
+                "data_offsets": [start, start + values.nbytes],
             }
-            start += copy.nbytes
+            start += values.nbytes
         text = json.dumps(entries).encode()
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text

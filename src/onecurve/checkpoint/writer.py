@@ -1,4 +1,4 @@
-"""Saving: copy to host memory while training waits, write and commit behind it."""
+"""Saving: write and commit behind training, which waits only while what lies on a device is copied to host memory."""
 
 import hashlib
 import json
@@ -62,7 +62,7 @@ class SaveReport:
     num_bytes: int
     """On disk, all ranks' files together."""
     stall_seconds: float
-    """Training stood still: waiting for the save before, copying to host memory."""
+    """Training stood still: waiting for the save before, copying what lay on a device, or what its update overtook."""
     write_seconds: float
     """From then to the end, behind training."""
 
@@ -98,7 +98,9 @@ class Writer:
         self.failed: SaveReport | None = None
 
     def save(self, step: int, pieces: Iterable[Piece], state: dict[str, Any]) -> float:
-        """Wait for the save before, copy what the pieces hold now, and write it in the background.
+        """Wait for the save before, and write in the background what the pieces hold now.
+
+        Call `secure` before their values change.
 
         Args:
             step: Names the checkpoint; one of the same step is replaced.
@@ -107,7 +109,7 @@ class Writer:
                 copied to the manifest.
 
         Returns:
-            Seconds that training stood still.
+            Seconds that training stood still for it so far.
 
         Raises:
             TrainingError: The save before failed, and `on_error` is stop.
@@ -121,6 +123,10 @@ class Writer:
         facts = (str(state.get("run_id", "")), state.get("best_step"))
         self.under_way = self.thread.submit(self._save, step, text, facts, stall)
         return stall
+
+    def secure(self) -> None:
+        """Let the values change that the save under way was given: what it has not written yet is copied."""
+        self.staging.secure()
 
     def wait(self) -> list[SaveReport]:
         """Finish the save under way; return the reports not returned before.
@@ -175,6 +181,8 @@ class Writer:
             error = f"The checkpoint of step {step} {'is saved, but' if folder else 'could not be saved:'} {failure}."
             if folder is None and self.peers.rank == 0:
                 shutil.rmtree(work, ignore_errors=True)
+        self.staging.release()
+        stall += self.staging.secured_seconds
         return SaveReport(step, folder, error, num_bytes, stall, perf_counter() - started)
 
     def _together(self, place: Path, action: Callable[[], T], first_only: bool = False) -> list[T]:
@@ -205,7 +213,8 @@ class Writer:
         rank, world_size = self.peers.rank, self.peers.world_size
         name = f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
         metadata = {"format": "pt", "step": str(step), "rank": str(rank), "world_size": str(world_size)}
-        return self.staging.write(work / name, metadata, self.phase), self.staging.held()
+        held = self.staging.held()
+        return self.staging.write(work / name, metadata, self.phase), held
 
     def _commit(self, work: Path, step: int, state: str, run_id: str, written: list[Contribution]) -> None:
         for (name, size, _), _ in written:

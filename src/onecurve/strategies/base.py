@@ -1,6 +1,6 @@
 """What a strategy is: how one step's gradients become an update across ranks, and which windows each rank holds."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -39,6 +39,8 @@ class Strategy(Protocol):
     """Of fp16; 1 and unchanging elsewhere."""
     optimizer: Any
     """Holds `param_groups`, whose `lr` the loop sets."""
+    before_update: Callable[[], None]
+    """Called before `update` changes weights or moments; whoever still reads them sets it."""
 
     def prepare(self, model: nn.Module, optimizer: Optimizer, num_passes: int) -> None:
         """Take the model and optimizer over. `num_passes`: the most passes a step makes on one rank."""

@@ -1,6 +1,6 @@
 """One process, or DDP: every rank holds everything and gradients are averaged in the last pass."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from math import inf
 from typing import Any
@@ -26,6 +26,7 @@ class Plain:
         self.dtype = DTYPES.get(precision)
         self.max_grad_norm = max_grad_norm or inf
         self.loss_scale = LossScale(precision == "fp16", accelerator.num_processes)
+        self.before_update: Callable[[], None] = lambda: None
 
     def prepare(self, model: nn.Module, optimizer: Optimizer, num_passes: int) -> None:
         self.model = self.accelerator.prepare_model(model)
@@ -66,6 +67,7 @@ class Plain:
         nn.utils.clip_grads_with_norm_(self.parameters, self.max_grad_norm, grad_norm)
         finite = bool(grad_norm.isfinite())
         if finite:
+            self.before_update()
             self.optimizer.step()
         self.discard()
         return grad_norm, self.loss_scale.update(overflow=not finite)

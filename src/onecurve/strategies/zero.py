@@ -1,6 +1,6 @@
 """DeepSpeed ZeRO-1, 2 and 3: optimizer state, gradients and parameters shared out over ranks."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import nan
@@ -69,6 +69,7 @@ class Zero:
             }
         self.config = config
         self.loss_scale = LossScale(precision == "fp16", accelerator.num_processes)
+        self.before_update: Callable[[], None] = lambda: None
 
     @property
     def stage(self) -> int:
@@ -147,6 +148,7 @@ class Zero:
         self.model.backward(loss, scale_wrt_gas=False)
 
     def update(self) -> tuple[Tensor | float, bool]:
+        self.before_update()
         self.model.step()  # which, whatever the precision, makes no update where the norm is not finite
         lowered = self.loss_scale.update(overflow=self.optimizer.overflow)
         if self.loss_scale.enabled:

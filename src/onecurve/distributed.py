@@ -104,33 +104,50 @@ def start(trackers: list[str], project_dir: str, hang_timeout: timedelta = timed
 
 
 def resolve_precision(section: TrainSection) -> tuple[str, str]:
-    """Return the precision to compute in (no, bf16, fp16) and, where that needs saying, why.
+    """Return the precision to compute in (no, bf16, fp16, fp8) and, where that needs saying, why.
 
     Raises:
         LaunchError: The device can only emulate what the recipe asks for, and the recipe does not allow that.
     """
-    import torch
-
-    asked, device = section.mixed_precision, "cuda" if torch.cuda.is_available() else "cpu"
+    asked = section.mixed_precision
     if asked == "auto":
-        native = _computes_natively("bf16", device)
-        return ("bf16", "") if native else ("no", f"mixed_precision auto: this {device} has no native bf16, so float32")
-    if asked == "no" or _computes_natively(asked, device):
+        native = computes_natively("bf16")
+        return ("bf16", "") if native else ("no", f"mixed_precision auto: {_device()} has no native bf16, so float32")
+    if asked == "no" or computes_natively(asked):
         return asked, ""
     if not section.emulate:
         raise LaunchError(
-            f"{asked} is only emulated by this {device}, many times slower than float32.",
+            f"{asked} is only emulated by {_device()}, many times slower than float32.",
             where="train.mixed_precision",
             fix="Set it to auto or no, or set train.emulate to true if you want just that.",
         )
-    return asked, f"mixed_precision {asked} is emulated by this {device}: expect it to be many times slower"
+    return asked, f"mixed_precision {asked} is emulated by {_device()}: expect it to be many times slower"
 
 
-def _computes_natively(precision: str, device: str) -> bool:
+_CAPABILITY = {"bf16": (8, 0), "fp16": (7, 0), "fp8": (8, 9)}
+"""The compute capability from which on a CUDA device has units for a precision."""
+_INSTRUCTIONS = {
+    "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
+    "fp16": ("avx512_fp16", "amx_fp16", "fp16"),
+    "fp8": (),  # torchao's products in float8 are for CUDA
+}
+"""Of a CPU, any of which does."""
+
+
+def computes_natively(precision: str) -> bool:
+    """Whether the device that a run would use computes in a precision (bf16, fp16, fp8) itself."""
     import torch
 
-    if device == "cuda":
-        return torch.cuda.get_device_capability()[0] >= (8 if precision == "bf16" else 7)
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_capability() >= _CAPABILITY[precision]
     capabilities = torch.cpu.get_capabilities()
-    names = ("avx512_bf16", "amx_bf16", "bf16") if precision == "bf16" else ("avx512_fp16", "amx_fp16", "fp16")
-    return any(capabilities.get(name) for name in names)
+    return any(capabilities.get(name) for name in _INSTRUCTIONS[precision])
+
+
+def _device() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "this cpu"
+    major, minor = torch.cuda.get_device_capability()
+    return f"this {torch.cuda.get_device_name()} (compute capability {major}.{minor})"

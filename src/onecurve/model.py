@@ -13,8 +13,9 @@ from torch import nn
 from onecurve.activations import keep_activations
 from onecurve.adapters import add_adapter, check_adapter
 from onecurve.config import Recipe
-from onecurve.distributed import resolve_precision
+from onecurve.distributed import computes_natively, resolve_precision
 from onecurve.errors import ConfigError
+from onecurve.float8 import check_float8, compute_in_float8
 from onecurve.loss_head import chunk_logits
 from onecurve.quantization import quantized_loading, require_bitsandbytes, settle_quantized
 from onecurve.seeds import start_stream
@@ -26,11 +27,11 @@ def check_model(recipe: Recipe) -> tuple[str, str]:
     """Check, before any data is encoded, what the model and adapter sections and the precision ask for.
 
     Returns:
-        The precision to compute in (no, bf16, fp16), and why it is that one where it needs saying.
+        The precision to compute in (no, bf16, fp16, fp8), and why it is that one where it needs saying.
 
     Raises:
         UserError: An adapter that PEFT does not know or cannot build so, weights trained in half precision, or a
-            precision that the device can only emulate.
+            precision that the device can only emulate or that lacks its package.
     """
     check_adapter(recipe.peft, quantized=bool(recipe.model.quantization))
     if recipe.model.quantization:
@@ -48,7 +49,10 @@ def check_model(recipe: Recipe) -> tuple[str, str]:
             where="model.dtype",
             fix="Remove it, set peft.method, or train in bfloat16 with optim.rounding.",
         )
-    return resolve_precision(recipe.train)
+    precision, remark = resolve_precision(recipe.train)
+    if precision == "fp8":
+        check_float8(recipe)
+    return precision, remark
 
 
 def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precision: str) -> Any:
@@ -59,7 +63,7 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
         task: Names the kind of model and what its config must know.
         config: The model's config.
         survey: The label names.
-        precision: What the run computes in: no, bf16, fp16.
+        precision: What the run computes in: no, bf16, fp16, fp8.
 
     Raises:
         ConfigError: The weights cannot be read or are another model's, or the adapter does not fit.
@@ -94,6 +98,8 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
     # transformers and PEFT then ask for the inputs' gradients, which only reentrant checkpointing needs
     model.enable_input_require_grads = lambda: None
     keep_activations(model, recipe.train.activations)
+    if precision == "fp8":
+        compute_in_float8(model, emulated=not computes_natively(precision))
     start_stream(recipe.seed, "adapter")
     adapted = add_adapter(model, recipe.peft, task_type=task.peft_task_type, new_modules=new_modules)
     del model.enable_input_require_grads

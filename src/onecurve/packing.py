@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from onecurve.config import Recipe
 from onecurve.data.encoding import Split
 from onecurve.errors import ConfigError
+from onecurve.float8 import in_full_precision
 from onecurve.loss_head import whole_logits
 from onecurve.packed_attention import NAME, Documents
 from onecurve.tasks.base import Batch, Example, Task
@@ -45,7 +46,7 @@ def pack(model: Any, recipe: Recipe, task: Task, splits: Sequence[Split], pad_id
     reason = _obstacle(model, base, recipe, longest=max(int(split.lengths.max()) for split in splits))
     if not reason:
         packing = Packing(base)
-        with whole_logits(base):
+        with whole_logits(base), in_full_precision(base):
             reason = _difference(packing, model, task, _two_examples(splits[0]), pad_id)
         if reason:
             packing.remove()

@@ -4,10 +4,16 @@ import logging
 import warnings
 
 
+def hush_optional() -> None:
+    """Leave only the errors of packages that PEFT and transformers import where they are installed."""
+    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):  # the last of what torchao registers there
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def hush_transformers() -> None:
-    """Leave only transformers' errors, no progress bars and no warnings; of bitsandbytes too, which PEFT imports."""
+    """Leave only transformers' errors, no progress bars and no warnings; of what it imports too."""
     warnings.filterwarnings("ignore")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    hush_optional()
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

@@ -262,7 +262,7 @@ class _Group:
 
 def versions() -> dict[str, str]:
     """What the run was computed with: packages, Python, and the commit of the working directory where it has one."""
-    packages = ("torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes")
+    packages = ("torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "torchao")
     found = {name: version(name) for name in packages if find_spec(name)}
     found |= {"onecurve": __version__, "python": platform.python_version()}
     if shutil.which("git"):

@@ -18,6 +18,7 @@ from onecurve.config import manual
 from onecurve.distributed import asked_world_size, launched_rank
 from onecurve.errors import NothingToDo, TrainingError, UserError
 from onecurve.host import let_segments_grow
+from onecurve.quiet import hush_optional
 from onecurve.ranks.launcher import end_with_launcher
 from onecurve.ranks.loss import is_loss
 from onecurve.ranks.watch import Watch
@@ -205,5 +206,5 @@ def _hush() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for name in ("DeepSpeed", "accelerate.accelerator"):
         logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    hush_optional()
     warnings.filterwarnings("ignore")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from onecurve.config import Recipe
 from onecurve.data.encoding import Data, Split
 from onecurve.data.plan import BatchPlan, num_passes
+from onecurve.float8 import describe_float8
 from onecurve.host import describe_threads
 from onecurve.quantization import num_weights
 from onecurve.tasks.base import Task
@@ -31,6 +32,7 @@ def describe_run(
         f"{plan.steps_per_epoch} steps an epoch"
         + (f", the last with {plan.short_last_batch}" if plan.short_last_batch else "")
         + (f"; {idle} rank(s) without a micro-batch of their own" if idle else ""),
+        *filter(None, [describe_float8(model)]),
         f"threads   {describe_threads()}",
         *map(_describe_split, data.splits),
         f"items     {int(train.num_items.sum()):,} terms of the loss from {int(train.lengths.sum()):,} tokens "

@@ -75,7 +75,7 @@ def test_a_budget_of_tokens_stands_in_for_the_default_size_also_when_what_was_re
         (["--train.max_steps", "0"], "train.max_steps: must be greater than 0; got 0."),
         (["--train.max_steps", "2.5"], "train.max_steps: must be a whole number; got 2.5."),
         (["--train.emulate", "1"], "train.emulate: must be true or false; got 1."),
-        (["--train.mixed_precision", "fp8"], "must be 'no', 'bf16', 'fp16' or 'auto'; got 'fp8'."),
+        (["--train.mixed_precision", "fp4"], "must be 'no', 'bf16', 'fp16', 'fp8' or 'auto'; got 'fp4'."),
         (["--train.micro_batch_size", "5"], "(32) must be a multiple of train.micro_batch_size (5)."),
         (
             ["--train.micro_batch_size", "4", "--train.micro_batch_tokens", "64"],

@@ -121,8 +121,9 @@ class TrainSection(Section):
     group_by_length: bool = False
     """Cut each step into micro-batches of like length, so that little is padded. Which examples a step holds, and in
     which order it is told, stays."""
-    mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"
-    """What matrix products are computed in; auto: bf16 where the device computes it natively, else no."""
+    mixed_precision: Literal["no", "bf16", "fp16", "fp8", "auto"] = "no"
+    """What matrix products are computed in; fp8: those of linear layers below the head in float8, the rest as in bf16;
+    auto: bf16 where the device computes it natively, else no."""
     emulate: bool = False
     """Allow a precision that this device can only emulate, many times slower."""
     activations: Literal["keep", "recompute", "selective", "offload"] = "keep"

@@ -43,7 +43,7 @@ def convert_checkpoint(folder: Path, wanted: Wanted) -> int:
     reading = Reading(recipe.model, recipe.data.max_length)
     try:
         survey = Survey(**state["survey"])
-        model = load_model(recipe, task, reading.config, survey, "no" if asked == "auto" else asked)
+        model = load_model(recipe, task, reading.config, survey, "no" if asked in ("auto", "fp8") else asked)
         tokenizer = reading.tokenizer
     except ConfigError as error:
         raise ConfigError(

@@ -22,7 +22,7 @@ def training_arguments(recipe: Recipe, precision: str, ranks: int, max_steps: in
 
     Args:
         recipe: The run.
-        precision: no, bf16 or fp16.
+        precision: no, bf16, fp16 or fp8.
         ranks: Processes.
         max_steps: Steps of the whole run.
         folder: The run directory.
@@ -50,7 +50,7 @@ def training_arguments(recipe: Recipe, precision: str, ranks: int, max_steps: in
         "max_grad_norm": recipe.optim.max_grad_norm,
         "per_device_train_batch_size": train.examples_a_pass,
         "gradient_accumulation_steps": train.global_batch_size // (train.examples_a_pass * ranks),
-        "bf16": precision == "bf16",
+        "bf16": precision in ("bf16", "fp8"),  # whose layers come converted
         "fp16": precision == "fp16",
         "logging_steps": 1,
         "save_strategy": "no",

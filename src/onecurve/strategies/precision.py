@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
+"""What the forward pass is autocast to; under fp8 linear layers multiply in float8 what they are given in this."""
 
 
 @dataclass

@@ -42,20 +42,26 @@ test-all: test test-slow ## the fast tests, then the slow ones
 test-cluster: $(READY) compiler ## slurm/ on a real cluster of two nodes on this machine (root; slurm-wlm munge iproute2)
 	$(PYTEST) -m cluster -rs tests/slurm
 
-bench: $(PEERS:%=benchmarks/.environments/%/.ready) $(READY) ## the same work under onecurve and its peers (20 minutes)
+bench: $(PEERS:%=benchmarks/.environments/%/.ready) benchmarks/.environments/onecurve/.ready $(READY) ## the same work under onecurve and its peers (20 minutes)
 	$(BIN)/python benchmarks/peers.py --json runs/bench/peers.json $(BENCH)
 
 bench-scaling: $(READY) ## what a step costs as it grows, as tables and docs/scaling.png (half an hour)
 	$(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[bench]"
 	$(BIN)/python benchmarks/scaling.py --json runs/bench/scaling.json --plot docs/scaling.png $(BENCH)
 
-bench-gpu: $(GPU_PEERS:%=benchmarks/.environments/%/.ready) $(READY) ## Llamas of 1 and 8 billion weights on one GPU
+bench-gpu: $(GPU_PEERS:%=benchmarks/.environments/%/.ready) benchmarks/.environments/onecurve/.ready $(READY) ## Llamas of 1 and 8 billion weights on one GPU
 	for peer in $(GPU_PEERS); do benchmarks/.environments/$$peer/bin/python -m pip install --quiet -r benchmarks/runners/gpu.txt; done
 	$(BIN)/python benchmarks/gpu.py --json runs/bench/gpu.json $(BENCH)
 
 benchmarks/.environments/%/.ready: benchmarks/runners/%.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet -r $<
+	@touch $@
+
+# As users have it: .venv has extras besides, which PEFT and transformers import where they are installed
+benchmarks/.environments/onecurve/.ready: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e .
 	@touch $@
 
 lint: $(READY) ## ruff, mypy and the import layers

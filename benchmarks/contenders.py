@@ -1,7 +1,6 @@
 """Who runs a work, with which of its settings, and the command that does it."""
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,13 +74,13 @@ def run(contender: Contender, folder: Path, save_after: int, machine: Machine) -
     }
     own = folder / contender.label.replace(" ", "-")
     own.mkdir(exist_ok=True)
+    python = str(machine.interpreter or contender.interpreter)
     if contender.name == "onecurve":
-        command = [sys.executable, "train.py", str(folder / "recipe.yaml"), "--output_dir", str(own)]
+        command = [python, "train.py", str(folder / "recipe.yaml"), "--output_dir", str(own)]
         command += ["--train.resume", "never", "--checkpoint.also", f"[{save_after}]"]
         command += ["--train.packing", "on"] if contender.league == "best" else []
     else:
         environment |= KEEP_MEMORY if contender.league == "best" else {}
         script = Path(__file__).with_name("runners") / f"{contender.name}.py"
-        python = machine.interpreter or contender.interpreter
-        command = [str(python), str(script), str(folder / "work.json"), str(own), contender.league, str(save_after)]
+        command = [python, str(script), str(folder / "work.json"), str(own), contender.league, str(save_after)]
     return watch(command, own / "metrics.jsonl", environment, folder / f"{own.name}.log", machine.gpu)

@@ -96,7 +96,7 @@ def describe_versions(contenders: list[Contender], machine: Machine) -> str:
         "print(', '.join(f'{k} {n[k]}' for k in "
         "('torch', 'transformers', 'accelerate', 'peft', 'trl', 'llamafactory', 'liger-kernel') if k in n))"
     )
-    pythons = {c.name: machine.interpreter or c.interpreter for c in contenders} | {"onecurve": Path(sys.executable)}
+    pythons = {c.name: machine.interpreter or c.interpreter for c in (OURS, *contenders)}
     found = {
         name: subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
         for name, python in pythons.items()

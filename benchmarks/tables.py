@@ -156,8 +156,13 @@ def _cell(numbers: object, ratios: list[float] | None) -> str:
     assert isinstance(numbers, list)
     if not numbers:
         return "-"
-    value = median(numbers)
-    said = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-    if ratios is None:
-        return f"{said} ({min(numbers):.2g} to {max(numbers):.2g})"
-    return f"{said} ({median(ratios):.2f}: {min(ratios):.2f} to {max(ratios):.2f})"
+    own = _said(median(numbers))
+    told = [f"{median(ratios):.2f}"] if ratios else []
+    if len(numbers) > 1:
+        low, high = (f"{end(ratios):.2f}" if ratios else _said(end(numbers)) for end in (min, max))
+        told.append(f"{low} to {high}")
+    return f"{own} ({': '.join(told)})" if told else own
+
+
+def _said(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

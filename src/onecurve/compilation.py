@@ -1,0 +1,84 @@
+"""A model's repeated layers as torch compiles them: a few graphs for batches of every shape, or the run ends."""
+
+import os
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from sysconfig import get_path
+from typing import Any
+
+import torch
+from torch._dynamo.exc import FailOnRecompileLimitHit
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from onecurve.config import Recipe
+from onecurve.errors import ConfigError, LaunchError, TrainingError
+
+_GRAPHS = 32
+"""That one piece of a layer may be compiled to. Those that are meant: for training and for scoring, with and without a
+mask, for one example and for several, for each kind of layer that a model alternates."""
+
+
+def check_compilation(recipe: Recipe) -> None:
+    """Check that what a recipe asks for can be compiled, and that this machine has what compiles it.
+
+    Raises:
+        ConfigError: The recipe asks for something that does not work inside a compiled layer.
+        LaunchError: There is no C++ compiler, which a CPU's code needs and, for what starts its kernels, a GPU's too.
+    """
+    for where, value in (("model.quantization", recipe.model.quantization),):
+        if value:
+            raise ConfigError(
+                f"layers with {where} {value} are not compiled.", where="train.compile", fix="Set it to false."
+            )
+    compiler = os.environ.get("CXX", "g++")
+    if not shutil.which(compiler):
+        raise LaunchError(
+            f"torch writes C++ for this machine, and there is no compiler for it ({compiler}).",
+            where="train.compile",
+            fix="Install g++ (Debian and Ubuntu: apt-get install g++), or set it to false.",
+        )
+    if not Path(get_path("include"), "Python.h").is_file():
+        raise LaunchError(
+            f"what torch writes needs Python's headers, and there is no Python.h in {get_path('include')}.",
+            where="train.compile",
+            fix="Install them (Debian and Ubuntu: apt-get install python3-dev), or set it to false.",
+        )
+
+
+def compile_layers(model: Any) -> None:
+    """Have torch compile a model's repeated layers, in place: parameters keep their names.
+
+    The shapes of a batch stay symbols, so that another length is no other graph, and dropout draws what it draws
+    without compilation. What is left between the two is the rounding of sums in another order.
+
+    Args:
+        model: A transformers or PEFT model, as it is trained.
+
+    Raises:
+        ConfigError: It has no layers that transformers tells from the rest.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ConfigError(
+            f"transformers does not say which layers of this {model.config.model_type} repeat.",
+            where="train.compile",
+            fix="Set it to false.",
+        )
+    torch._dynamo.config.recompile_limit = _GRAPHS
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # torch would go on uncompiled, in a log's silence
+    for layer in layers:
+        call = torch.compile(layer._call_impl, dynamic=True, options={"fallback_random": True})
+        layer._compiled_call_impl = partial(_within_bounds, call)  # where `Module.compile` keeps it
+
+
+def _within_bounds(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    try:
+        return call(*args, **kwargs)
+    except FailOnRecompileLimitHit as error:
+        raise TrainingError(
+            f"train.compile: a layer asks for more than {_GRAPHS} graphs, so more than a batch's shape changes "
+            "from pass to pass; with TORCH_LOGS=recompiles torch says what. Set it to false and launch again: the run "
+            "goes on from its last checkpoint, and the curve stays."
+        ) from error

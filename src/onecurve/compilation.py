@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from sysconfig import get_path
 from typing import Any
@@ -27,11 +28,16 @@ def check_compilation(recipe: Recipe) -> None:
         ConfigError: The recipe asks for something that does not work inside a compiled layer.
         LaunchError: There is no C++ compiler, which a CPU's code needs and, for what starts its kernels, a GPU's too.
     """
-    for where, value in (("model.quantization", recipe.model.quantization),):
-        if value:
-            raise ConfigError(
-                f"layers with {where} {value} are not compiled.", where="train.compile", fix="Set it to false."
-            )
+    train = recipe.train
+    obstacle = ""
+    if recipe.model.quantization:
+        obstacle = f"layers of {recipe.model.quantization} weights (model.quantization) are not compiled"
+    elif train.activations in ("selective", "offload"):
+        obstacle = f"{train.activations} (train.activations) takes each operator by itself, and a graph has none"
+    elif train.activations == "recompute" and train.packing != "off":
+        obstacle = "layers that train.activations recomputes are one graph, and train.packing needs two"
+    if obstacle:
+        raise ConfigError(f"{obstacle}.", where="train.compile", fix="Set it to false, or change the other.")
     compiler = os.environ.get("CXX", "g++")
     if not shutil.which(compiler):
         raise LaunchError(
@@ -66,11 +72,19 @@ def compile_layers(model: Any) -> None:
             where="train.compile",
             fix="Set it to false.",
         )
+    backbone = (model.get_base_model() if hasattr(model, "peft_config") else model).base_model
+    if "use_cache" in signature(backbone.forward).parameters:
+        backbone.register_forward_pre_hook(_without_cache, with_kwargs=True)
     torch._dynamo.config.recompile_limit = _GRAPHS
     torch._dynamo.config.fail_on_recompile_limit_hit = True  # torch would go on uncompiled, in a log's silence
     for layer in layers:
         call = torch.compile(layer._call_impl, dynamic=True, options={"fallback_random": True})
         layer._compiled_call_impl = partial(_within_bounds, call)  # where `Module.compile` keeps it
+
+
+def _without_cache(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    # Of keys and values, which transformers makes unless told otherwise: each layer would be another graph
+    return args, {**kwargs, "use_cache": False}
 
 
 def _within_bounds(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -45,7 +45,7 @@ def pack(model: Any, recipe: Recipe, task: Task, splits: Sequence[Split], pad_id
     reason = _obstacle(model, base, recipe, longest=max(int(split.lengths.max()) for split in splits))
     if not reason:
         packing = Packing(base)
-        with whole_logits(base):
+        with whole_logits(base), torch.compiler.set_stance("force_eager"):  # two passes are not worth compiling for
             reason = _difference(packing, model, task, _two_examples(splits[0]), pad_id)
         if reason:
             packing.remove()

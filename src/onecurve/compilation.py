@@ -10,8 +10,6 @@ from sysconfig import get_path
 from typing import Any
 
 import torch
-from torch._dynamo.exc import FailOnRecompileLimitHit
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from onecurve.config import Recipe
 from onecurve.errors import ConfigError, LaunchError, TrainingError
@@ -65,6 +63,8 @@ def compile_layers(model: Any) -> None:
     Raises:
         ConfigError: It has no layers that transformers tells from the rest.
     """
+    from transformers.modeling_layers import GradientCheckpointingLayer  # which takes a second
+
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise ConfigError(
@@ -90,7 +90,7 @@ def _without_cache(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict
 def _within_bounds(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     try:
         return call(*args, **kwargs)
-    except FailOnRecompileLimitHit as error:
+    except torch._dynamo.exc.FailOnRecompileLimitHit as error:
         raise TrainingError(
             f"train.compile: a layer asks for more than {_GRAPHS} graphs, so more than a batch's shape changes "
             "from pass to pass; with TORCH_LOGS=recompiles torch says what. Set it to false and launch again: the run "

@@ -39,7 +39,7 @@ def recipe(folder):
 
 def trained(run):
     losses = [step["loss"] for step in run.events("train")]
-    return len(losses) == 20 and losses[-1] < 0.9 * losses[0]
+    return len(losses) == 20 and losses[-1] < 0.98 * losses[0]  # with LoRA, which is slow to begin
 
 
 @pytest.mark.parametrize(

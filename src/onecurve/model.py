@@ -12,6 +12,7 @@ from torch import nn
 
 from onecurve.activations import keep_activations
 from onecurve.adapters import add_adapter, check_adapter
+from onecurve.compilation import check_compilation, compile_layers
 from onecurve.config import Recipe
 from onecurve.distributed import computes_natively, resolve_precision
 from onecurve.errors import ConfigError
@@ -49,6 +50,8 @@ def check_model(recipe: Recipe) -> tuple[str, str]:
             where="model.dtype",
             fix="Remove it, set peft.method, or train in bfloat16 with optim.rounding.",
         )
+    if recipe.train.compile:
+        check_compilation(recipe)
     precision, remark = resolve_precision(recipe.train)
     if precision == "fp8":
         check_float8(recipe)
@@ -105,6 +108,8 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
     del model.enable_input_require_grads
     if recipe.train.logits == "chunked":
         chunk_logits(adapted)
+    if recipe.train.compile:
+        compile_layers(adapted)
     return adapted
 
 

@@ -53,14 +53,27 @@ def attend(
     documents: Documents | None = kwargs.pop("documents", None)
     if documents is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, **kwargs)
-    told = kwargs.get("is_causal")
-    is_causal = bool(getattr(module, "is_causal", True) if told is None else told)
+    return _within(documents, module, query, key, value, dropout, kwargs), None
+
+
+@torch.compiler.disable  # a graph would hold for these sizes only
+def _within(
+    documents: Documents,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout: float,
+    told: dict[str, Any],
+) -> Tensor:
+    asked, scale = told.get("is_causal"), told.get("scaling")
+    is_causal = bool(getattr(module, "is_causal", True) if asked is None else asked)
     if _has_kernel(query, value, dropout):
-        return _at_once(query, key, value, documents, is_causal, kwargs.get("scaling")), None
-    options: dict[str, Any] = {"dropout_p": dropout, "is_causal": is_causal, "scale": kwargs.get("scaling")}
+        return _at_once(query, key, value, documents, is_causal, scale)
+    options: dict[str, Any] = {"dropout_p": dropout, "is_causal": is_causal, "scale": scale}
     if query.shape[1] != key.shape[1]:
         options["enable_gqa"] = True
-    return _one_by_one(query, key, value, documents.sizes, options), None
+    return _one_by_one(query, key, value, documents.sizes, options)
 
 
 AttentionInterface.register(NAME, attend)

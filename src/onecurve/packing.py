@@ -46,7 +46,8 @@ def pack(model: Any, recipe: Recipe, task: Task, splits: Sequence[Split], pad_id
     reason = _obstacle(model, base, recipe, longest=max(int(split.lengths.max()) for split in splits))
     if not reason:
         packing = Packing(base)
-        with whole_logits(base), in_full_precision(base):
+        # Two passes are not worth compiling for
+        with whole_logits(base), in_full_precision(base), torch.compiler.set_stance("force_eager"):
             reason = _difference(packing, model, task, _two_examples(splits[0]), pad_id)
         if reason:
             packing.remove()

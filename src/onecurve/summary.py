@@ -34,6 +34,7 @@ def describe_run(
         + (f"; {idle} rank(s) without a micro-batch of their own" if idle else ""),
         *filter(None, [describe_float8(model)]),
         f"threads   {describe_threads()}",
+        *(["compile   layers: the first passes of each kind take up to minutes"] if recipe.train.compile else []),
         *map(_describe_split, data.splits),
         f"items     {int(train.num_items.sum()):,} terms of the loss from {int(train.lengths.sum()):,} tokens "
         f"({train.num_items.sum() / train.lengths.sum():.1%}); at most {data.max_length} tokens an example"

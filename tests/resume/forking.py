@@ -210,6 +210,9 @@ def serve() -> None:
         assert len(threads - {"jemalloc_bg_thd"}) == 1, f"an import has started a thread: {threads}"
         request = json.loads(line)
         with _store("MASTER_PORT" in request["environments"][0]) as port:
+            for rank in range(len(request["environments"])):  # not by a rank itself: it may be ended before that
+                for kind in ("out", "err"):
+                    Path(request["folder"], f"rank-{rank}.{kind}").touch()
             pids = []
             for rank, given in enumerate(request["environments"]):
                 own = {**given, "MASTER_PORT": port} if "MASTER_PORT" in given else given
@@ -263,7 +266,7 @@ def _store(wanted: bool) -> Iterator[str]:
 
 def _rank(rank: int, environment: dict[str, str], request: dict[str, Any]) -> None:
     for descriptor, name in enumerate((os.devnull, *(f"{request['folder']}/rank-{rank}.{k}" for k in ("out", "err")))):
-        os.dup2(os.open(name, os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT), descriptor)
+        os.dup2(os.open(name, os.O_RDONLY if descriptor == 0 else os.O_WRONLY), descriptor)
     os.environ.clear()
     os.environ.update(environment)
     from onecurve.run import execute, leave

@@ -19,6 +19,7 @@ FREE_TO_CHANGE = (
     "train.emulate",
     "train.activations",
     "train.logits",
+    "train.compile",  # over 20 steps with dropout losses parted by 1e-7 of their size, gradient norms by 2e-7
     "train.gradient_checkpointing",  # what train.activations recompute was called
     # These act only on a step that goes wrong, and a run that went wrong is launched again with another answer; each
     # update left out is told and kept in the checkpoint

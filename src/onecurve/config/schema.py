@@ -132,6 +132,9 @@ class TrainSection(Section):
     logits: Literal["whole", "chunked"] = "whole"
     """How a language model's loss is computed. whole: from the logits of all that is learnt in a pass; chunked: from a
     few rows at a time, where the output layer is a plain one without adapter; or refuse to start."""
+    compile: bool = False
+    """Have torch compile the model's repeated layers, a few graphs for all lengths. It takes minutes before it saves
+    any, and the curve stays but for float noise."""
     packing: Literal["off", "on", "auto"] = "off"
     """Run the examples of a micro-batch end to end in one row instead of padding them, each seeing only itself.
     auto: where the model can; on: or refuse to start."""

@@ -70,6 +70,12 @@ def _check_stage(stage: int, recipe: Recipe) -> None:
             where="train.activations",
             fix="Use recompute or offload, or ZeRO-2.",
         )
+    if stage == 3 and recipe.train.compile:
+        raise ConfigError(
+            "a graph holds for parameters that are there, and ZeRO-3 gathers them while a layer runs.",
+            where="train.compile",
+            fix="Use ZeRO-2 or DDP, or set it to false.",
+        )
     if stage == 3 and recipe.model.quantization:
         raise ConfigError(
             f"ZeRO-3 shares out single weights, and {recipe.model.quantization} keeps weights in codes that mean "

@@ -8,18 +8,18 @@ import pytest
 
 from tests.launching import ROOT, environment, write_recipe
 
-# Stands in for the first step, and tells what is there
+# Stands in for what the first step begins with, and tells what is there
 LISTS_MODULES = """
 import json, runpy, sys
-import onecurve.step
+import onecurve.optim
 def tell(*_):
-    print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+    print(json.dumps(sorted({name.partition(".")[0] for name, module in sys.modules.items() if module})))
     raise KeyboardInterrupt
-onecurve.step.train_step = tell
+onecurve.optim.lr_at = tell
 sys.path.insert(0, "")
 runpy.run_path("train.py", run_name="__main__")
 """
-UNUSED = {"deepspeed", "evaluate", "datasets", "pandas", "sklearn", "tensorboard"}
+UNUSED = {"deepspeed", "evaluate", "datasets", "pandas", "sklearn", "tensorboard", "scipy", "bitsandbytes", "torchao"}
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +58,9 @@ def test_peft_is_there_where_the_recipe_asks_for_it(imported_by):
     imported = imported_by("--peft.method=lora")
     assert "peft" in imported
     assert not imported & UNUSED
+
+
+@pytest.mark.slow
+def test_bitsandbytes_is_there_where_the_recipe_asks_for_it(imported_by):
+    pytest.importorskip("bitsandbytes")
+    assert "bitsandbytes" in imported_by("--peft.method=lora", "--model.quantization=nf4")

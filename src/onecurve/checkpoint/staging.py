@@ -112,9 +112,9 @@ class Staging:
         with open(path, "xb") as file:
             for number, chunk in enumerate(self._chunks(metadata)):
                 with self.lock:
-                    content = chunk()
-                    intended.update(content)
-                    file.write(content)
+                    content = bytes(chunk())  # so that a disk that hangs holds nobody else up
+                intended.update(content)
+                file.write(content)
                 if number == 1:
                     phase("half-written")
             self.release()

@@ -71,3 +71,10 @@ def test_rounding_makes_no_row_void():
     ours, theirs = rounds("ours", 1.0), rounds("theirs", 2.0)
     theirs.runs[1] = replace(theirs.runs[1], losses=[loss * (1 + 1e-7) for loss in LOSSES])
     assert not row(theirs, ours, [100] * STEPS, "no")["void"]
+
+
+def test_one_round_has_no_range():
+    ours, theirs = (Rounds(label, [run(seconds)], [SAVES[0]]) for label, seconds in (("ours", 1.0), ("theirs", 2.0)))
+    found = row(theirs, ours, [4000] * STEPS, "no")
+    assert "| theirs | 2,000 (2.00) |" in markdown("t", [found])
+    assert "| ours | 4,000 |" in markdown("t", [row(ours, ours, [4000] * STEPS, "no")])

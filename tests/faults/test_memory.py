@@ -12,7 +12,7 @@ from onecurve.data import BatchPlan
 from onecurve.faults.fitting import _expected, _sizes
 from tests.launching import write_recipe
 from tests.resume.curves import partings
-from tests.tiny_models import build_tiny_bert
+from tests.tiny_models import build_tiny_bert, build_tiny_llama
 
 pytestmark = pytest.mark.distributed
 
@@ -73,6 +73,20 @@ def test_running_out_is_one_message_that_says_what_helps(launch_short, tmp_path)
     assert sorted(saved.values(), reverse=True) == list(saved.values())
     assert run.status["status"] == "failed" and run.status["exit_code"] == 3
     assert run.status["reason"] in line
+
+
+def test_logits_of_a_large_vocabulary_are_told_to_be_chunked(launch_short, tmp_path):
+    model = build_tiny_llama(tmp_path / "llama", weights=False)
+    config = model / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"vocab_size": 64_000}))
+    words = ["--task.name", "causal_lm", "--model.path", str(model), "--model.init", "random"]
+    run = launch_short(TIGHT, tmp_path / "run", "python", 1, *words)
+    assert run.exit_code == 3, run.stderr
+    activations, saved = (
+        mebibytes(run.stderr.partition(part)[2]) for part in ("activations about ", "train.logits chunked (about ")
+    )
+    values = 2 * 64_000 / (2 * 64_000 + 17 * 2 * 64)
+    assert saved == pytest.approx(activations * values, rel=0.02)  # both are told to a tenth of a GiB
 
 
 def test_where_tokens_are_counted_it_says_to_halve_them(launch_short, tmp_path):

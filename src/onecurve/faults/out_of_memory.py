@@ -97,6 +97,11 @@ class OutOfMemory:
             # et al., Reducing activation recomputation in large transformer models, 2022, table 2
             kept = min(1.0, 1 / layers + 2 / 34)
             found.append((held.activations * (1 - kept), "train.activations recompute"))
+        head = self.model.get_output_embeddings()
+        if train.logits == "whole" and head is not None and layers:
+            # Of a token: its logits and their gradient, beside half of those 34 bytes as values
+            logits, below = 2 * self.model.config.vocab_size, 17 * layers * self.model.config.hidden_size
+            found.append((held.activations * logits / (logits + below), "train.logits chunked"))
         if train.mixed_precision == "no" and self.device.type == "cuda" and torch.cuda.is_bf16_supported():
             found.append((held.activations / 2, "train.mixed_precision bf16"))
         return found

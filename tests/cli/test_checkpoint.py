@@ -19,6 +19,7 @@ def run_folder(tmp_path):
             Piece(f"param/{n}", t.view(-1), 0, t.numel(), tuple(t.shape)) for n, t in (("w", weight), ("b", bias))
         ]
         writer.save(step, pieces, {"run_id": "r", "lr": {"peak": step}, "seed": 0})
+        writer.secure()
         weight[1, 2] = 1.5
     writer.wait()
     return tmp_path

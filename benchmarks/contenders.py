@@ -1,6 +1,7 @@
 """Who runs a work, with which of its settings, and the command that does it."""
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +74,8 @@ def run(contender: Contender, folder: Path, save_after: int, machine: Machine) -
         "TOKENIZERS_PARALLELISM": "false",
     }
     own = folder / contender.label.replace(" ", "-")
-    own.mkdir(exist_ok=True)
+    shutil.rmtree(own, ignore_errors=True)  # LLaMA-Factory would go on from the round before
+    own.mkdir()
     python = str(machine.interpreter or contender.interpreter)
     if contender.name == "onecurve":
         command = [python, "train.py", str(folder / "recipe.yaml"), "--output_dir", str(own)]

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from contenders import CONTENDERS, LEAGUES, OURS, Contender, Machine, run
@@ -130,6 +130,10 @@ def report(
         remark: What else there is to say of a cell, given its rows.
     """
     everybody = list(dict.fromkeys(contender for cell in cells for contender in cell.contenders))
+    runs = {c.title: {name: [asdict(run) for run in runs] for name, runs in c.runs.items()} for c in cells}
+    if path:  # before anything is made of them
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"runs": runs}) + "\n")
     rows = {cell.title: cell.rows() for cell in cells}
     facts = f"{describe_machine(machine)} {len(cells[0].saves)} rounds.\n\n{describe_versions(everybody, machine)}"
     print(facts)
@@ -137,8 +141,7 @@ def report(
         print(markdown(cell.title, rows[cell.title]))
         print(remark(cell, rows[cell.title]))
     if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n")
+        path.write_text(json.dumps({"facts": facts, "rows": rows, "runs": runs}, indent=1) + "\n")
 
 
 def arguments_parser(description: str, cells: list[str], without: str, minutes: float) -> argparse.ArgumentParser:

@@ -112,7 +112,7 @@ def _numbers(rounds: Rounds, tokens: list[int]) -> dict[str, list[float]]:
         "eval_seconds": scored,
         "last_loss_seconds": [run.moments[-1] for run in rounds.runs],
         "command_seconds": [run.ended for run in rounds.runs],
-        "processor_seconds": [1000 * s / n for n, s in zip(counted, rounds.steady_processor_seconds(), strict=True)],
+        "processor_seconds": [1000 * s / n if n else nan for n, s in zip(counted, rounds.steady_processor_seconds(), strict=True)],
     }
 
 

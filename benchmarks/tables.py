@@ -104,6 +104,7 @@ def row(theirs: Rounds, ours: Rounds, tokens: list[int], precision: str) -> dict
 
 def _numbers(rounds: Rounds, tokens: list[int]) -> dict[str, list[float]]:
     counted = [sum(tokens[step - 1] for step in rounds.steady(i)) for i in range(len(rounds.runs))]
+    processor = rounds.steady_processor_seconds()
     scored = [run.scored - run.moments[-1] for run in rounds.runs if run.scored is not None]
     return {
         "tokens_per_second": [n / s if s else nan for n, s in zip(counted, rounds.steady_seconds(), strict=True)],
@@ -112,7 +113,7 @@ def _numbers(rounds: Rounds, tokens: list[int]) -> dict[str, list[float]]:
         "eval_seconds": scored,
         "last_loss_seconds": [run.moments[-1] for run in rounds.runs],
         "command_seconds": [run.ended for run in rounds.runs],
-        "processor_seconds": [1000 * s / n if n else nan for n, s in zip(counted, rounds.steady_processor_seconds(), strict=True)],
+        "processor_seconds": [1000 * s / n if n else nan for n, s in zip(counted, processor, strict=True)],
     }
 
 

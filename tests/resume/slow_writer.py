@@ -1,4 +1,4 @@
-"""train.py whose checkpoints are written when training has gone on: `late RECIPE ...`, or with a bug, `forgetful ...`."""
+"""train.py whose checkpoints are written when training has gone on: `late RECIPE ...`, or with a bug `forgetful`."""
 
 import time
 from threading import Event

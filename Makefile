@@ -45,7 +45,7 @@ test-cluster: $(READY) compiler ## slurm/ on a real cluster of two nodes on this
 bench: $(PEERS:%=benchmarks/.environments/%/.ready) benchmarks/.environments/onecurve/.ready $(READY) ## the same work under onecurve and its peers (20 minutes)
 	$(BIN)/python benchmarks/peers.py --json runs/bench/peers.json $(BENCH)
 
-bench-scaling: $(READY) ## what a step costs as it grows, as tables and docs/scaling.png (half an hour)
+bench-scaling: $(READY) ## what a step costs as it grows, as tables and docs/scaling.png (a quarter of an hour)
 	$(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[bench]"
 	$(BIN)/python benchmarks/scaling.py --json runs/bench/scaling.json --plot docs/scaling.png $(BENCH)
 

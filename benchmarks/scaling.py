@@ -116,7 +116,8 @@ def markdown(axis: str, rows: dict[str, list[dict[str, float]]]) -> str:
         cells = []
         for name in columns:
             values = [run[name] for run in runs]
-            cells.append(f"{median(values):.4g} ({min(values):.4g} to {max(values):.4g})")
+            spread = f" ({min(values):.4g} to {max(values):.4g})" if len(values) > 1 else ""
+            cells.append(f"{median(values):.4g}{spread}")
         lines.append("| " + " | ".join([label, *cells]) + " |")
     return "\n".join([*lines, ""])
 

@@ -17,8 +17,8 @@ from tests.tiny_models import build_tiny_bert, build_tiny_llama
 pytestmark = pytest.mark.distributed
 
 BATCH, MEBI = 128, 2**20
-TIGHT = 1200 * MEBI
-"""Enough for some of the 128 examples at once, and for what every thread sets aside."""
+TIGHT = 1000 * MEBI
+"""Enough for some of the 128 examples at once."""
 
 
 @pytest.fixture(scope="module")

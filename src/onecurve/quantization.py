@@ -39,14 +39,15 @@ def quantized_loading(
     Raises:
         ConfigError: The weights are stored quantised already.
     """
+    if hasattr(config, "quantization_config"):
+        kind = section.quantization or "nf4 or int8"
+        raise ConfigError(
+            f"{section.path!r} is stored quantised already.",
+            where="model.quantization" if section.quantization else "model.path",
+            fix=f"Name the model it was made from; model.quantization makes it {kind}.",
+        )
     if not section.quantization:
         return {}
-    if hasattr(config, "quantization_config"):
-        raise ConfigError(
-            f"{section.path!r} is stored quantised already, so it cannot be made {section.quantization}.",
-            where="model.quantization",
-            fix="Name the model it was made from.",
-        )
     import torch
     from transformers import BitsAndBytesConfig
 

@@ -46,7 +46,7 @@ def main(argv: list[str], run: Run) -> None:
     best = Best(task, recipe.eval, strategy)
     checkpoints = Checkpoints(checked, data, plan, strategy, best, accelerator)
     stopping = Stopping(recipe.train, checked.directory, plan.max_steps, accelerator)
-    run.begin(checked.directory, checked.config, recipe.train.hang_timeout, checkpoints.resume)
+    run.begin(checked.directory, checked.config, recipe.train.hang_timeout, checkpoints.resume, stopping.behind)
     tracker = Tracker(checked.directory, accelerator, recipe, plan.max_steps, checkpoints.run_id, checkpoints.resumed)
     bad_steps = BadSteps(checkpoints, tracker, BlackBox(checked, strategy, loaders["train"], data.survey, reading))
     export = Exporter(checked, data, strategy, accelerator, reading.tokenizer)

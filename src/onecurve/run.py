@@ -64,16 +64,24 @@ class Run:
     holder = ""
     """The token of this run's lock, on every rank."""
 
-    def begin(self, directory: RunDirectory, config: str, hang_timeout: timedelta, resume: Callable[[], int]) -> None:
-        """Take the directory over and go on after the step `resume` returns: its status is now this run's to write.
+    def begin(
+        self,
+        directory: RunDirectory,
+        config: str,
+        hang_timeout: timedelta,
+        resume: Callable[[], int],
+        behind: Callable[[int], Asked],
+    ) -> None:
+        """Take the directory over and go on after the step `resume` returns, unless a stop already lies `behind` it.
 
-        From here on the ranks are watched.
+        The directory's status is now this run's to write, and from here on the ranks are watched.
         """
         if launched_rank() == 0:  # before `resume`, which moves checkpoints that are no longer meant
             directory.take()
             self.lock = directory.lock
             shutil.rmtree(directory.ranks, ignore_errors=True)  # an earlier launch's; ours come after `resume`
         self.step = resume()
+        self.asked = behind(self.step)
         if launched_rank() == 0:
             directory.open(config, self.step)
         self.directory, self.holder = directory, directory.lock.holder()

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from onecurve.checkpoint.folders import steps
-from onecurve.run import Run
+from onecurve.run import Asked, Run
 from onecurve.run_directory import RunDirectory
 from onecurve.run_lock import RunLock
 from tests.faults.test_hangs import start_planted
@@ -200,7 +200,7 @@ def test_a_launcher_that_may_restart_goes_on_exactly_after_a_rank_was_killed(for
 
 def test_a_rank_that_outlives_its_run_leaves_its_successors_status_alone(tmp_path):
     run, directory = Run(), RunDirectory(tmp_path / "run")
-    run.begin(directory, "", timedelta(hours=1), lambda: 0)
+    run.begin(directory, "", timedelta(hours=1), lambda: 0, lambda step: Asked())
     directory.lock.path.unlink()
     successor = RunLock(directory.lock.path)
     successor.acquire()

@@ -120,6 +120,18 @@ def test_a_resume_that_would_change_the_curve_is_refused_and_a_finished_run_is_l
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.parametrize("how", ["python", "ddp"])
+def test_a_launch_whose_stop_lies_behind_trains_nothing_and_says_so(recipes, forks, tmp_path, how):
+    run = forks.train(recipes["causal_lm"], tmp_path, how, "--train.stop_after", "3")
+    before = [*run.events("train")]
+    for stop in (3, 2):
+        again = forks.train(recipes["causal_lm"], tmp_path, how, "--train.stop_after", str(stop))
+        assert "stopped after step 3 by train.stop_after (raise it or leave it out)" in again.stdout
+        assert again.status["status"] == "stopped"
+        assert [*again.events("train")] == before
+    assert len(forks.train(recipes["causal_lm"], tmp_path, how).events("train")) == STEPS
+
+
 def test_a_save_that_fails_is_said_and_the_run_goes_on_or_ends_as_the_recipe_says(recipes, forks, tmp_path):
     for choice, code in (("continue", 0), ("stop", 3)):
         folder = tmp_path / choice

@@ -153,7 +153,8 @@ class TrainSection(Section):
     resume: str = "auto"
     """auto, never, or a checkpoint's path."""
     stop_after: int | None = Field(default=None, gt=0)
-    """End this launch with a checkpoint after that step; the schedule stays that of the whole run."""
+    """End this launch with a checkpoint after that step, or at once where it goes on from that step or a later one; the
+    schedule stays that of the whole run."""
     time_limit: timedelta | None = Field(default=None, strict=False, gt=timedelta(0))
     """End this launch with a checkpoint before it has run so long: seconds, or HH:MM:SS. Under Slurm the job's own
     limit is known."""

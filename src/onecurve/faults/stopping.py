@@ -18,6 +18,7 @@ from onecurve.run import EX_TEMPFAIL, SIGNALS, Asked
 from onecurve.run_directory import RunDirectory
 
 SAVE, STOP, TIME = "SAVE", "STOP", "the end of its time"
+_STOP_AFTER = "train.stop_after (raise it or leave it out)"
 _REASONS = (*SIGNALS, TIME, STOP, SAVE)
 
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -50,6 +51,10 @@ class Stopping:
         for name in SIGNALS:
             signal.signal(getattr(signal, name), self._hear)
 
+    def behind(self, step: int) -> Asked:
+        """What a launch that goes on after `step` has been asked before it began."""
+        return Asked(stop=_STOP_AFTER) if self.stop_after and step >= self.stop_after else Asked()
+
     def asked(self, step: int, save_seconds: float) -> Asked:
         """Agree, after a step, on what was asked of any rank since the last; every rank calls it.
 
@@ -72,7 +77,7 @@ class Stopping:
         if counts[STOP]:
             return Asked(save=True, stop=f"the file {STOP}")
         if step == self.stop_after:
-            return Asked(save=True, stop="train.stop_after")
+            return Asked(save=True, stop=_STOP_AFTER)
         return Asked(save=bool(counts[SAVE]))
 
     def _hear(self, number: int, frame: Any) -> None:

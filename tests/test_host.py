@@ -80,6 +80,22 @@ def test_memory_that_is_kept_is_not_cleared_by_the_kernel_again() -> None:
     assert kept * 10 < plain
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc hands memory back")
+def test_memory_that_is_kept_is_handed_back_when_it_is_asked_for() -> None:
+    code = (
+        "import psutil, torch\n"
+        "from onecurve import host\n"
+        "resident = psutil.Process().memory_info\n"
+        "host.keep_memory()\n"
+        "torch.ones(100_000_000)\n"
+        "kept = resident().rss\n"
+        "host.return_memory()\n"
+        "print((kept - resident().rss) // 10**6)"
+    )
+    returned = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(returned) >= 390
+
+
 @pytest.mark.parametrize("told", [{}, {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, {"PYTORCH_CUDA_ALLOC_CONF": ""}])
 def test_cudas_segments_grow_unless_the_user_told_the_allocator_anything(monkeypatch, told) -> None:
     environment = {"PATH": "/bin", **told}

@@ -13,6 +13,7 @@ from onecurve.config import EvalSection, Recipe
 from onecurve.data.loader import Loader
 from onecurve.data.plan import plan_scoring
 from onecurve.errors import ConfigError
+from onecurve.host import return_memory
 from onecurve.ranks.heartbeat import beat
 from onecurve.strategies.base import Strategy
 from onecurve.strategies.snapshot import Snapshot
@@ -56,6 +57,7 @@ class Evaluator:
         }
         assert not of_ids or len(of_ids) == len(counts), (len(of_ids), len(counts))
         flat = [of_ids[number] for number in sorted(of_ids)]
+        return_memory()  # metrics import what they need
         scores = [task.metrics(flat, loss, self.survey)] if accelerator.is_main_process else [None]
         return _broadcast(scores, accelerator)
 

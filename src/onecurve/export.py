@@ -15,6 +15,7 @@ from torch import Tensor
 from onecurve.card import TrainedOn, model_card
 from onecurve.data import Data
 from onecurve.errors import LaunchError, TrainingError
+from onecurve.host import return_memory
 from onecurve.model import whole_parameters
 from onecurve.preflight import Checked
 from onecurve.ranks.heartbeat import beat
@@ -68,6 +69,7 @@ def save_alone(folder: Path, model: Any, tokenizer: Any, card: str) -> None:
 
 def _save(folder: Path, strategy: Strategy, accelerator: Accelerator, tokenizer: Any, card: str) -> str:
     """Write, read back, and return what went wrong: empty when nothing did."""
+    return_memory()  # the weights are read back beside the model
     adapter = hasattr(strategy.unwrapped(), "peft_config")
     values = _gather(strategy, accelerator, adapter)
     unfinished = folder.with_name(folder.name + ".incomplete")

@@ -59,18 +59,28 @@ def keep_memory() -> bool:
     """Have glibc keep what tensors free: each step takes memory of the same sizes again.
 
     By default glibc gets each large tensor from the kernel and hands it back, and the kernel clears every page anew.
-    The price is that memory once taken is not returned to the machine while the process lives.
+    The price is that memory once taken is not returned to the machine until `return_memory`.
+
+    Returns:
+        Whether that was done; there is nothing to do without glibc.
+    """
+    if not return_memory():  # what imports have left in pieces too small for tensors
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 * 2**20}
+    return all([mallopt(name, value) == 1 for name, value in settings.items()])
+
+
+def return_memory() -> bool:
+    """Have glibc hand back what is free: where something else than steps comes next, it would be taken besides.
 
     Returns:
         Whether that was done; there is nothing to do without glibc.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
-    libc = ctypes.CDLL(None)
-    libc.malloc_trim(0)  # what imports have left in pieces too small for tensors
-    mallopt = libc.mallopt
-    settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 * 2**20}
-    return all([mallopt(name, value) == 1 for name, value in settings.items()])
+    ctypes.CDLL(None).malloc_trim(0)
+    return True
 
 
 def _is_told_threads() -> bool:

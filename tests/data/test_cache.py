@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,13 @@ import pytest
 
 from onecurve.config import DataSection
 from onecurve.data.cache import cache_root
+from onecurve.data.encoding import Data
 from onecurve.errors import LaunchError
+from onecurve.tasks.sft import SftSettings
+from onecurve.tasks.sft import Task as Sft
 from onecurve.tasks.text_classification import TextClassificationSettings
 from tests.data.byte_level import LoggedTask, byte_tokenizer, labelled, load, write_jsonl
+from tests.test_conversations import set_clock
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ("one", "two", "three")
@@ -227,3 +232,38 @@ def test_the_users_cache_is_used_where_none_is_named(tmp_path: Path, monkeypatch
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_root(None) == tmp_path / ".cache" / "onecurve"
     assert cache_root("~/mine") == tmp_path / "mine"
+
+
+# What no file and no setting tells
+
+
+@pytest.fixture
+def chats(tmp_path: Path) -> DataSection:
+    rows = [{"prompt": f"what is {n}?", "response": f"{n}."} for n in range(4)]
+    return DataSection(train=write_jsonl(tmp_path / "chats.jsonl", rows), cache_dir=str(tmp_path / "cache"))
+
+
+DATED = "Today is {{ strftime_now('%d %b %Y') }}.{% for m in messages %}{{ m.role }}: {{ m.content }}<end>{% endfor %}"
+
+
+def load_on(day: datetime, settings: DataSection, monkeypatch: pytest.MonkeyPatch, **task: Any) -> Data:
+    set_clock(monkeypatch, day)
+    return load(settings, Sft(SftSettings(**task)), byte_tokenizer(chat_template=DATED), 500)
+
+
+def test_the_same_examples_are_encoded_on_any_day(
+    tmp_path: Path, chats: DataSection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load_on(datetime(2025, 5, 9), chats, monkeypatch)
+    elsewhere = chats.model_copy(update={"cache_dir": str(tmp_path / "another node's")})
+    second = load_on(datetime(2025, 11, 26), elsewhere, monkeypatch)
+    assert not first.cached and not second.cached
+    assert first.train.take(range(4)) == second.train.take(range(4))
+    assert first.fingerprint == second.fingerprint
+
+
+def test_another_date_is_another_fingerprint(chats: DataSection, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load_on(datetime(2025, 5, 9), chats, monkeypatch)
+    second = load_on(datetime(2025, 5, 9), chats, monkeypatch, date=date(2025, 1, 2))
+    assert not second.cached and second.fingerprint != first.fingerprint
+    assert first.train[0]["input_ids"] != second.train[0]["input_ids"]

@@ -1,11 +1,14 @@
 import copy
 import json
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from onecurve.config import TaskSection
 from onecurve.errors import ConfigError
+from onecurve.tasks import load_task
 from onecurve.tasks.base import IGNORE_INDEX, BadRow, Survey
 from onecurve.tasks.sft import SftSettings, Task
 from tests.tasks.contract import CHAT
@@ -197,3 +200,15 @@ USER, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content"
 def test_a_bad_row_says_why(row: dict[str, Any], why: str) -> None:
     with pytest.raises(BadRow, match=why):
         TASK.check(row)
+
+
+@pytest.mark.parametrize("value", ["2025-11-06", date(2025, 11, 6)])
+def test_the_date_is_read_as_yaml_and_a_saved_recipe_write_it(value: Any) -> None:
+    settings = load_task(TaskSection.model_validate({"name": "sft", "date": value})).settings
+    assert settings.model_dump(mode="json") == {"separator": "\n", "date": "2025-11-06"}
+
+
+@pytest.mark.parametrize("value", ["26 Jul 2024", 20240726, "", True, datetime(2024, 7, 26, 10), None])
+def test_what_is_no_date_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"task\.date: must be a date such as 2024-07-26; got "):
+        load_task(TaskSection.model_validate({"name": "sft", "date": value}))

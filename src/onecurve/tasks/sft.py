@@ -2,8 +2,12 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from datetime import date as Date
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from pydantic import BeforeValidator
+
+from onecurve.conversations import DATE, CannotRender, Document, Message, render_conversation, tokenise
 from onecurve.errors import ConfigError
 from onecurve.language_modelling import mark_learnt, next_token_logits, next_token_loss_sum
 from onecurve.tasks.base import IGNORE_INDEX, BadRow, Batch, Example, Row, Settings, Survey, pad
@@ -13,24 +17,22 @@ if TYPE_CHECKING:
 
 _ROLES = ("system", "user", "assistant")
 
-Message = dict[str, str]
+
+def _read_date(value: Any) -> Date:
+    # YAML has a type of its own for 2024-07-26, which text in quotes and a saved recipe lack
+    if type(value) is Date:
+        return value
+    try:
+        return Date.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"must be a date such as {DATE}; got {value!r}") from None
 
 
 class SftSettings(Settings):
     separator: str = "\n"
     """What stands between prompt and response when the tokenizer has no chat template."""
-
-
-class _Document(NamedTuple):
-    """A row as text, and where in it the answers are."""
-
-    text: str
-    answers: list[tuple[int, int]]
-    """Start and end of each answer, in characters, with the end token that the template writes after it."""
-    is_ended: bool
-    """Whether the last answer ends with such a token."""
-    add_special_tokens: bool
-    """Whether the tokenizer's own start token still has to come first; a chat template writes it itself."""
+    date: Annotated[Date, BeforeValidator(_read_date)] = DATE
+    """What a chat template that prints today's date prints, so that the examples are the same every day."""
 
 
 class Task:
@@ -66,7 +68,10 @@ class Task:
     def encode(self, row: Row, survey: Survey, tokenizer: Any, max_length: int, truncate: bool) -> list[Example]:
         messages = _messages(row)
         if tokenizer.chat_template:
-            document = _render_conversation(messages, tokenizer)
+            try:
+                document = render_conversation(messages, tokenizer, self.settings.date)
+            except CannotRender as error:
+                raise BadRow(str(error)) from None
         elif _given(row, "messages"):
             raise ConfigError(
                 "this tokenizer has no chat template, and the data has messages.",
@@ -76,8 +81,9 @@ class Task:
         else:
             prompt = row["prompt"] + self.settings.separator
             text = prompt + row["response"]
-            document = _Document(text, [(len(prompt), len(text))], is_ended=False, add_special_tokens=True)
-        ids, labels = _tokenise(document, tokenizer)
+            document = Document(text, [(len(prompt), len(text))], is_ended=False, add_special_tokens=True)
+        ids, learnt = tokenise(document, tokenizer)
+        labels = [token if is_learnt else IGNORE_INDEX for token, is_learnt in zip(ids, learnt, strict=True)]
         if truncate:
             ids, labels = ids[:max_length], labels[:max_length]
         num_items = sum(label != IGNORE_INDEX for label in labels[1:])
@@ -176,77 +182,3 @@ def _text(value: Any, where: str) -> str:
     if not value.strip():
         raise BadRow(f"{where} is empty")
     return value
-
-
-def _render_conversation(messages: list[Message], tokenizer: Any) -> _Document:
-    text = _render(messages, tokenizer)
-    answers: list[tuple[int, int]] = []
-    for place, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = _render(messages[:place], tokenizer, add_generation_prompt=True)
-        after = _render(messages[: place + 1], tokenizer)
-        end = len(after.rstrip())  # the line break after an end-of-turn token is the template's, not the model's
-        if not (after.startswith(before) and text.startswith(after) and len(before) < end):
-            raise BadRow(
-                f"the chat template writes the messages up to messages[{place}] otherwise on their own than within the "
-                "whole (it may drop earlier reasoning, or open the answer with text of its own), so what to learn "
-                "cannot be found; set model.chat_template to one that only appends"
-            )
-        answers.append((len(before), end))
-    is_ended = text[: answers[-1][1]].endswith(_end_tokens(tokenizer))
-    if not is_ended:  # what the template still writes would stand between the answer and its end token
-        text = text[: answers[-1][1]]
-    return _Document(text, answers, is_ended, add_special_tokens=False)
-
-
-def _render(messages: list[Message], tokenizer: Any, add_generation_prompt: bool = False) -> str:
-    from jinja2 import TemplateError
-
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except TemplateError as error:
-        raise BadRow(f"the chat template refuses these messages: {error}") from None
-
-
-def _end_tokens(tokenizer: Any) -> tuple[str, ...]:
-    """Return the text of every special token; one of them at an answer's end is its end-of-turn token."""
-    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return tuple({*tokenizer.all_special_tokens, *added})
-
-
-def _tokenise(document: _Document, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Return ids, and labels that are ids where an answer is and IGNORE_INDEX elsewhere."""
-    if not tokenizer.is_fast:
-        raise ConfigError(
-            "sft needs a tokenizer that tells which characters a token stands for (a fast one).",
-            where="model.tokenizer",
-        )
-    encoded = tokenizer(
-        document.text,
-        add_special_tokens=document.add_special_tokens,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        verbose=False,
-    )
-    ids = encoded["input_ids"]
-    # A token that reaches across an answer's edge is learnt: it carries a part of the answer. So is one of no width
-    # inside: some tokenizers trim the spaces off a token's span, which leaves nothing of a code line's indentation
-    labels = [
-        token if any(start < right and left < end for start, end in document.answers) else IGNORE_INDEX
-        for token, (left, right) in zip(ids, encoded["offset_mapping"], strict=True)
-    ]
-    if not document.is_ended:
-        eos = tokenizer.eos_token_id
-        if eos is None:
-            raise ConfigError(
-                "has no end-of-text token to learn after an answer.",
-                where="model.tokenizer",
-                fix="Give one that has an eos_token.",
-            )
-        if ids[-1] == eos:  # some tokenizers end with it by themselves
-            labels[-1] = eos
-        else:
-            ids.append(eos)
-            labels.append(eos)
-    return ids, labels

@@ -1,0 +1,95 @@
+import copy
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onecurve.conversations import DATE, CannotRender, render, render_conversation
+from tests.tiny_models import CHAT_TEMPLATE
+
+TURNS = [{"role": "user", "content": "what?"}]
+LATER = date(2025, 11, 6)
+DATED = {
+    "a date of the clock's": "Today is {{ strftime_now('%d %b %Y') }}. ",
+    "a date where there is a clock": (
+        "{%- if strftime_now is defined %}{%- set day = strftime_now('%d %b %Y') %}{%- else %}{%- set day = 'none' %}"
+        "{%- endif %}Today is {{ day }}. "
+    ),
+    "a date in a macro": (
+        "{%- macro today() %}{{ strftime_now(format='%d %b %Y') }}{%- endmacro %}Today is {{ today() }}. "
+    ),
+    "a date given": "{%- if not date_string is defined %}{%- set date_string = '01 Jan 2000' %}{%- endif %}"
+    "Today is {{ date_string }}. ",
+}
+
+
+@pytest.fixture(scope="module")
+def chatml(tiny_llama: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_llama)
+
+
+@pytest.fixture
+def tokenizer(chatml: Any) -> Any:
+    """A tokenizer whose template a test may change."""
+    return copy.deepcopy(chatml)
+
+
+def set_clock(monkeypatch: pytest.MonkeyPatch, day: datetime) -> None:
+    """Have transformers' own `strftime_now` read this time."""
+    from transformers.utils import chat_template_utils
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return day
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+
+
+@pytest.mark.parametrize("opening", DATED.values(), ids=DATED.keys())
+def test_a_template_prints_the_date_that_is_given_and_not_the_clocks(
+    opening: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer.chat_template = opening + CHAT_TEMPLATE
+    for year in (2001, 2033):
+        set_clock(monkeypatch, datetime(year, 5, 9))
+        assert render(TURNS, tokenizer, DATE).startswith("Today is 26 Jul 2024. <|im_start|>user")
+        assert render(TURNS, tokenizer, LATER).startswith("Today is 06 Nov 2025. <|im_start|>user")
+
+
+@pytest.mark.parametrize("opening", ["  {% if true %}\n  x{% endif %}", "\n\n  {%- if true %}x{% endif %}\n", " ", ""])
+def test_a_stopped_clock_changes_nothing_but_the_date(
+    opening: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = "%A %a %-d %d %B %b %y %Y %j %F %D %m/%-m %H:%M:%S %p %U %W %V %% %%d 100%%"
+    tokenizer.chat_template = opening + CHAT_TEMPLATE + "{{ strftime_now('" + told + "') }}{{ strftime_now('%d')|int }}"
+    set_clock(monkeypatch, datetime(2025, 11, 6))
+    assert render(TURNS, tokenizer, LATER) == tokenizer.apply_chat_template(TURNS, tokenize=False)
+
+
+def test_what_others_render_is_left_alone(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer.chat_template = "{{ strftime_now('%Y') }}"
+    set_clock(monkeypatch, datetime(2033, 5, 9))
+    assert render(TURNS, tokenizer, DATE) == "2024"
+    assert tokenizer.apply_chat_template(TURNS, tokenize=False) == "2033"
+    assert tokenizer.chat_template == "{{ strftime_now('%Y') }}"
+
+
+def test_a_tokenizer_with_several_templates_and_no_default_is_refused(tokenizer: Any) -> None:
+    tokenizer.chat_template = {"rag": CHAT_TEMPLATE, "tool_use": CHAT_TEMPLATE}
+    with pytest.raises(CannotRender, match="multiple chat templates"):
+        render(TURNS, tokenizer, DATE)
+
+
+def test_a_tokenizers_special_tokens_are_gathered_once(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of Gemma 3 there are 6,400: to ask for them took ten times as long as all else that a row needs."""
+    kind, asked = type(tokenizer), []
+    gathered = kind.added_tokens_decoder
+    monkeypatch.setattr(kind, "added_tokens_decoder", property(lambda self: asked.append(1) or gathered.fget(self)))
+    for text in ("yes.", "no.", "perhaps."):
+        document = render_conversation([*TURNS, {"role": "assistant", "content": text}], tokenizer, DATE)
+        assert document.is_ended and document.text.endswith(f"{text}<|im_end|>\n")
+    assert len(asked) == 1

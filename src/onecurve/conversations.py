@@ -1,6 +1,7 @@
 """Conversations as a chat template writes them, and where in them the answers are."""
 
 import json
+from contextlib import suppress
 from datetime import date as Date
 from datetime import datetime
 from functools import cache
@@ -156,3 +157,19 @@ def tokenise(document: Document, tokenizer: Any) -> tuple[list[int], list[bool]]
             ids.append(eos)
             learnt.append(True)
     return ids, learnt
+
+
+def answer_end(tokenizer: Any, date: Date) -> int | None:
+    """Return the token that answers end with under the tokenizer's chat template.
+
+    It is read off a conversation of one turn each; None where the template refuses it, with or without a system turn.
+
+    Raises:
+        ConfigError: As `tokenise`.
+    """
+    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}]
+    for messages in (turns, [{"role": "system", "content": "Answer."}, *turns]):
+        with suppress(CannotRender):
+            ids, learnt = tokenise(render_conversation(messages, tokenizer, date), tokenizer)
+            return next(token for token, is_learnt in reversed([*zip(ids, learnt, strict=True)]) if is_learnt)
+    return None

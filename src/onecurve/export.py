@@ -15,6 +15,7 @@ from torch import Tensor
 from onecurve.card import TrainedOn, model_card
 from onecurve.data import Data
 from onecurve.errors import LaunchError, TrainingError
+from onecurve.generation import stop_where_answers_end
 from onecurve.host import return_memory
 from onecurve.model import whole_parameters
 from onecurve.preflight import Checked
@@ -45,6 +46,7 @@ class Exporter:
             TrainingError: It cannot be written, or what was read back is not what was trained.
         """
         beat("export")
+        stop_where_answers_end(self.strategy.unwrapped(), self.checked.task, self.tokenizer)
         data = TrainedOn(self.data.survey.labels, len(self.data.train), self.data.fingerprint)
         card = model_card(self.checked.recipe, data, self.checked.config, step, scores)
         folder = self.checked.directory.path / name

@@ -2,9 +2,11 @@
 
 import argparse
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+from onecurve.conversations import DATE, CannotRender, render
 from onecurve.errors import ConfigError
 from onecurve.quiet import hush_transformers
 
@@ -16,6 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "texts", nargs="*", metavar="TEXT", help="what to label or continue; lines of stdin when absent"
     )
     parser.add_argument("--max_new_tokens", type=int, default=64, help="how far a language model continues")
+    parser.add_argument(
+        "--date",
+        type=date.fromisoformat,
+        default=DATE,
+        help=f"what a chat template that prints today's date prints: the run's task.date, by default {DATE}",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -46,9 +54,12 @@ def load_trained(folder: Path, config: Any, classifies: bool) -> Any:
     from peft import PeftConfig, PeftModel
 
     import onecurve.adapters.bottleneck  # noqa: F401  registers the bottleneck adapter with PEFT
+    from onecurve.generation import read_generation_config
 
-    base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    return PeftModel.from_pretrained(auto.from_pretrained(base, config=config, dtype="float32"), folder)
+    path = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    base = auto.from_pretrained(path, config=config, dtype="float32")
+    read_generation_config(base, folder)
+    return PeftModel.from_pretrained(base, folder)
 
 
 def _label(model: Any, tokenizer: Any, text: str) -> str:
@@ -68,8 +79,11 @@ def _label(model: Any, tokenizer: Any, text: str) -> str:
 
 def _continue(model: Any, tokenizer: Any, text: str, arguments: argparse.Namespace) -> str:
     if tokenizer.chat_template:
-        turn = [{"role": "user", "content": text}]
-        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        try:
+            turns = [{"role": "user", "content": text}]
+            text = render(turns, tokenizer, arguments.date, add_generation_prompt=True)
+        except CannotRender as error:
+            raise ConfigError(f"{error}.", where=arguments.model) from None
     inputs = tokenizer(text, add_special_tokens=not tokenizer.chat_template, return_tensors="pt")
     output = model.generate(**inputs, max_new_tokens=arguments.max_new_tokens, do_sample=False)
     return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

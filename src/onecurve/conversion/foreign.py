@@ -13,6 +13,7 @@ from onecurve.conversion.target import Wanted, card, name_labels
 from onecurve.conversion.weights import read_weights
 from onecurve.errors import ConfigError
 from onecurve.export import save_alone
+from onecurve.generation import read_generation_config
 from onecurve.tokenizer import load_config, load_tokenizer
 
 _AUTO_CLASSES = {
@@ -73,6 +74,7 @@ def convert_adapter(folder: Path, wanted: Wanted) -> str:
     kind = _AUTO_CLASSES.get(str(adapter.task_type)) or (config.architectures or ["AutoModel"])[0]
     try:
         model = getattr(transformers, kind).from_pretrained(base, config=config, dtype="float32")
+        read_generation_config(model, folder)
         model = PeftModel.from_pretrained(model, str(folder))
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{folder} cannot be put on its base: {_line(error)}", fix=_CONFIG_OR_LABELS) from None

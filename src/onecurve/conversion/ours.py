@@ -12,6 +12,7 @@ from onecurve.conversion.merging import merged
 from onecurve.conversion.target import Wanted
 from onecurve.errors import ConfigError
 from onecurve.export import save_alone
+from onecurve.generation import stop_where_answers_end
 from onecurve.model import load_model
 from onecurve.tasks import load_task
 from onecurve.tasks.base import Survey, Task
@@ -50,6 +51,7 @@ def convert_checkpoint(folder: Path, wanted: Wanted) -> int:
             error.what, where=f"{path}: {error.where}", fix=error.fix or f"Looked from {Path.cwd()}."
         ) from None
     _fill(model, folder, key)
+    stop_where_answers_end(model, task, tokenizer)
     if wanted.merge:
         model = merged(model)
     step = state["best"]["step"] if wanted.best else state["step"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
@@ -104,6 +104,14 @@ class Task(Protocol):
 
     def describe(self, example: Example, survey: Survey, tokenizer: Any) -> str:
         """Show one example as the model sees it: what is read and what is learnt from."""
+
+
+@runtime_checkable
+class Writes(Protocol):
+    """A task whose model writes text."""
+
+    def end_token(self, tokenizer: Any) -> int | None:
+        """Return the token that the model learns to end with; None where that cannot be told."""
 
 
 def pad(rows: Sequence[Sequence[int]], value: int) -> "Tensor":

@@ -61,6 +61,10 @@ class Task:
         blocks = [ids[start : start + max_length] for start in range(0, len(ids) - 1, max_length - 1)]
         return [{"input_ids": block, "labels": block, "num_items": len(block) - 1} for block in blocks]
 
+    def end_token(self, tokenizer: Any) -> int | None:
+        eos: int | None = tokenizer.eos_token_id
+        return eos
+
     def auto_model(self) -> type:
         from transformers import AutoModelForCausalLM
 

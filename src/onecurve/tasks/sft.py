@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator
 
-from onecurve.conversations import DATE, CannotRender, Document, Message, render_conversation, tokenise
+from onecurve.conversations import DATE, CannotRender, Document, Message, answer_end, render_conversation, tokenise
 from onecurve.errors import ConfigError
 from onecurve.language_modelling import mark_learnt, next_token_logits, next_token_loss_sum
 from onecurve.tasks.base import IGNORE_INDEX, BadRow, Batch, Example, Row, Settings, Survey, pad
@@ -88,6 +88,10 @@ class Task:
             ids, labels = ids[:max_length], labels[:max_length]
         num_items = sum(label != IGNORE_INDEX for label in labels[1:])
         return [{"input_ids": ids, "labels": labels, "num_items": num_items}] if num_items else []
+
+    def end_token(self, tokenizer: Any) -> int | None:
+        eos: int | None = tokenizer.eos_token_id
+        return answer_end(tokenizer, self.settings.date) if tokenizer.chat_template else eos
 
     def auto_model(self) -> type:
         from transformers import AutoModelForCausalLM

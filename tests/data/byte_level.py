@@ -1,6 +1,7 @@
 """A tokenizer of one token a byte, a task that counts its calls, and data files to load with them."""
 
 import json
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,25 @@ def byte_tokenizer(**settings: Any) -> Any:
     )
 
 
+def is_for_a_split() -> bool:
+    """Whether the row that is encoded just now is to be kept: a few are at every start, only to be compared."""
+    return any(frame.name == "encode_part" for frame in traceback.extract_stack())
+
+
 class LoggedTask(TextClassification):
-    """Text classification that writes one line a call of `encode`, whichever process calls it."""
+    """Text classification that writes one line a row that it encodes for a split, whichever process does it."""
 
     def __init__(self, log: Path, settings: TextClassificationSettings | None = None) -> None:
         super().__init__(settings or TextClassificationSettings())
         self.log = log
 
     def encode(self, row: Row, survey: Survey, tokenizer: Any, max_length: int, truncate: bool) -> list[Example]:
-        with open(self.log, "a", encoding="utf-8") as file:
-            file.write(row["text"] + "\n")
+        if is_for_a_split():
+            with open(self.log, "a", encoding="utf-8") as file:
+                file.write(row["text"] + "\n")
         return super().encode(row, survey, tokenizer, max_length, truncate)
 
-    def encoded(self) -> list[str]:
+    def written(self) -> list[str]:
         """The texts encoded so far."""
         return self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
 

@@ -11,10 +11,15 @@ import pytest
 
 from onecurve.config import DataSection
 from onecurve.data.cache import cache_root
+from onecurve.data.checking import RowChecker, check_splits
 from onecurve.data.encoding import Data
+from onecurve.data.keys import sample_digest
+from onecurve.data.sources import open_source
 from onecurve.errors import LaunchError
+from onecurve.tasks.base import BadRow, Example, Row
 from onecurve.tasks.sft import SftSettings
 from onecurve.tasks.sft import Task as Sft
+from onecurve.tasks.text_classification import Task as TextClassification
 from onecurve.tasks.text_classification import TextClassificationSettings
 from tests.data.byte_level import LoggedTask, byte_tokenizer, labelled, load, write_jsonl
 from tests.test_conversations import set_clock
@@ -45,11 +50,11 @@ def entries(settings: DataSection) -> list[Path]:
 def test_the_second_start_encodes_nothing_and_reads_the_same(settings: DataSection, task: LoggedTask) -> None:
     tokenizer = byte_tokenizer()
     first = load(settings, task, tokenizer)
-    assert not first.cached and len(task.encoded()) == 4
+    assert not first.cached and task.written() == [*TEXTS, "dev"]
     for again in (tokenizer, byte_tokenizer()):  # also where the tokenizer was used meanwhile
         again(["padded", "and cut"], padding=True, truncation=True, max_length=5)
         second = load(settings, task, again)
-        assert second.cached and len(task.encoded()) == 4
+        assert second.cached and task.written() == [*TEXTS, "dev"]
         assert second.train.take(range(3)) == first.train.take(range(3))
         assert (second.fingerprint, second.train.report) == (first.fingerprint, first.train.report)
 
@@ -98,7 +103,7 @@ def test_what_examples_depend_on_misses(
     second = load(changed, other, byte_tokenizer(**change.get("tokenizer", {})), change.get("max_length", 100))
     assert not second.cached
     assert second.fingerprint != first.fingerprint
-    assert task.encoded()[4:7] == list(change.get("texts", TEXTS))
+    assert task.written()[4:7] == list(change.get("texts", TEXTS))
 
 
 def test_a_newer_encoder_does_not_read_old_examples(settings: DataSection, task: LoggedTask) -> None:
@@ -116,7 +121,7 @@ def test_a_new_dev_split_leaves_the_training_examples_alone(
     first = load(settings, task)
     write_jsonl(tmp_path / "dev.jsonl", labelled("other"))
     second = load(settings, task)
-    assert task.encoded() == [*TEXTS, "dev", "other"]
+    assert task.written() == [*TEXTS, "dev", "other"]
     assert not second.cached and second.fingerprint == first.fingerprint
 
 
@@ -155,7 +160,7 @@ def test_a_damaged_entry_is_encoded_anew(settings: DataSection, task: LoggedTask
     for entry in entries(settings):
         damage(entry)
     second = load(settings, task)
-    assert not second.cached and len(task.encoded()) == 8
+    assert not second.cached and len(task.written()) == 8
     assert second.train.take(range(3)) == first
     assert load(settings, task).cached
 
@@ -197,18 +202,18 @@ def test_of_two_processes_that_start_at_once_one_encodes(settings: DataSection, 
     said = [process.communicate(timeout=60)[0].split() for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert said[0][1:] == said[1][1:]
-    assert task.encoded() == [*TEXTS, "dev"]
+    assert task.written() == [*TEXTS, "dev"]
 
 
 def test_what_a_killed_writer_leaves_is_not_read_and_is_cleared_away(settings: DataSection, task: LoggedTask) -> None:
     [process] = start(settings, task, seconds=1, count=1)
     deadline = time.monotonic() + 60
-    while not task.encoded() and time.monotonic() < deadline:
+    while not task.written() and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert ["incomplete" in entry.name for entry in entries(settings)] == [True]
-    assert task.encoded() != [*TEXTS, "dev"]
+    assert task.written() != [*TEXTS, "dev"]
 
     assert len(load(settings, task).train) == 3
     assert not [entry for entry in entries(settings) if "incomplete" in entry.name]
@@ -267,3 +272,62 @@ def test_another_date_is_another_fingerprint(chats: DataSection, monkeypatch: py
     second = load_on(datetime(2025, 5, 9), chats, monkeypatch, date=date(2025, 1, 2))
     assert not second.cached and second.fingerprint != first.fingerprint
     assert first.train[0]["input_ids"] != second.train[0]["input_ids"]
+
+
+def test_code_that_encodes_otherwise_is_another_key_whatever_version_it_bears(
+    settings: DataSection, task: LoggedTask
+) -> None:
+    class Shouting(LoggedTask):
+        def encode(self, row: Row, *arguments: Any) -> list[Example]:
+            return super().encode({**row, "text": row["text"].upper()}, *arguments)
+
+    Shouting.__module__, Shouting.__qualname__ = LoggedTask.__module__, LoggedTask.__qualname__
+    first = load(settings, task)
+    second = load(settings, Shouting(task.log))
+    assert not second.cached and second.fingerprint != first.fingerprint
+
+
+def test_a_transformers_that_renders_otherwise_is_another_key_and_one_that_renders_alike_is_not(
+    chats: DataSection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tokenizers
+    import transformers
+
+    first = load_on(datetime(2025, 5, 9), chats, monkeypatch)
+    for package in (tokenizers, transformers):
+        monkeypatch.setattr(package, "__version__", "99.0")
+    alike = load_on(datetime(2025, 5, 9), chats, monkeypatch)
+    assert alike.cached and alike.fingerprint == first.fingerprint
+
+    kind = transformers.PreTrainedTokenizerFast
+    render = kind.apply_chat_template
+    monkeypatch.setattr(kind, "apply_chat_template", lambda *given, **options: " " + render(*given, **options))
+    other = load_on(datetime(2025, 5, 9), chats, monkeypatch)
+    assert not other.cached and other.fingerprint != first.fingerprint
+
+
+def test_only_a_few_short_rows_are_encoded_to_compare() -> None:
+    lengths = []
+
+    def encode(row: Row) -> list[Example]:
+        lengths.append(len(row["text"]))
+        if row["text"].startswith("bad"):
+            raise BadRow("it is bad")
+        return [{"input_ids": [len(row["text"])]}]
+
+    texts = ["a", "bad", "b" * 10**6, *("c" * 9_000,) * 20]
+    digest = sample_digest([{"text": text} for text in texts], encode)
+    assert lengths == [1, 3, *(9_000,) * 11]
+    assert sample_digest([{"text": text} for text in texts[:1]], encode) != digest
+    lengths.clear()
+    sample_digest([{"text": "d" * 10**6, "messages": ["e" * 10**6]}], encode)
+    assert lengths == [10_000], "there is always one, and its text is cut"
+
+
+def test_the_rows_that_are_compared_lie_all_over_the_file(tmp_path: Path) -> None:
+    rows = labelled(*(f"text {number}" for number in range(100)))
+    settings = DataSection(train=write_jsonl(tmp_path / "a.jsonl", rows), cache_dir=str(tmp_path / "cache"))
+    task = TextClassification(TextClassificationSettings())
+    checker = RowChecker(open_source("data.train", settings.train, settings, task.columns), task, skips=False)
+    _, _, samples = check_splits({"train": checker})
+    assert [row["text"] for row in samples["train"]] == [f"text {number}" for number in (0, 1, 2, 4, 8, 16, 32, 64)]

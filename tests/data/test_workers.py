@@ -17,7 +17,7 @@ from onecurve.data.workers import in_order
 from onecurve.errors import DataError, LaunchError
 from onecurve.tasks.base import Example, Row, Survey
 from onecurve.tasks.sft import Task as Sft
-from tests.data.byte_level import byte_tokenizer, load, write_jsonl
+from tests.data.byte_level import byte_tokenizer, is_for_a_split, load, write_jsonl
 from tests.launching import ROOT
 
 NUM_ROWS = 100
@@ -37,8 +37,9 @@ class Witnessed(Sft):
     def encode(self, row: Row, survey: Survey, tokenizer: Any, max_length: int, truncate: bool) -> list[Example]:
         if row["prompt"] == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        with open(self.log, "a", encoding="utf-8") as file:
-            file.write(f"{os.getpid()}\n")
+        if is_for_a_split():
+            with open(self.log, "a", encoding="utf-8") as file:
+                file.write(f"{os.getpid()}\n")
         return super().encode(row, survey, tokenizer, max_length, truncate)
 
     def processes(self) -> set[int]:

@@ -14,12 +14,12 @@ from onecurve.config import DataSection
 from onecurve.data.cache import cache_root, get_or_write
 from onecurve.data.checking import Report, RowChecker, check_splits
 from onecurve.data.examples import Examples, record_batches, write_batches
-from onecurve.data.keys import content_key, tokenizer_digest
+from onecurve.data.keys import content_key, sample_digest, tokenizer_digest
 from onecurve.data.rows import Broken, Located
 from onecurve.data.sources import open_source
 from onecurve.data.workers import in_order
 from onecurve.errors import DataError
-from onecurve.tasks.base import BadRow, Example, Survey, Task
+from onecurve.tasks.base import BadRow, Example, Row, Survey, Task
 
 __all__ = ["Data", "Report", "Split", "load_data"]
 
@@ -100,14 +100,14 @@ def load_data(
         if spec is not None
     }
     stamps = {name: checker.source.stamp() for name, checker in checkers.items()}
-    survey, reports = check_splits(checkers)
+    survey, reports, samples = check_splits(checkers)
     loaded = tokenizer()
     encoder = _Encoder(task, survey, loaded, max_length(loaded), settings.on_long, settings.on_bad_row)
     tokenizer_hash = tokenizer_digest(loaded)  # before any call: a tokenizer remembers its latest one
     splits, keys, hits = {}, {}, []
     for name, checker in checkers.items():
-        digest = checker.source.digest()
-        keys[name] = content_key(digest, tokenizer_hash, task, survey, settings, encoder.max_length)
+        data, sample = checker.source.digest(), sample_digest(samples[name], encoder.encode_whole)
+        keys[name] = content_key(data, sample, tokenizer_hash, task, survey, settings, encoder.max_length)
         writing = _Writing(encoder, checker, None if name == "train" else survey, stamps[name])
         entry = get_or_write(cache_root(settings.cache_dir), keys[name], writing.write)
         splits[name] = Split(name, reports[name].add(Report(**entry.counts)), Examples(entry.folder))
@@ -172,13 +172,13 @@ class _Encoder:
             BadRow: The task cannot use the row after all.
             _TooLong: An example is too long and must not be.
         """
-        examples = self._encode(row, truncate=False)
+        examples = self.encode_whole(row.row)
         fitting = [example for example in examples if len(example["input_ids"]) <= self.max_length]
         num_long = len(examples) - len(fitting)
         if num_long and self.on_long == "error":
             raise _TooLong(max(len(example["input_ids"]) for example in examples))
         if num_long and self.on_long == "truncate":
-            fitting = self._encode(row, truncate=True)
+            fitting = self._encode(row.row, truncate=True)
             assert all(len(example["input_ids"]) <= self.max_length for example in fitting), "the task did not truncate"
             report.truncated += num_long if fitting else 0
             num_long = 0
@@ -188,10 +188,14 @@ class _Encoder:
 
     def longest(self, row: Located) -> int:
         """Return the length of a row's longest example."""
-        return max((len(example["input_ids"]) for example in self._encode(row, truncate=False)), default=0)
+        return max((len(example["input_ids"]) for example in self.encode_whole(row.row)), default=0)
 
-    def _encode(self, row: Located, truncate: bool) -> list[Example]:
-        return self.task.encode(row.row, self.survey, self.tokenizer, self.max_length, truncate)
+    def encode_whole(self, row: Row) -> list[Example]:
+        """Encode one row, however long what it becomes."""
+        return self._encode(row, truncate=False)
+
+    def _encode(self, row: Row, truncate: bool) -> list[Example]:
+        return self.task.encode(row, self.survey, self.tokenizer, self.max_length, truncate)
 
 
 class _TooLong(Exception):

@@ -3,25 +3,32 @@
 import hashlib
 import json
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from onecurve.config import DataSection
-from onecurve.tasks.base import Survey, Task
+from onecurve.tasks.base import BadRow, Example, Row, Survey, Task
 
 _LAYOUT = 1
 """Raised whenever what is stored, or how, changes."""
 _SETTINGS = {"columns", "encoding", "format", "header", "on_bad_row", "on_long", "sample_by"}
 _UNTOLD = {"is_local", "local_files_only", "name_or_path", "padding", "truncation"}
 """What a saved tokenizer says of where it came from and of its latest call; neither changes what we encode."""
+_SAMPLE_TEXT, _SAMPLE_SIZE = 10_000, 100_000
+"""Characters of one text, and of all rows, that are encoded at each start: a tenth of a second's work at most."""
 
 
-def content_key(data: str, tokenizer: str, task: Task, survey: Survey, settings: DataSection, max_length: int) -> str:
+def content_key(
+    data: str, sample: str, tokenizer: str, task: Task, survey: Survey, settings: DataSection, max_length: int
+) -> str:
     """Return the key of one split's examples.
 
     Args:
         data: The split's digest.
+        sample: What some of its rows are encoded to: `sample_digest`.
         tokenizer: The tokenizer's digest.
         task: Its module, settings and encoder version count.
         survey: What the training split told; label ids depend on it.
@@ -31,6 +38,7 @@ def content_key(data: str, tokenizer: str, task: Task, survey: Survey, settings:
     parts = {
         "layout": _LAYOUT,
         "data": data,
+        "sample": sample,
         "tokenizer": tokenizer,
         "task": f"{type(task).__module__}.{type(task).__qualname__}",
         "encoder_version": task.encoder_version,
@@ -40,6 +48,37 @@ def content_key(data: str, tokenizer: str, task: Task, survey: Survey, settings:
         "max_length": max_length,
     }
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def sample_digest(rows: Sequence[Row], encode: Callable[[Row], list[Example]]) -> str:
+    """Return a hash of what some rows are encoded to.
+
+    So the key tells of what no file and no setting says: the code that renders and tokenises, that of transformers,
+    tokenizers and Jinja among it. Their versions would not do: most of them encode alike, and a run goes on under
+    another.
+
+    Args:
+        rows: A few, of which the shortest are taken, one at least. Long text is cut.
+        encode: Turns a row into examples.
+    """
+    digest, size = hashlib.blake2b(digest_size=16), 0
+    for length, row in sorted(((len(repr(row)), row) for row in map(_cut, rows)), key=itemgetter(0)):
+        if size and size + length > _SAMPLE_SIZE:
+            break
+        size += length
+        digest.update(json.dumps(_encoded(row, encode), sort_keys=True, default=repr).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _cut(row: Row) -> Row:
+    return {name: value[:_SAMPLE_TEXT] if isinstance(value, str) else value for name, value in row.items()}
+
+
+def _encoded(row: Row, encode: Callable[[Row], list[Example]]) -> list[Example] | str:
+    try:
+        return encode(row)
+    except BadRow as error:  # it is refused, or skipped and counted, when the split is encoded
+        return str(error)
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

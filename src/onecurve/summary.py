@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
 
+_NAMED = 20
+"""Columns that the summary names, of those that are not read."""
+
 
 def describe_run(
     recipe: Recipe, task: Task, data: Data, plan: BatchPlan, model: "nn.Module", tokenizer: Any, ranks: "Accelerator"
@@ -36,6 +39,7 @@ def describe_run(
         f"threads   {describe_threads()}",
         *(["compile   layers: the first passes of each kind take up to minutes"] if recipe.train.compile else []),
         *map(_describe_split, data.splits),
+        f"columns   {_describe_columns(data.splits)}",
         f"items     {int(train.num_items.sum()):,} terms of the loss from {int(train.lengths.sum()):,} tokens "
         f"({train.num_items.sum() / train.lengths.sum():.1%}); at most {data.max_length} tokens an example"
         + (", read from the cache" if data.cached else ""),
@@ -50,3 +54,13 @@ def _describe_split(split: Split) -> str:
     told["with nothing to learn, dropped"] = report.empty
     notes = "".join(f", {count} {what}" for what, count in told.items() if count)
     return f"{split.name:<9} {len(split):,} examples from {report.rows:,} rows{notes}"
+
+
+def _describe_columns(splits: list[Split]) -> str:
+    read: dict[str, str] = {}
+    for split in splits:
+        read = split.columns.read | read
+    named = [name if name == column else f"{name} as {column}" for column, name in read.items()]
+    unread = list(dict.fromkeys(name for split in splits for name in split.columns.unread))
+    more = f" and {len(unread) - _NAMED} more" if len(unread) > _NAMED else ""
+    return ", ".join(named) + (f"; not read: {', '.join(unread[:_NAMED])}{more}" if unread else "")

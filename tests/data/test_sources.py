@@ -1,3 +1,4 @@
+import csv
 import gzip
 import json
 import os
@@ -17,6 +18,7 @@ from onecurve.config import DataSection
 from onecurve.data.rows import Broken, Located
 from onecurve.data.sources import open_source, read_rows
 from onecurve.errors import ConfigError, DataError, UserError
+from onecurve.tasks.sft import Task as Sft
 
 COLUMNS = {"text": "text", "label": "a name", "note?": "whatever"}
 ROWS = [{"text": "one", "label": "a"}, {"text": "zwei é", "label": "b"}]
@@ -266,6 +268,92 @@ def test_a_row_with_none_of_the_optional_columns_tells_what_is_there(tmp_path: P
     [found] = read(path, {"prompt?": "asked", "messages?": "turns"})
     assert isinstance(found, Broken)
     assert "no column 'prompt' or 'messages'; the columns are: question, answer" in found.reason
+
+
+def test_an_optional_column_can_be_left_unread(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "x", "label": "a", "note": "n"}\n')
+    assert rows_of(read(path, columns={"note": ""})) == [{"text": "x", "label": "a"}]
+    with pytest.raises(ConfigError, match=r"data\.columns\.label: names no column"):
+        read(path, columns={"label": ""})
+
+
+def test_an_optional_column_is_not_read_from_what_the_recipe_gives_to_another(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"note": "x", "label": "a"}\n')
+    assert rows_of(read(path, columns={"text": "note"})) == [{"text": "x", "label": "a"}]
+
+
+# Forms of row that are known by their columns
+
+ALPACA = {"instruction": "Add.", "input": "3 and 4", "output": "7"}
+ALONE = {"instruction": "Smile.", "input": "", "output": ":)"}
+SMILE = {"prompt": "Smile.", "response": ":)"}
+ADD = {"prompt": "Add.", "input": "3 and 4", "response": "7"}
+
+
+def chats(path: Path, rows: list[dict[str, Any]], **settings: Any) -> Any:
+    """A source of `sft`'s columns over rows in the format that the suffix tells."""
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".csv":
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    section = DataSection(train=str(path), **settings)
+    return open_source("data.train", section.train, section, Sft.columns, Sft.shapes.values())
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_alpaca_is_known_by_its_columns(tmp_path: Path, suffix: str) -> None:
+    source = chats(tmp_path / f"a.{suffix}", [ALPACA | {"id": 1}, ALONE | {"id": 2}])
+    assert [{k: v for k, v in row.items() if v} for row in rows_of(list(source.rows()))] == [ADD, SMILE]
+    assert source.use.read == {"prompt": "instruction", "input": "input", "response": "output"}
+    assert source.use.unread == ["id"]
+
+
+FORMS = {
+    "Dolly": ({"instruction": "Add.", "context": "3 and 4", "response": "7", "category": "x"}, ADD, ["category"]),
+    "Alpaca without input": ({"instruction": "Smile.", "output": ":)"}, SMILE, []),
+    "columns of the task's own beside it": (
+        {"prompt": "Smile.", "response": ":)", "instruction": "no", "output": "no"}, SMILE, ["instruction", "output"],
+    ),
+    "null columns of the task's own beside it": ({"messages": None, "prompt": "", **ALPACA}, ADD, []),
+    "messages beside it": (
+        {"messages": [{"role": "user"}], **ALONE}, {"messages": [{"role": "user"}], "input": ""},
+        ["instruction", "output"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "read_as", "unread"), FORMS.values(), ids=FORMS.keys())
+def test_a_form_is_taken_where_the_row_has_nothing_of_the_tasks_own(
+    tmp_path: Path, row: dict[str, Any], read_as: dict[str, Any], unread: list[str]
+) -> None:
+    source = chats(tmp_path / "a.jsonl", [row])
+    assert rows_of(list(source.rows())) == [read_as]
+    assert source.use.unread == unread
+
+
+def test_one_file_may_hold_several_forms(tmp_path: Path) -> None:
+    source = chats(tmp_path / "a.jsonl", [SMILE, ALPACA])
+    assert rows_of(list(source.rows())) == [SMILE, ADD]
+    assert source.use.unread == []
+
+
+def test_where_the_recipe_maps_columns_no_form_is_guessed(tmp_path: Path) -> None:
+    mapped = {"prompt": "instruction", "response": "output"}
+    source = chats(tmp_path / "a.jsonl", [ALPACA], columns=mapped)
+    assert rows_of(list(source.rows())) == [ADD], "an optional column is read by its own name"
+    swapped = chats(tmp_path / "a.jsonl", [ALPACA], columns={"prompt": "input", "response": "output"})
+    assert rows_of(list(swapped.rows())) == [{"prompt": "3 and 4", "response": "7"}]
+    assert swapped.use.unread == ["instruction"]
+    without = chats(tmp_path / "a.jsonl", [ALPACA], columns=mapped | {"input": ""})
+    assert rows_of(list(without.rows())) == [{"prompt": "Add.", "response": "7"}]
+    assert without.use.unread == ["input"]
 
 
 # Bad rows

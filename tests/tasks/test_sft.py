@@ -184,7 +184,10 @@ USER, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content"
         ({"prompt": "", "response": "b"}, "prompt is empty"),
         ({"prompt": "a", "response": "  "}, "response is empty"),
         ({"prompt": "a", "response": 3}, "response must be text; got int"),
-        ({**PAIR, "messages": [USER, ANSWER]}, "one of the two"),
+        ({**PAIR, "messages": [USER, ANSWER]}, "messages and also prompt, response; give one of .* prompt: ''"),
+        ({"input": "c", "messages": [USER, ANSWER]}, "messages and also input; give one of the two forms"),
+        ({**PAIR, "input": 3}, "input must be text; got int"),
+        ({"response": "b", "input": "c"}, "prompt is missing"),
         ({"messages": "hello"}, "not JSON"),
         ({"messages": []}, "non-empty list"),
         ({"messages": {"role": "user"}}, "got dict"),
@@ -212,3 +215,11 @@ def test_the_date_is_read_as_yaml_and_a_saved_recipe_write_it(value: Any) -> Non
 def test_what_is_no_date_is_refused(value: Any) -> None:
     with pytest.raises(ConfigError, match=r"task\.date: must be a date such as 2024-07-26; got "):
         load_task(TaskSection.model_validate({"name": "sft", "date": value}))
+
+
+@pytest.mark.parametrize("nothing", [None, "", " \n"])
+def test_an_input_is_asked_below_the_prompt(nothing: str | None, tokenizer: Any) -> None:
+    assert _shown({**PAIR, "input": "3 and 4"}, tokenizer).startswith("<|im_start|>user\nwhat?\n3 and 4<|im_end|>")
+    assert _encode({**PAIR, "input": nothing}, tokenizer) == _encode(PAIR, tokenizer)
+    tokenizer.chat_template = None
+    assert _shown({**PAIR, "input": "3 and 4"}, tokenizer) == "<|begin|>what?\n3 and 4\n«the dog<|end|>»"

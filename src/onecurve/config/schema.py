@@ -57,7 +57,7 @@ class DataSection(Section):
     test: str | None = None
     """The test split, scored once at the end."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """What the task needs -> what the file calls it (a position from 0 where a CSV has no header)."""
+    """What the task needs -> what the file calls it (a position from 0 where a CSV has no header); '': read none."""
     format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "text"] = "auto"
     """auto: by the file's suffix."""
     encoding: str = "utf-8"

@@ -15,11 +15,11 @@ from onecurve.data.cache import cache_root, get_or_write
 from onecurve.data.checking import Report, RowChecker, check_splits
 from onecurve.data.examples import Examples, record_batches, write_batches
 from onecurve.data.keys import content_key, sample_digest, tokenizer_digest
-from onecurve.data.rows import Broken, Located
+from onecurve.data.rows import Broken, ColumnUse, Located
 from onecurve.data.sources import open_source
 from onecurve.data.workers import in_order
 from onecurve.errors import DataError
-from onecurve.tasks.base import BadRow, Example, Row, Survey, Task
+from onecurve.tasks.base import BadRow, Example, Recognises, Row, Survey, Task
 
 __all__ = ["Data", "Report", "Split", "load_data"]
 
@@ -36,6 +36,7 @@ class Split:
     name: str
     report: Report
     examples: Examples
+    columns: ColumnUse = field(default_factory=ColumnUse)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -94,11 +95,13 @@ def load_data(
         UserError: A setting, file, row or label that cannot be meant; a cache that cannot be written.
     """
     specs = {"train": settings.train, "eval": settings.eval, "test": settings.test}
-    checkers = {
-        name: RowChecker(open_source(f"data.{name}", spec, settings, task.columns), task, settings.on_bad_row == "skip")
+    shapes = task.shapes.values() if isinstance(task, Recognises) else ()
+    sources = {
+        name: open_source(f"data.{name}", spec, settings, task.columns, shapes)
         for name, spec in specs.items()
         if spec is not None
     }
+    checkers = {name: RowChecker(source, task, settings.on_bad_row == "skip") for name, source in sources.items()}
     stamps = {name: checker.source.stamp() for name, checker in checkers.items()}
     survey, reports, samples = check_splits(checkers)
     loaded = tokenizer()
@@ -110,7 +113,9 @@ def load_data(
         keys[name] = content_key(data, sample, tokenizer_hash, task, survey, settings, encoder.max_length)
         writing = _Writing(encoder, checker, None if name == "train" else survey, stamps[name])
         entry = get_or_write(cache_root(settings.cache_dir), keys[name], writing.write)
-        splits[name] = Split(name, reports[name].add(Report(**entry.counts)), Examples(entry.folder))
+        splits[name] = Split(
+            name, reports[name].add(Report(**entry.counts)), Examples(entry.folder), checker.source.use
+        )
         hits.append(entry.is_hit)
     return Data(
         train=splits["train"],

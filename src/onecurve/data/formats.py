@@ -114,7 +114,7 @@ def read_tsv(path: Path, settings: DataSection, columns: Columns) -> Records:
 
 
 def _read_delimited(path: Path, settings: DataSection, columns: Columns, delimiter: str) -> Records:
-    optional = [name for name in columns.names.values() if columns.is_optional(name)]
+    optional = [name for name in columns.wanted if columns.is_optional(name)]
     with _open_text(path, settings.encoding, newline="") as file:
         records = _split_fields(file, delimiter, settings.encoding)
         names: list[str] | None = _header(path, next(records, None), columns) if settings.header else None
@@ -158,7 +158,7 @@ def _header(path: Path, record: tuple[str, list[str] | str] | None, columns: Col
     place, names = record
     if isinstance(names, str):
         raise DataError(names, where=f"{path}, {place}")
-    for name in columns.names.values():
+    for name in columns.wanted:
         if names.count(name) > 1:
             raise DataError(f"the header names the column '{name}' twice.", where=f"{path}, {place}")
     return names
@@ -202,6 +202,13 @@ def read_parquet(path: Path, settings: DataSection, columns: Columns) -> Records
     except (pa.ArrowException, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise DataError(f"cannot be read as Parquet after row {number}: {reason}", where=str(path)) from None
+
+
+def parquet_columns(path: Path) -> list[str]:
+    """Return the columns of a file that `read_parquet` has read."""
+    import pyarrow.parquet as pq
+
+    return list(pq.read_schema(path).names)
 
 
 READERS: dict[str, Reader] = {

@@ -28,6 +28,10 @@ class HubSplit:
                 row[name] = names[row[name]] if row[name] is not None and row[name] >= 0 else None
             yield Located(f"row {number}", row)
 
+    def columns(self) -> list[str]:
+        """Return all columns, of which the records hold only some."""
+        return list(self.dataset.column_names)
+
     def digest(self) -> str:
         """Return what tells this data from other data: repository, configuration, commit and split."""
         return str(self.dataset._fingerprint)

@@ -1,8 +1,9 @@
 """A row, the place it stands at, and which of its columns a task reads under which name."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from onecurve.config import nearest
 from onecurve.errors import ConfigError
@@ -25,6 +26,15 @@ class Broken:
     reason: str
 
 
+class Shape(NamedTuple):
+    """A form that rows come in besides the task's own."""
+
+    names: Mapping[str, str]
+    """Task column -> file column."""
+    needed: frozenset[str]
+    """File columns by which such a row is known."""
+
+
 @dataclass(frozen=True)
 class Columns:
     """What a task reads of a file's columns."""
@@ -35,13 +45,28 @@ class Columns:
     """Task columns that every row must have."""
     needed: frozenset[str]
     """File columns that must exist: the required ones, and those the recipe maps itself."""
+    shapes: tuple[Shape, ...] = ()
+    """Other forms of row that are known, where the recipe maps no column itself."""
 
     @classmethod
-    def resolve(cls, mapping: Mapping[str, str], task_columns: Mapping[str, str]) -> "Columns":
+    def resolve(
+        cls,
+        mapping: Mapping[str, str],
+        task_columns: Mapping[str, str],
+        shapes: Iterable[Mapping[str, str]] = (),
+    ) -> "Columns":
         """Combine `data.columns` with the task's columns, where a name ending in `?` is optional.
 
+        An optional column that the recipe maps to an empty name is not read, nor is one that it does not map and whose
+        name it gives to another.
+
+        Args:
+            mapping: `data.columns`.
+            task_columns: Those of the task.
+            shapes: Further forms of row: task column, optional ones with `?`, -> file column.
+
         Raises:
-            ConfigError: `data.columns` names a column that the task does not read.
+            ConfigError: `data.columns` names a column that the task does not read, or none for one that it needs.
         """
         known = [column.removesuffix("?") for column in task_columns]
         for column in mapping:
@@ -49,14 +74,35 @@ class Columns:
                 raise ConfigError(
                     f"this task reads no column '{column}'.", where="data.columns", fix=nearest(column, known)
                 )
-        names = {column: mapping.get(column, column) for column in known}
         required = frozenset(column for column in known if column in task_columns)
-        needed = frozenset(names[column] for column in required | set(mapping))
-        return cls(names, required, needed)
+        if none := [column for column in required if mapping.get(column) == ""]:
+            raise ConfigError("names no column of the file.", where=f"data.columns.{none[0]}")
+        taken = set(mapping.values()) | {""}
+        names = {
+            column: mapping.get(column, column)
+            for column in known
+            if column in required or (mapping[column] != "" if column in mapping else column not in taken)
+        }
+        needed = frozenset(names[column] for column in required | (set(mapping) & set(names)))
+        return cls(names, required, needed, () if mapping else tuple(map(_shape, shapes)))
+
+    @cached_property
+    def wanted(self) -> frozenset[str]:
+        """The file columns that any row may be read from."""
+        return frozenset(self.names.values()).union(*(shape.names.values() for shape in self.shapes))
+
+    def names_in(self, row: Mapping[str, Any]) -> Mapping[str, str]:
+        """Return task column -> file column for a row: of a shape that it has, with nothing of the task's own form."""
+        for shape in self.shapes:
+            if shape.needed <= row.keys():
+                others = set(self.names.values()).difference(shape.names.values())
+                if all(row.get(name) in (None, "") for name in others):
+                    return shape.names
+        return self.names
 
     def select(self, there: Sequence[str]) -> list[str]:
         """Return which of a file's columns to read: all of them where one is missing, for the message to list."""
-        wanted = set(self.names.values()) & set(there)
+        wanted = self.wanted & set(there)
         return [name for name in there if name in wanted] if wanted and self.needed <= wanted else list(there)
 
     def is_optional(self, name: str) -> bool:
@@ -66,18 +112,19 @@ class Columns:
     def pick(self, record: Located) -> Located | Broken:
         """Return the row under the task's names, without what the task does not read."""
         row: Row = {}
-        for column, name in self.names.items():
+        names = self.names_in(record.row)
+        for column, name in names.items():
             value = record.row.get(name)
             if value is not None:
                 row[column] = value
             elif column in self.required:
                 missing = name not in record.row
                 return Broken(record.place, self.missing(record.row, name) if missing else f"column '{name}' is null.")
-        if not any(name in record.row for name in self.names.values()):
+        if not any(name in record.row for name in names.values()):
             return Broken(record.place, self.missing(record.row, *self.names.values()))
         for column, value in row.items():
             if not _is_unicode(value):
-                return Broken(record.place, f"column '{self.names[column]}' holds half of a surrogate pair.")
+                return Broken(record.place, f"column '{names[column]}' holds half of a surrogate pair.")
         return Located(record.place, row)
 
     def missing(self, there: Mapping[str, Any], *names: str) -> str:
@@ -86,6 +133,33 @@ class Columns:
         settings = " or ".join(f"data.columns.{column}" for column, name in self.names.items() if name in names)
         listed = ", ".join(map(str, there)) or "none"
         return f"there is no column {wanted}; the columns are: {listed}. {settings} says which one to read."
+
+
+def _shape(names: Mapping[str, str]) -> Shape:
+    needed = frozenset(name for column, name in names.items() if not column.endswith("?"))
+    return Shape({column.removesuffix("?"): name for column, name in names.items()}, needed)
+
+
+@dataclass
+class ColumnUse:
+    """Which columns of a split's files hold something, and what became of them."""
+
+    read: dict[str, str] = field(default_factory=dict)
+    """Task column -> file column, as far as any row has it."""
+    unread: list[str] = field(default_factory=list)
+    """The file columns that the task does not read."""
+    known: set[str] = field(default_factory=set)
+    """Both."""
+
+    def note(self, row: Mapping[str, Any], columns: Columns) -> None:
+        """Add the columns that this row has a value in."""
+        fresh = {name for name, value in row.items() if name not in self.known and value not in (None, "")}
+        names = columns.names_in(row)
+        for column, name in names.items():
+            if name in fresh:
+                self.read.setdefault(column, name)
+        self.unread += [name for name in row if name in fresh.difference(names.values())]
+        self.known |= fresh
 
 
 def _is_unicode(value: Any) -> bool:

@@ -3,14 +3,14 @@
 import hashlib
 import re
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from onecurve.config import DataSection
-from onecurve.data.formats import READERS, SUFFIXES, Records, check_encoding, format_of
+from onecurve.data.formats import READERS, SUFFIXES, Records, check_encoding, format_of, parquet_columns
 from onecurve.data.hub import HubSplit, load_hub_split
-from onecurve.data.rows import Broken, Columns, Located
+from onecurve.data.rows import Broken, Columns, ColumnUse, Located
 from onecurve.errors import ConfigError, DataError
 
 __all__ = ["Broken", "Located", "Source", "open_source", "read_rows"]
@@ -42,6 +42,10 @@ class DataFile:
             yield from READERS[self.format](self.path, self.settings, columns)
         except (OSError, EOFError, zlib.error) as error:  # the last two: a .gz that was cut
             raise _unreadable(self.path, error) from None
+
+    def columns(self) -> list[str]:
+        """Return all columns of a file whose records hold only some."""
+        return parquet_columns(self.path) if self.format == "parquet" else []
 
     def digest(self) -> str:
         """Return a hash of the format and of every byte.
@@ -77,6 +81,8 @@ class Source:
     """Its value."""
     parts: tuple[DataFile | HubSplit, ...]
     columns: Columns
+    use: ColumnUse = field(default_factory=ColumnUse)
+    """Which columns were there, as far as rows have been read."""
 
     def rows(self) -> Iterator[Located | Broken]:
         """Yield every row by the task's column names, and every place where there should be one.
@@ -97,10 +103,14 @@ class Source:
                 continue
             last = record
             unseen.difference_update(record.row)
+            if not record.row.keys() <= self.use.known:
+                self.use.note(record.row, self.columns)
             yield self.columns.pick(Located(place, record.row))
         if last and unseen:
             missing = [name for name in self.columns.names.values() if name in unseen]
             raise DataError(self.columns.missing(last.row, *missing), where=part.name)
+        others = [name for name in part.columns() if name not in self.columns.wanted]
+        self.use.note(dict.fromkeys(others, True), self.columns)
 
     def digest(self) -> str:
         """Return a hash of the data's content and order; where it lies does not count."""
@@ -111,7 +121,13 @@ class Source:
         return tuple(part.stamp() for part in self.parts)
 
 
-def open_source(key: str, spec: str, settings: DataSection, columns: Mapping[str, str]) -> Source:
+def open_source(
+    key: str,
+    spec: str,
+    settings: DataSection,
+    columns: Mapping[str, str],
+    shapes: Iterable[Mapping[str, str]] = (),
+) -> Source:
     """Find what `spec` names: a file, a folder or a hub dataset. Rows are read later.
 
     Args:
@@ -119,13 +135,14 @@ def open_source(key: str, spec: str, settings: DataSection, columns: Mapping[str
         spec: Its value.
         settings: Format, encoding and columns.
         columns: The task's columns.
+        shapes: Other forms of row that the task knows.
 
     Raises:
         ConfigError: Nothing there, an unknown format, encoding or column.
         DataError: A hub dataset that cannot be had.
     """
     check_encoding(settings.encoding)
-    resolved = Columns.resolve(settings.columns, columns)
+    resolved = Columns.resolve(settings.columns, columns, shapes)
     return Source(key, spec, tuple(_parts(key, spec, settings)), resolved)
 
 

@@ -107,6 +107,15 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class Recognises(Protocol):
+    """A task that knows rows of other forms than its own by their columns."""
+
+    shapes: ClassVar[Mapping[str, Mapping[str, str]]]
+    """Name -> task column, optional ones with `?`, -> file column. The first that a row fits is taken, where the recipe
+    has no `data.columns` and the row has no column of the task's own form but those that the two share."""
+
+
+@runtime_checkable
 class Writes(Protocol):
     """A task whose model writes text."""
 

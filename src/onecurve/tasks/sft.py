@@ -47,9 +47,14 @@ class Task:
     columns: ClassVar[Mapping[str, str]] = {
         "prompt?": "what is asked: non-empty text, with response",
         "response?": "the answer to learn: non-empty text, with prompt",
-        "messages?": "in place of both: a list of {role, content}, role system, user or assistant (in CSV: as JSON)",
+        "input?": "what the prompt is about, read below it: text",
+        "messages?": "in place of these: a list of {role, content}, role system, user or assistant (in CSV: as JSON)",
     }
-    encoder_version: ClassVar[int] = 1
+    shapes: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "Alpaca": {"prompt": "instruction", "input?": "input", "response": "output"},
+        "Dolly": {"prompt": "instruction", "input?": "context", "response": "response"},
+    }
+    encoder_version: ClassVar[int] = 2
     peft_task_type: ClassVar[str | None] = "CAUSAL_LM"
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss", "perplexity"})
 
@@ -79,7 +84,7 @@ class Task:
                 fix="Set it to a Jinja file.",
             )
         else:
-            prompt = row["prompt"] + self.settings.separator
+            prompt = messages[0]["content"] + self.settings.separator
             text = prompt + row["response"]
             document = Document(text, [(len(prompt), len(text))], is_ended=False, add_special_tokens=True)
         ids, learnt = tokenise(document, tokenizer)
@@ -139,8 +144,11 @@ def _given(row: Row, column: str) -> bool:
 def _messages(row: Row) -> list[Message]:
     """Return a row as messages up to its last answer, after which there is nothing to learn."""
     if _given(row, "messages"):
-        if _given(row, "prompt") or _given(row, "response"):
-            raise BadRow("has messages and also prompt or response; give one of the two forms")
+        if also := [column for column in ("prompt", "input", "response") if _given(row, column)]:
+            raise BadRow(
+                f"has messages and also {', '.join(also)}; give one of the two forms. data.columns with "
+                f"{also[0]}: '' reads no {also[0]}"
+            )
         messages = _read_messages(row["messages"])
         last = max((n for n, message in enumerate(messages) if message["role"] == "assistant"), default=None)
         if last is None:
@@ -151,6 +159,9 @@ def _messages(row: Row) -> list[Message]:
     if not _given(row, "prompt") and not _given(row, "response"):
         raise BadRow("has neither prompt and response nor messages")
     prompt, response = (_text(row.get(column), column) for column in ("prompt", "response"))
+    about = row.get("input")
+    if _given(row, "input") and not (isinstance(about, str) and about.isspace()):
+        prompt = f"{prompt}\n{_text(about, 'input')}"  # as LLaMA-Factory joins them
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
 
 

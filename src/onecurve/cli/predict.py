@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_new_tokens", type=int, default=64, help="how far a language model continues")
     parser.add_argument(
         "--date",
-        type=date.fromisoformat,
+        type=_day,
         default=DATE,
         help=f"what a chat template that prints today's date prints: the run's task.date, by default {DATE}",
     )
@@ -42,6 +42,13 @@ def run(arguments: argparse.Namespace) -> int:
         answer = _label(model, tokenizer, text) if classifies else _continue(model, tokenizer, text, arguments)
         print(answer)  # noqa: T201
     return 0
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a date such as {DATE}; got {text!r}") from None
 
 
 def load_trained(folder: Path, config: Any, classifies: bool) -> Any:

@@ -12,7 +12,6 @@ from onecurve.attention_kernels import fastest_attention
 from onecurve.config import EvalSection, Recipe
 from onecurve.data.loader import Loader
 from onecurve.data.plan import plan_scoring
-from onecurve.errors import ConfigError
 from onecurve.host import return_memory
 from onecurve.ranks.heartbeat import beat
 from onecurve.strategies.base import Strategy
@@ -83,19 +82,12 @@ class Best:
         """Scorings since the best one."""
 
     def consider(self, step: int, scores: Scores) -> None:
-        """Take in the scores after `step`.
-
-        Raises:
-            ConfigError: The metric that was asked for is not among them.
-        """
+        """Take in the scores after `step`."""
         self.last_scores = scores
         if self.metric is None:
             self.scores = scores
             return
-        value = scores.get(self.metric)
-        if self.metric not in scores or isinstance(value, (dict, list)):
-            numbers = sorted(name for name, v in scores.items() if isinstance(v, (int, float)))
-            raise ConfigError(f"no metric {self.metric!r}; there are {', '.join(numbers)}.", where="eval.best_metric")
+        value = scores[self.metric]  # it is one of the task's metric_names
         self.without += 1
         if value is None or not isfinite(value):  # undefined, as a correlation with constant predictions is
             return

@@ -110,7 +110,7 @@ class Checkpoints:
             return 0
         state = read_state(folder)
         changes = self._agree(folder, state["curve"])
-        self._load(folder, state)
+        remark = self._load(folder, state)
         self.run_id = state["run_id"]
         self.resumed = {
             "step": state["step"],
@@ -118,6 +118,7 @@ class Checkpoints:
             "from_world_size": state["world_size"],
             "world_size": self.accelerator.num_processes,
             "changes": changes,
+            "remark": remark,
             # A checkpoint from before there were other cuts tells its micro_batch_size alone
             "from_cut": {key: state.get(key, TrainSection.model_fields[key].default) for key in self.recipe.train.cut},
         }
@@ -132,7 +133,8 @@ class Checkpoints:
         self._load(found.folder, read_state(found.folder))
         return found.step
 
-    def _load(self, folder: Path, state: dict[str, Any]) -> None:
+    def _load(self, folder: Path, state: dict[str, Any]) -> str:
+        """Take over what a checkpoint holds; return what of it is dropped, and why."""
         tensors = read_manifest(folder).tensors
         named = [(*name.partition("/")[::2], stored) for name, stored in tensors.items()]
         self.strategy.create_state(
@@ -140,22 +142,31 @@ class Checkpoints:
             for key, name, stored in named
             if key not in ("param", "best")
         )
-        if any(key == "best" for key, *_ in named):
+        # A checkpoint from before a best step knew what it was best by: its recipe tells the metric
+        best = {
+            "metric": state["recipe"]["eval"]["best_metric"],
+            "dev": self.best.dev,
+            "last_step": 0,
+            "last_scores": {},
+        }
+        best |= state["best"]
+        dropped = bool(self.best.differs(best))
+        if any(key == "best" for key, *_ in named) and not dropped:
             self.best.snapshot.take()  # makes room; the values are read below
         else:
             self.best.snapshot.kept.clear()
-        load(folder, self._pieces(once=False), self.peers)
+        load(folder, self._pieces(once=False), self.peers, lambda name: dropped and name.startswith("best/"))
         self.strategy.loss_scale.load(state["loss_scale"])
         self.strategy.refresh()
-        self.best.load(state["best"])
         self.history.load(state["history"])
+        return self.best.load(best, state["step"])
 
     def save(self, step: int) -> float:
         """Save the run as it stands after `step`; return the seconds training stood still for it."""
         state = {
             "step": step,
             "run_id": self.run_id,
-            "best_step": self.best.step if self.best.metric else None,
+            "best_step": self.best.step or None,
             "best": self.best.state(),
             "loss_scale": self.strategy.loss_scale.state(),
             "history": self.history.state(),

@@ -47,7 +47,7 @@ class Tracker:
             accelerator.init_trackers(project, init_kwargs=known)
         if resumed:
             self.bar.update(resumed["step"])
-            self.say(f"resumed from {resumed['checkpoint']}, after step {resumed['step']}")
+            self.say(f"resumed from {resumed['checkpoint']}, after step {resumed['step']}", resumed["remark"])
             for key, now in recipe.train.cut.items():
                 if (earlier := resumed["from_cut"][key]) != now:
                     self.say(f"train.{key} was {earlier} and is {now}: dropout, if any, draws other masks now")

@@ -40,7 +40,7 @@ def test_without_its_metric_a_run_ends_with_the_last_step_and_its_scores(
     run = forks.train(recipes["causal_lm"], tmp_path, how, *RUINED_LATE, *saving, num_processes=ranks)
     said = f"eval.best_metric was loss and is None: step {best['step']}, the best so far, is dropped"
     assert said in run.stdout
-    assert run.events("resume")[0]["remark"] == said
+    assert run.events("resume")[0]["remarks"] == [said]
     assert run.events("end")[0]["step"] == 8
     assert not (tmp_path / "model-last").exists()
     for name, value in weights(undisturbed).items():

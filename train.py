@@ -43,7 +43,7 @@ def main(argv: list[str], run: Run) -> None:
     packed = pack(model, recipe, task, data.splits, reading.tokenizer.pad_token_id)
     checked, recipe, plan = fit(checked, plan, strategy, loaders["train"])
     evaluate = Evaluator(strategy, recipe, data.survey)
-    best = Best(task, recipe.eval, strategy)
+    best = Best(task, recipe.eval, strategy, data.eval)
     checkpoints = Checkpoints(checked, data, plan, strategy, best, accelerator)
     stopping = Stopping(recipe.train, checked.directory, plan.max_steps, accelerator)
     run.begin(checked.directory, checked.config, recipe.train.hang_timeout, checkpoints.resume, stopping.behind)

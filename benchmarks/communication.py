@@ -136,7 +136,17 @@ def measure(form: str, ranks: int, recipe: Path, folder: Path, wire: bool, zero:
         (folder / f"{form}.json").write_text(json.dumps(settings))
         words += ["--deepspeed_config_file", str(folder / f"{form}.json")]
     output = folder / f"{form}-{ranks}"
-    words += [__file__, "rank", str(recipe), "--output_dir", str(output), "--train.resume", "never"]
+    words += [
+        __file__,
+        "rank",
+        str(recipe),
+        "--output_dir",
+        str(output),
+        "--train.resume",
+        "never",
+        "--checkpoint.every",
+        "null",
+    ]
     if wire:
         words = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}

@@ -79,7 +79,8 @@ def run(contender: Contender, folder: Path, save_after: int, machine: Machine) -
     python = str(machine.interpreter or contender.interpreter)
     if contender.name == "onecurve":
         command = [python, "train.py", str(folder / "recipe.yaml"), "--output_dir", str(own)]
-        command += ["--train.resume", "never", "--checkpoint.also", f"[{save_after}]"]
+        command += ["--train.resume", "never", "--checkpoint.every", "null"]
+        command += ["--checkpoint.also", f"[{save_after}]"]
         command += ["--train.packing", "on"] if contender.league == "best" else []
     else:
         environment |= KEEP_MEMORY if contender.league == "best" else {}

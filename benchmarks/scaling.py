@@ -53,6 +53,7 @@ class Point:
         command += ["--config_file", f"accelerate_configs/{self.strategy}.yaml", "--num_processes", str(self.ranks)]
         command = command if self.strategy != "single" else [sys.executable]
         command += ["train.py", str(folder / "recipe.yaml"), "--output_dir", str(own), "--train.resume", "never"]
+        command += ["--checkpoint.every", "null"]
         command += ["--train.micro_batch_size", str(self.work.micro_batch_size)]
         command += ["--checkpoint.also", f"[{self.save_after}]"] if self.save_after else []
         environment = os.environ | {"OMP_NUM_THREADS": str(max(1, threads // self.ranks)), "HF_HUB_OFFLINE": "1"}

@@ -20,48 +20,48 @@ class Progress:
 
     step: int
     """The furthest that is told of."""
-    written: list[int]
-    """Which status.json this is: equal means that nothing was written in between. No clocks are compared."""
     status: dict[str, Any]
+    """What status.json says; its `job` and `restarts` say which launch wrote it."""
 
 
 def look(directory: Path) -> Progress:
     """Read how far a run is; step 0 and an empty status where it has not begun."""
-    path = directory / "status.json"
     try:
-        status, file = json.loads(path.read_text(encoding="utf-8")), path.stat()
-        written = [file.st_ino, file.st_mtime_ns]
+        status = json.loads((directory / "status.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        status, written = {}, []
+        status = {}
     try:
         latest = int((directory / "checkpoints" / "latest").read_text(encoding="utf-8").strip().removeprefix("step-"))
     except FileNotFoundError:
         latest = 0
-    return Progress(max(latest, status.get("step", 0)), written, status)
+    return Progress(max(latest, status.get("step", 0)), status)
 
 
-def judge(before: Progress, now: Progress, code: int, restarts: int, most: int) -> tuple[int, str]:
+def judge(before: Progress, now: Progress, code: int, job: str, restarts: int, most: int) -> tuple[int, str]:
     """Decide what becomes of the job.
 
     Args:
         before: How the run stood when this launch began.
-        now: How it stands when all ranks have ended.
-        code: The ranks' exit code, which counts only where the run never began.
-        restarts: How often this job has been requeued.
+        now: How it stands when all ranks have ended. A status that another launch wrote says nothing of this one.
+        code: The ranks' exit code. A mistake is one whatever the status says; any other counts only where this launch
+            wrote no status.
+        job: Slurm's id of this job.
+        restarts: How often it has been requeued.
         most: How often it may be.
 
     Returns:
         The job's exit code, `REQUEUE` where it goes back to the queue and only there, and why.
     """
-    if now.written == before.written:
-        ended, reason = code, f"the ranks ended with code {code} before the run had begun"
-    else:
+    ours = (now.status.get("job"), now.status.get("restarts")) == (job, restarts)
+    if ours and (code != MISTAKE or now.status["exit_code"] == MISTAKE):
         ended = now.status["exit_code"]
         how, why = "killed" if ended is None else now.status["status"], now.status["reason"]
         reason = f"{how} at step {now.step}" + (f": {why.rstrip('.')}" if why else "")
+    else:
+        ended, reason = code, f"the ranks ended with code {code}" + ("" if ours else " before the run had begun")
     if ended in (0, MISTAKE):
         return ended, reason
-    moved = now.step > before.step
+    moved = ours and now.step > before.step
     if ended != REQUEUE and not moved and (restarts > 0 or ended == FAILED):
         return ended or 1, f"{reason}. Nothing moved since the job was last started, so it is not started again"
     if restarts >= most:
@@ -82,9 +82,10 @@ def main(verb: str, *arguments: str) -> int:
     elif verb == "before":
         print(json.dumps(asdict(look(directory))))  # noqa: T201
     else:
-        restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        job, restarts = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         most = int(os.environ.get("ONECURVE_MAX_RESTARTS", MAX_RESTARTS))
-        code, reason = judge(Progress(**json.loads(told[0])), look(directory), int(told[1]), restarts, most)
+        before = Progress(**json.loads(told[0]))
+        code, reason = judge(before, look(directory), int(told[1]), job, restarts, most)
         print(f"slurm: {reason}.")  # noqa: T201
         return code
     return 0

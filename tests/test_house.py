@@ -189,7 +189,10 @@ def test_the_recipe_schema_imports_nothing_heavy():
     assert not imported & HEAVY
 
 
-@pytest.mark.parametrize("typo", ["--optim.lrr=1", "--task.lables=[a, b]", "--optim.bta1=0.5", "--data.trian=x"])
+@pytest.mark.parametrize(
+    "typo",
+    ["--optim.lrr=1", "--task.lables=[a, b]", "--optim.bta1=0.5", "--data.trian=x", "--eval.best_metric=acuracy"],
+)
 def test_a_typo_is_answered_before_anything_heavy_is_imported(tmp_path, typo):
     recipe = ROOT / "recipes" / "quickstart.yaml"
     exit_code, imported, said = run_and_list_imports("train.py", str(recipe), typo, f"--output_dir={tmp_path / 'run'}")

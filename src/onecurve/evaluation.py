@@ -10,9 +10,9 @@ from accelerate.utils import gather_object
 
 from onecurve.attention_kernels import fastest_attention
 from onecurve.config import EvalSection, Recipe
+from onecurve.data.encoding import Split
 from onecurve.data.loader import Loader
 from onecurve.data.plan import plan_scoring
-from onecurve.errors import ConfigError
 from onecurve.host import return_memory
 from onecurve.ranks.heartbeat import beat
 from onecurve.strategies.base import Strategy
@@ -69,33 +69,42 @@ def _broadcast(values: list[Any], accelerator: Accelerator) -> Any:
 
 
 class Best:
-    """The best step so far by the recipe's metric, its weights kept; none where the recipe asks for no metric."""
+    """The best step so far by the recipe's metric, its weights kept; none where the recipe asks for no metric.
 
-    def __init__(self, task: Task, section: EvalSection, strategy: Strategy) -> None:
+    Args:
+        task: Says which metrics get better as they fall.
+        section: The recipe's `eval`.
+        strategy: Whose weights are kept.
+        dev: The split that is scored, if any.
+    """
+
+    def __init__(self, task: Task, section: EvalSection, strategy: Strategy, dev: Split | None) -> None:
         self.metric, self.patience = section.best_metric, section.patience
+        self.dev = dev.examples.folder.name if dev else ""
+        """Equal where the examples are equal, as the cache names them."""
         self.sign = -1 if self.metric == "loss" or self.metric in task.lower_is_better else 1
         self.snapshot = Snapshot(strategy)
+        self._forget()
+
+    def _forget(self) -> None:
         self.step = 0
+        """The best one; 0 where there is none yet."""
         self.value: float | None = None
         self.scores: Scores = {}
-        self.last_scores: Scores = {}
+        """The best step's; the last one's while there is none."""
         self.without = 0
         """Scorings since the best one."""
+        self.last_step = 0
+        self.last_scores: Scores = {}
 
     def consider(self, step: int, scores: Scores) -> None:
-        """Take in the scores after `step`.
-
-        Raises:
-            ConfigError: The metric that was asked for is not among them.
-        """
-        self.last_scores = scores
-        if self.metric is None:
+        """Take in the scores after `step`."""
+        self.last_step, self.last_scores = step, scores
+        if not self.step:
             self.scores = scores
+        if self.metric is None:
             return
-        value = scores.get(self.metric)
-        if self.metric not in scores or isinstance(value, (dict, list)):
-            numbers = sorted(name for name, v in scores.items() if isinstance(v, (int, float)))
-            raise ConfigError(f"no metric {self.metric!r}; there are {', '.join(numbers)}.", where="eval.best_metric")
+        value = scores[self.metric]  # it is one of the task's metric_names
         self.without += 1
         if value is None or not isfinite(value):  # undefined, as a correlation with constant predictions is
             return
@@ -105,11 +114,32 @@ class Best:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it, besides the weights in its snapshot."""
-        return {"step": self.step, "value": self.value, "scores": self.scores, "without": self.without}
+        names = ("metric", "dev", "step", "value", "scores", "without", "last_step", "last_scores")
+        return {name: getattr(self, name) for name in names}
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned."""
-        self.step, self.value, self.scores, self.without = (state[k] for k in ("step", "value", "scores", "without"))
+    def differs(self, state: dict[str, Any]) -> str:
+        """Say why the best step of a checkpoint's `state` says nothing of this run's best; empty where it does.
+
+        Scores by another metric, or of other examples, cannot be compared with those to come.
+        """
+        if state["metric"] != self.metric:
+            return f"eval.best_metric was {state['metric']} and is {self.metric}"
+        return "" if state["dev"] == self.dev else "data.eval has other examples"
+
+    def load(self, state: dict[str, Any], step: int) -> str:
+        """Go on from a `state` kept after `step`, the weights as they were then.
+
+        Returns:
+            What was dropped, and why; empty where nothing was.
+        """
+        self._forget()
+        why = self.differs(state)
+        if not why:
+            for name in ("step", "value", "scores", "without", "last_step", "last_scores"):
+                setattr(self, name, state[name])
+        elif state["dev"] == self.dev and state["last_step"] == step:  # these very weights were scored
+            self.consider(step, state["last_scores"])
+        return f"{why}: step {state['step']}, the best so far, is dropped" if why and state["step"] else ""
 
     def restore(self) -> None:
         """Put the best step's weights back."""

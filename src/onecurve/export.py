@@ -51,9 +51,7 @@ class Exporter:
         card = model_card(self.checked.recipe, data, self.checked.config, step, scores)
         folder = self.checked.directory.path / name
         if problem := _save(folder, self.strategy, self.accelerator, self.tokenizer, card):
-            raise TrainingError(
-                f"{folder} is not there. {problem} Launched again, the run goes on from its newest checkpoint."
-            )
+            raise TrainingError(f"{folder} is not there. {problem} {self.checked.directory.again()}")
 
 
 def save_alone(folder: Path, model: Any, tokenizer: Any, card: str) -> None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onecurve.config import Recipe, dump_recipe, load_recipe, resolve
+from onecurve.config import Recipe, closest, dump_recipe, load_recipe, resolve
 from onecurve.distributed import asked_world_size
+from onecurve.errors import ConfigError
 from onecurve.optim import check_optim
 from onecurve.optional_packages import keep_out_unused
 from onecurve.run_directory import RunDirectory
@@ -38,9 +39,19 @@ def read(argv: list[str]) -> Checked:
     """
     recipe, sources = load_recipe(argv)
     task = load_task(recipe.task)
+    _check_metric(recipe.eval.best_metric, task)
     owned = {"task": task.settings.model_dump(mode="json"), "optim": check_optim(recipe.optim)}
     resolved = resolve(recipe, owned)
     return Checked(recipe, task, RunDirectory(Path(recipe.output_dir)), resolved, dump_recipe(resolved, sources))
+
+
+def _check_metric(asked: str | None, task: Task) -> None:
+    if asked is not None and asked not in task.metric_names:
+        raise ConfigError(
+            f"no metric {asked!r}; the metrics of this task are {', '.join(task.metric_names)}.",
+            where="eval.best_metric",
+            fix=closest(asked, task.metric_names),
+        )
 
 
 def preflight(argv: list[str]) -> Checked:

@@ -23,7 +23,7 @@ from onecurve.checkpoint import (
     Retention,
     SaveReport,
     Writer,
-    check,
+    choose_start,
     find,
     load,
     read_manifest,
@@ -70,6 +70,7 @@ class Checkpoints:
         self.root = checked.directory.checkpoints
         self.peers: Peers = _Group(accelerator) if accelerator.num_processes > 1 else Alone()
         self.run_id = ""
+        self.began: dict[str, Any] = {}
         self.num_bytes = checkpoint_bytes(strategy, self.recipe, accelerator)
         self.measured = 0.0
         self.unsaved = False
@@ -89,9 +90,10 @@ class Checkpoints:
         return self.measured or 2 + self.num_bytes / _BYTES_A_SECOND
 
     def due(self, step: int) -> bool:
-        """Whether a checkpoint is written after `step`."""
+        """Whether a checkpoint is written after `step`; the last one is, so that nothing after it can lose the run."""
         section = self.recipe.checkpoint
-        return step in section.also or (section.every > 0 and due(step, section.every, self.plan.max_steps))
+        every, last = section.every, self.plan.max_steps
+        return step in section.also or (every is not None and (due(step, every, last) or self.best.exhausted))
 
     def resume(self) -> int:
         """Load the checkpoint the recipe asks for; return its step, 0 where the run starts from the beginning.
@@ -99,10 +101,11 @@ class Checkpoints:
         Raises:
             ConfigError: There is none where one was named, or the run is no longer the one that wrote it.
         """
-        folder = self._wanted()
+        start = choose_start(self.recipe.train.resume, self.root, self.peers, _say)
+        folder, self.began = start.folder, start.began
         step = read_manifest(folder).step if folder else 0
         self._require_room(step)
-        on_first_rank(self.peers, lambda: supersede(self.root, step))
+        on_first_rank(self.peers, lambda: supersede(self.root, step if folder else -1))
         if folder is None:
             self.run_id = self.peers.broadcast(uuid4().hex)
             if 0 in self.recipe.checkpoint.also:
@@ -110,7 +113,7 @@ class Checkpoints:
             return 0
         state = read_state(folder)
         changes = self._agree(folder, state["curve"])
-        self._load(folder, state)
+        dropped = self._load(folder, state)
         self.run_id = state["run_id"]
         self.resumed = {
             "step": state["step"],
@@ -118,6 +121,7 @@ class Checkpoints:
             "from_world_size": state["world_size"],
             "world_size": self.accelerator.num_processes,
             "changes": changes,
+            "remarks": [remark for remark in (start.remark, dropped) if remark],
             # A checkpoint from before there were other cuts tells its micro_batch_size alone
             "from_cut": {key: state.get(key, TrainSection.model_fields[key].default) for key in self.recipe.train.cut},
         }
@@ -125,14 +129,15 @@ class Checkpoints:
 
     def rewind(self) -> int | None:
         """Go back to this run's newest checkpoint; return its step, None where there is none."""
-        self.wait(needed=False)
-        found = find(self.root, self.peers, lambda line: print(line, file=sys.stderr))  # noqa: T201
+        self.wait(needed=self.writer.on_error == "stop")
+        found = find(self.root, self.peers, _say)
         if found is None or read_manifest(found.folder).run_id != self.run_id:
             return None
         self._load(found.folder, read_state(found.folder))
         return found.step
 
-    def _load(self, folder: Path, state: dict[str, Any]) -> None:
+    def _load(self, folder: Path, state: dict[str, Any]) -> str:
+        """Take over what a checkpoint holds; return what of it is dropped, and why."""
         tensors = read_manifest(folder).tensors
         named = [(*name.partition("/")[::2], stored) for name, stored in tensors.items()]
         self.strategy.create_state(
@@ -140,22 +145,32 @@ class Checkpoints:
             for key, name, stored in named
             if key not in ("param", "best")
         )
-        if any(key == "best" for key, *_ in named):
+        # A checkpoint from before a best step knew what it was best by: its recipe tells the metric
+        best = {
+            "metric": state["recipe"]["eval"]["best_metric"],
+            "dev": self.best.dev,
+            "last_step": 0,
+            "last_scores": {},
+        }
+        best |= state["best"]
+        dropped = bool(self.best.differs(best))
+        if any(key == "best" for key, *_ in named) and not dropped:
             self.best.snapshot.take()  # makes room; the values are read below
         else:
             self.best.snapshot.kept.clear()
-        load(folder, self._pieces(once=False), self.peers)
+        load(folder, self._pieces(once=False), self.peers, lambda name: dropped and name.startswith("best/"))
         self.strategy.loss_scale.load(state["loss_scale"])
         self.strategy.refresh()
-        self.best.load(state["best"])
         self.history.load(state["history"])
+        return self.best.load(best, state["step"])
 
     def save(self, step: int) -> float:
         """Save the run as it stands after `step`; return the seconds training stood still for it."""
         state = {
             "step": step,
             "run_id": self.run_id,
-            "best_step": self.best.step if self.best.metric else None,
+            "began": self.began,
+            "best_step": self.best.step or None,
             "best": self.best.state(),
             "loss_scale": self.strategy.loss_scale.state(),
             "history": self.history.state(),
@@ -165,18 +180,29 @@ class Checkpoints:
             **self.recipe.train.cut,
         }
         beat("checkpoint", step)
-        stall = self.writer.save(step, self._pieces(once=True), state)
+        if last := step == self.plan.max_steps or self.best.exhausted:
+            self.wait(needed=False)  # whatever became of the save before, there is no training left to stop
+        stall = self.writer.save(step, self._pieces(once=True), state, last)
         self._tell(self.writer.finished())
         return stall
 
     def wait(self, needed: bool) -> None:
         """Finish the save that is under way.
 
+        Args:
+            needed: Whether the run cannot go on without it. Without the last step's it can: the model is still to be
+                scored and written.
+
         Raises:
-            TrainingError: It failed, and either it is needed or the recipe wants the run to end with it.
+            TrainingError: It failed, and is needed.
         """
         beat("checkpoint")
-        reports = self.writer.wait()
+        try:
+            reports = self.writer.wait()
+        except TrainingError:
+            if needed:
+                raise
+            reports = self.writer.finished()
         self._tell(reports)
         if needed and self.unsaved:
             raise TrainingError("what was trained since the last complete checkpoint is lost: see the error above")
@@ -194,18 +220,6 @@ class Checkpoints:
         final = model_bytes(self.strategy.unwrapped(), self.recipe)
         saves = [step for step in range(after + 1, self.plan.max_steps + 1) if self.due(step)]
         on_first_rank(self.peers, lambda: require_room(self.root, self.num_bytes, final, self.keep, saves))
-
-    def _wanted(self) -> Path | None:
-        asked = self.recipe.train.resume
-        if asked == "never":
-            return None
-        if asked == "auto":
-            found = find(self.root, self.peers, lambda line: print(line, file=sys.stderr))  # noqa: T201
-            return found.folder if found else None
-        problems = check(Path(asked), self.peers)
-        if problems:
-            raise ConfigError(f"{asked!r} is damaged: {'; '.join(problems)}.", where="train.resume")
-        return Path(asked)
 
     def _agree(self, folder: Path, saved: dict[str, Any]) -> dict[str, list[Any]]:
         """Return what differs and may; refuse what differs and may not."""
@@ -229,6 +243,10 @@ class Checkpoints:
         windows: Iterable[Window] = [*self.strategy.windows(once), *self.best.snapshot.windows(once)]
         for w in windows:
             yield Piece(f"{w.key}/{w.name}", w.view, w.offset, w.numel, w.shape)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)  # noqa: T201
 
 
 class _Group:

@@ -58,9 +58,10 @@ def require_room(root: Path, num_bytes: int, final_model: int, keep: Retention, 
     existing = next(folder for folder in (root, *root.absolute().parents) if folder.is_dir())
     present = sum(file.stat().st_size for file in root.glob("step-*/*") if file.is_file())
     free = shutil.disk_usage(existing).free
-    if short := forecast(num_bytes if steps else 0, keep.most(steps), free, final_model, present):
+    kept = keep.most(steps)
+    if short := forecast(num_bytes if steps else 0, kept, free, final_model, present, len(steps) > kept):
         raise LaunchError(
             f"The disk does not hold what the run will write: {short}",
             where="output_dir",
-            fix="Make room, lower checkpoint.keep, or choose another disk.",
+            fix="Make room, lower checkpoint.keep, choose another disk, or set checkpoint.every to null (none).",
         )

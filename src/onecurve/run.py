@@ -171,6 +171,8 @@ def _end(run: Run, error: BaseException) -> int:
         return _fail(run, str(error), error.exit_code)
     # A bug or an interrupt: shown whole, and the status must say so
     print(f"rank {launched_rank()}: {traceback.format_exc()}", end="", file=sys.stderr, flush=True)  # noqa: T201
+    if run.directory is not None and launched_rank() == 0:
+        print(f"train.py: {run.directory.again()}", file=sys.stderr, flush=True)  # noqa: T201
     with suppress(TrainingError):
         run.finish("failed", 1, f"{type(error).__name__}: {error}")
     return 1

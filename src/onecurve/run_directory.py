@@ -58,10 +58,17 @@ class RunDirectory:
             LaunchError: It cannot be written, or another run uses it.
             NothingToDo: It holds this very run, finished.
         """
-        if resume not in ("auto", "never") and not os.path.isfile(Path(resume) / "manifest.json"):
-            raise ConfigError(f"{resume!r} is no complete checkpoint.", where="train.resume")
-        status = self.status()
-        if resume == "auto" and status.get("status") == "done":
+        status, goes_on = self.status(), resume == "auto"
+        if resume == "never":
+            job, restarts = self.lock.us.job, self.lock.us.restarts
+            goes_on = (
+                bool(job) and restarts > 0 and status.get("job") == job
+            )  # Slurm has requeued the job that began it
+        elif resume != "auto":
+            goes_on = self._earlier().get("train", {}).get("resume") == resume  # it began from there, and goes on
+            if not goes_on and not os.path.isfile(Path(resume) / "manifest.json"):
+                raise ConfigError(f"{resume!r} is no complete checkpoint.", where="train.resume")
+        if goes_on and status.get("status") == "done":
             self._refuse_finished(status, resolved)
         try:
             self._check_writable()
@@ -71,7 +78,7 @@ class RunDirectory:
             raise self._unwritable(error) from None
 
     def _refuse_finished(self, status: dict[str, Any], resolved: dict[str, Any]) -> None:
-        earlier = curve_settings(read_yaml((self.path / "config.yaml").read_text(encoding="utf-8")))
+        earlier = curve_settings(self._earlier())
         asked = curve_settings(resolved)
         differing = sorted(key for key in earlier.keys() | asked.keys() if earlier.get(key) != asked.get(key))
         if not differing:
@@ -81,6 +88,11 @@ class RunDirectory:
             where="output_dir",
             fix="Choose another, or set train.resume to never to replace it.",
         )
+
+    def _earlier(self) -> dict[str, Any]:
+        """The recipe of the latest run here; empty where there was none."""
+        path = self.path / "config.yaml"
+        return read_yaml(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def _check_writable(self) -> None:
         existing = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
@@ -144,7 +156,7 @@ class RunDirectory:
             with open(os.open(self.metrics, os.O_WRONLY | os.O_APPEND), "w", encoding="utf-8") as file:
                 file.write(line + "\n")
         except OSError as error:
-            raise _stopped_by(error, self.metrics) from None
+            raise self._stopped_by(error, self.metrics) from None
 
     def cut(self, step: int) -> None:
         """Take back what the metrics tell of the steps after this one, as the run goes back to it.
@@ -156,7 +168,7 @@ class RunDirectory:
         try:
             write_atomically(self.metrics, "".join(self._lines_until(step)))
         except OSError as error:
-            raise _stopped_by(error, self.metrics) from None
+            raise self._stopped_by(error, self.metrics) from None
 
     def _lines_until(self, step: int) -> Iterator[str]:
         """What the metrics tell up to a step: what came after it will be told again."""
@@ -174,11 +186,27 @@ class RunDirectory:
         try:
             self._write_status(status, step=step, exit_code=exit_code, reason=reason)
         except OSError as error:
-            raise _stopped_by(error, self.path / "status.json") from None
+            raise self._stopped_by(error, self.path / "status.json") from None
 
     def _write_status(self, status: str, *, step: int, exit_code: int | None = None, reason: str = "") -> None:
         entry = {"status": status, "step": step, "exit_code": exit_code, "reason": reason}
+        # Of Slurm, so that a batch script can tell its own launch's status from another's
+        entry |= {"job": self.lock.us.job, "restarts": self.lock.us.restarts}
         write_atomically(self.path / "status.json", json.dumps(entry, indent=1) + "\n")
+
+    def again(self) -> str:
+        """Say what launching again does, by what is here now: one sentence."""
+        if not self.path.is_dir():
+            return f"{str(self.path)!r} is no longer there."
+        names = (path.parent.name for path in self.checkpoints.glob("step-*/manifest.json"))
+        complete = [name for name in names if name.removeprefix("step-").isdigit()]  # not what was set aside
+        if complete:
+            newest = max(complete, key=lambda name: int(name.removeprefix("step-")))
+            return f"Launch again with train.resume auto to go on from the newest checkpoint, {newest}."
+        return "There is no checkpoint: launched again, the run begins anew."
+
+    def _stopped_by(self, error: OSError, path: Path) -> TrainingError:
+        return TrainingError(f"{str(path)!r} cannot be written: {error.strerror}. Mend that. {self.again()}")
 
     def status(self) -> dict[str, Any]:
         """Read what the last run here said of itself; empty when there was none."""
@@ -186,10 +214,3 @@ class RunDirectory:
             return json.loads((self.path / "status.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-
-
-def _stopped_by(error: OSError, path: Path) -> TrainingError:
-    return TrainingError(
-        f"{str(path)!r} cannot be written: {error.strerror}. Mend that and launch again: "
-        "the run goes on from its newest checkpoint."
-    )

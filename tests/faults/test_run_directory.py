@@ -69,12 +69,17 @@ def finish(process, output_dir):
     return Finished(output_dir, process.returncode, stdout, stderr)
 
 
-def said_once(run):
-    """The one message of a run that failed."""
+def said(run):
+    """What a run that failed had to say, a line each."""
     lines = [line for line in run.stderr.splitlines() if line.strip()]
     assert [line for line in lines if line.startswith("train.py: ")] == lines, run.stderr
-    assert len(lines) == 1, run.stderr
-    return lines[0]
+    return lines
+
+
+def said_once(run):
+    """The one message of a run that failed."""
+    (line,) = said(run)
+    return line
 
 
 def test_a_second_run_is_refused_and_a_killed_one_does_not_block_its_successor(recipe, tmp_path):
@@ -173,16 +178,23 @@ def has_content(path):
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (["--train.max_steps", "1000000"], "metrics.jsonl' cannot be written: No space left on device"),
-        (["--train.max_steps", "300", "--tracking.log_every", "100"], "model is not there. It could not be written: "),
+        (["--train.max_steps", "1000000"], ["metrics.jsonl' cannot be written: No space left on device"]),
+        (
+            ["--train.max_steps", "300", "--tracking.log_every", "100"],
+            ["The checkpoint of step 300 could not be saved: ", "model is not there. It could not be written: "],
+        ),
     ],
 )
-def test_a_disk_that_others_fill_ends_the_run_with_one_message(recipe, disk, overrides, named):
+def test_a_disk_that_others_fill_ends_the_run_with_one_message_for_each_thing_not_written(
+    recipe, disk, overrides, named
+):
     folder = disk / "run"
     with running(recipe, folder, *overrides, until=lambda: has_content(folder / "metrics.jsonl")) as process:
         fill(disk)
         ended = finish(process, folder)
-    assert named in said_once(ended)
+    for line, part in zip(said(ended), named, strict=True):
+        assert part in line
+    assert "There is no checkpoint: launched again, the run begins anew." in line
     assert ended.exit_code == 3
 
 

@@ -131,6 +131,7 @@ class Forks:
         *overrides: str,
         num_processes: int = 2,
         hang: tuple[str, int, int] | None = None,
+        variables: dict[str, str] | None = None,
     ) -> Started:
         """Start a run, one at a time.
 
@@ -142,17 +143,25 @@ class Forks:
             num_processes: Ranks, unless `how` is for one.
             hang: A phase of the checkpoint's writer, a rank and a step: that rank, once there, goes no further, and
                 writes a file named `hangs` in the run directory.
+            variables: Of each rank's environment, besides those of the launcher.
         """
         arguments = [str(recipe), "--output_dir", str(output_dir), *overrides]
         mark = hang and (*hang, str(output_dir / "hangs"))
-        return self._start("train", output_dir, how, num_processes, arguments, mark)
+        return self._start("train", output_dir, how, num_processes, arguments, mark, variables)
 
     def run_script(self, script: str, how: str, *arguments: str, num_processes: int = 2) -> Finished:
         """Run another module's `main` in place of train.py's."""
         return self._start(script, Path(), how, num_processes, list(arguments), None).wait()
 
     def _start(
-        self, script: str, output_dir: Path, how: str, num_processes: int, arguments: list[str], hang: Any
+        self,
+        script: str,
+        output_dir: Path,
+        how: str,
+        num_processes: int,
+        arguments: list[str],
+        hang: Any,
+        variables: dict[str, str] | None = None,
     ) -> Started:
         if (how, num_processes) not in self.environments:
             self.environments[how, num_processes] = launched_environments(how, num_processes)
@@ -160,7 +169,7 @@ class Forks:
         folder = Path(self.folder.name) / str(self.number)
         folder.mkdir()
         request = {
-            "environments": self.environments[how, num_processes],
+            "environments": [given | (variables or {}) for given in self.environments[how, num_processes]],
             "script": script,
             "arguments": arguments,
             "folder": str(folder),

@@ -138,7 +138,7 @@ def test_a_save_that_fails_is_said_and_the_run_goes_on_or_ends_as_the_recipe_say
         folder.mkdir()
         (folder / "checkpoints").write_text("a file where the folder has to be")
         ended = forks.launch(
-            recipes["causal_lm"], folder, "python", "--checkpoint.every", "4", "--checkpoint.on_error", choice,
+            recipes["causal_lm"], folder, "python", "--checkpoint.every", "3", "--checkpoint.on_error", choice,
             "--train.resume", "never",
         )  # fmt: skip
         assert ended.exit_code == code, ended.stderr

@@ -93,6 +93,19 @@ MISTAKES = {
     "half precision trained": (["--model.dtype", "bfloat16"], {}, GOOD, "model.dtype"),
     "checkpoint asked for": (["--train.resume", "some/checkpoint"], {}, GOOD, "'some/checkpoint' is no complete"),
     "metric without its split": (["--eval.best_metric", "accuracy"], {}, GOOD, "set data.eval"),
+    "misspelt metric": (
+        ["--eval.best_metric", "f1_macro"],
+        {"eval": "train.jsonl"},
+        GOOD,
+        "eval.best_metric: no metric 'f1_macro'; the metrics of this task are loss, accuracy, macro_f1, matthews. "
+        "Did you mean 'macro_f1'?",
+    ),
+    "metric of another problem": (
+        ["--task.problem_type", "regression", "--eval.best_metric", "macro_f1"],
+        {"eval": "train.jsonl"},
+        GOOD,
+        "eval.best_metric: no metric 'macro_f1'; the metrics of this task are loss, pearson, spearman, mse, mae.",
+    ),
     "another schedule's key": (["--optim.decay_steps", "5"], {}, GOOD, "optim.decay_steps"),
 }
 

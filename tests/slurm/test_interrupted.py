@@ -51,6 +51,14 @@ def test_a_signal_to_the_job(running, undisturbed):
     check_stopped_and_resumed(running, undisturbed, "SIGUSR1")
 
 
+def test_a_job_that_was_told_to_begin_anew_does_so_once(submit, undisturbed):
+    job = submit("anew", "multinode_ddp", "RECIPE", "--train.resume", "never")
+    job.wait_for_step(SAVED_EVERY + 5)
+    job.cluster.run("scancel", "--signal=USR1", job.id)
+    check_stopped_and_resumed(job, undisturbed, "SIGUSR1")
+    assert (job.status["job"], job.status["restarts"]) == (job.id, 1)
+
+
 def test_the_time_limit(running, undisturbed):
     # Slurm counts in minutes and looks every 30 seconds: the run is frozen until the warning comes, which wakes it
     cluster = running.cluster

@@ -123,8 +123,18 @@ def check_transformers_computes_the_same(case: Prepared) -> None:
     assert math.isclose(case.loss_sum(batch), loss * case.task.num_items(batch), rel_tol=1e-5)
 
 
+def check_the_metrics_told_are_those_scored(case: Prepared) -> None:
+    batch = case.batch()
+    with torch.no_grad():
+        pairs = case.task.predict(case.task.forward(case.model, batch), batch)
+    scores = case.task.metrics(pairs, 1.5, case.survey)
+    numbers = [name for name, value in scores.items() if not isinstance(value, (dict, list))]  # None: undefined here
+    assert sorted(case.task.metric_names) == sorted(numbers)
+
+
 CHECKS = [
     check_batch_is_the_sum_of_its_examples,
     check_num_items_counts_the_terms,
     check_transformers_computes_the_same,
+    check_the_metrics_told_are_those_scored,
 ]

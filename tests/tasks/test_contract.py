@@ -16,6 +16,7 @@ from tests.tasks.contract import (
     Prepared,
     check_batch_is_the_sum_of_its_examples,
     check_num_items_counts_the_terms,
+    check_the_metrics_told_are_those_scored,
     check_transformers_computes_the_same,
     prepare,
 )
@@ -151,6 +152,15 @@ def _mistakes_the_label(task: Any) -> None:
     task.loss_sum = lambda logits, batch: right(logits, {**batch, "labels": batch["labels"].roll(1, 0)})
 
 
+def _scores_more_than_it_tells(task: Any) -> None:
+    right = task.metrics
+    task.metrics = lambda *arguments: {**right(*arguments), "f2": None}
+
+
+def _tells_more_than_it_scores(task: Any) -> None:
+    task.metric_names = [*task.metric_names, "confusion_matrix"]
+
+
 PLANTED = [
     (_divides_by_the_count, check_batch_is_the_sum_of_its_examples, list(CASES)),
     (_counts_one_too_many, check_num_items_counts_the_terms, list(CASES)),
@@ -159,6 +169,8 @@ PLANTED = [
     (_learns_padding, check_batch_is_the_sum_of_its_examples, LANGUAGE_MODELS),
     (_reads_padding, check_batch_is_the_sum_of_its_examples, [n for n in CLASSIFIERS if "decoder" not in n]),
     (_mistakes_the_label, check_transformers_computes_the_same, CLASSIFIERS),
+    (_scores_more_than_it_tells, check_the_metrics_told_are_those_scored, list(CASES)),
+    (_tells_more_than_it_scores, check_the_metrics_told_are_those_scored, list(CASES)),
 ]
 
 

@@ -5,6 +5,7 @@ from onecurve.checkpoint.manifest import Manifest
 from onecurve.checkpoint.peers import Alone, Peers
 from onecurve.checkpoint.reader import Found, find, load, read_manifest, read_state
 from onecurve.checkpoint.retention import Retention, forecast
+from onecurve.checkpoint.start import Start, choose_start
 from onecurve.checkpoint.tensors import Piece
 from onecurve.checkpoint.verification import check, verify
 from onecurve.checkpoint.writer import SaveReport, Writer
@@ -17,8 +18,10 @@ __all__ = [
     "Piece",
     "Retention",
     "SaveReport",
+    "Start",
     "Writer",
     "check",
+    "choose_start",
     "find",
     "forecast",
     "load",

@@ -134,7 +134,12 @@ class Windows:
 
 
 @torch.no_grad()
-def load(folder: Path, pieces: Iterable[Piece], peers: Peers | None = None) -> None:
+def load(
+    folder: Path,
+    pieces: Iterable[Piece],
+    peers: Peers | None = None,
+    unread: Callable[[str], bool] = lambda name: False,
+) -> None:
     """Fill each piece's values in place, reading only what it overlaps, whatever ranks wrote it.
 
     Args:
@@ -142,6 +147,7 @@ def load(folder: Path, pieces: Iterable[Piece], peers: Peers | None = None) -> N
         pieces: What this rank holds of each tensor.
         peers: The other ranks: then a mismatch is raised on all of them, and a stored tensor that no rank asked for
             is one. Absent: only this rank's own pieces are compared, before any value is written.
+        unread: Says of which stored tensors it is right that no rank asks for them.
 
     Raises:
         LaunchError: The checkpoint and the pieces are not of the same tensors.
@@ -150,7 +156,8 @@ def load(folder: Path, pieces: Iterable[Piece], peers: Peers | None = None) -> N
     with Windows(folder) as windows:
         problems = [problem for piece in wanted if (problem := _mismatch(windows.manifest, piece))]
         if peers is not None:
-            problems = _all_mismatches(windows.manifest, problems, {piece.tensor for piece in wanted}, peers)
+            needed = {name for name in windows.manifest.tensors if not unread(name)}
+            problems = _all_mismatches(needed, problems, {piece.tensor for piece in wanted}, peers)
         if problems:
             more = f"; and {len(problems) - _PROBLEMS_SAID} more" if len(problems) > _PROBLEMS_SAID else ""
             raise LaunchError(f"{'; '.join(problems[:_PROBLEMS_SAID])}{more}.", where=str(folder))
@@ -176,11 +183,11 @@ def _mismatch(manifest: Manifest, piece: Piece) -> str:
     return problem and f"{piece.tensor}: {problem}"
 
 
-def _all_mismatches(manifest: Manifest, problems: list[str], asked: set[str], peers: Peers) -> list[str]:
+def _all_mismatches(stored: set[str], problems: list[str], asked: set[str], peers: Peers) -> list[str]:
     shares = peers.gather((problems, sorted(asked)))
     everywhere = dict.fromkeys(problem for share, _ in shares for problem in share)
     asked = {name for _, share in shares for name in share}
     return [
         *everywhere,
-        *(f"{name} is in the checkpoint, and no rank has it" for name in sorted(manifest.tensors.keys() - asked)),
+        *(f"{name} is in the checkpoint, and no rank has it" for name in sorted(stored - asked)),
     ]

@@ -40,21 +40,24 @@ class Retention:
         return step in self.also or (self.every > 0 and step % self.every == 0)
 
 
-def forecast(bytes_per_checkpoint: int, keep: int, free: int, final_model: int = 0, present: int = 0) -> str:
+def forecast(
+    bytes_per_checkpoint: int, keep: int, free: int, final_model: int = 0, present: int = 0, one_more: bool = True
+) -> str:
     """Say what is short when the disk cannot hold what the run will write; empty when it can.
 
     Args:
         bytes_per_checkpoint: Of all ranks together.
-        keep: Checkpoints kept at once (`Retention.most`); while one is written there is one more.
+        keep: Checkpoints kept at once (`Retention.most`).
         free: Bytes free now.
         final_model: Bytes of the model written at the end.
         present: Bytes of this run's checkpoints that are on the disk already and will be deleted in time.
+        one_more: Whether more are written than are kept: the next is complete before the oldest goes.
     """
-    # The next is complete before the oldest goes
-    needed = (keep + 1) * bytes_per_checkpoint + final_model
+    needed = (keep + one_more) * bytes_per_checkpoint + final_model
     if needed <= free + present:
         return ""
-    told = f"{keep} checkpoints of {_size(bytes_per_checkpoint)}, one more while it is written"
+    told = f"{keep} checkpoint{'s' * (keep != 1)} of {_size(bytes_per_checkpoint)}"
+    told += ", one more while it is written" * one_more
     if final_model:
         told += f", and the model of {_size(final_model)}"
     return f"{told}: {_size(needed)} in all, and {_size(free + present)} can be used."

@@ -43,20 +43,25 @@ class Staging:
         self.lock = Lock()
         """Held while a piece of a window is read, and while what is read changes."""
 
-    def take(self, pieces: Iterable[Piece]) -> None:
-        """Take live values; until `secure` returns they must not change."""
+    def take(self, pieces: Iterable[Piece], copy: bool = True) -> None:
+        """Take live values; until `secure` returns they must not change.
+
+        Without `copy`, which is for a save that no update follows, what lies on a device is read from there as it is
+        written: no host memory is needed for it.
+        """
         # Wide elements first, so that each window is aligned
         ordered = sorted(pieces, key=lambda piece: (-piece.values.element_size(), piece.tensor, piece.offset))
         for piece in ordered:
             assert piece.values.dim() == 1 and 0 <= piece.offset and piece.end <= piece.numel, piece.tensor
         devices = {piece.values.device for piece in ordered if piece.values.device.type != "cpu"}
-        self._make_room(sum(piece.values.nbytes for piece in ordered if piece.values.device in devices))
+        copied = devices if copy else set()
+        self._make_room(sum(piece.values.nbytes for piece in ordered if piece.values.device in copied))
         windows, start = [], 0
         for piece in ordered:
             values = piece.values.detach().contiguous()
-            if values.device in devices:
-                copy = self.buffer[start : start + values.nbytes].view(values.dtype)
-                values, start = copy.copy_(values, non_blocking=True), start + values.nbytes
+            if values.device in copied:
+                room = self.buffer[start : start + values.nbytes].view(values.dtype)
+                values, start = room.copy_(values, non_blocking=True), start + values.nbytes
             windows.append((piece, values))
         for device in devices:
             torch.accelerator.synchronize(device)
@@ -138,7 +143,7 @@ class Staging:
 
     def _part(self, number: int, start: int) -> Any:
         self.begun = number + 1
-        return self.windows[number][1].view(torch.uint8).numpy().data[start : start + _CHUNK]
+        return self.windows[number][1].view(torch.uint8)[start : start + _CHUNK].cpu().numpy().data
 
     def _header(self, metadata: dict[str, str]) -> bytes:
         entries: dict[str, Any] = {"__metadata__": metadata}

@@ -97,16 +97,17 @@ class Writer:
         self.reports: list[SaveReport] = []
         self.failed: SaveReport | None = None
 
-    def save(self, step: int, pieces: Iterable[Piece], state: dict[str, Any]) -> float:
+    def save(self, step: int, pieces: Iterable[Piece], state: dict[str, Any], last: bool = False) -> float:
         """Wait for the save before, and write in the background what the pieces hold now.
 
-        Call `secure` before their values change.
+        Call `secure` before their values change; after the `last` save, `wait`.
 
         Args:
             step: Names the checkpoint; one of the same step is replaced.
             pieces: What this rank writes; over all ranks each element of each tensor exactly once.
             state: Anything JSON holds; rank 0's is stored. `best_step` protects that step's checkpoint, `run_id` is
                 copied to the manifest.
+            last: Whether nothing is trained any more. Then what lies on a device needs no copy in host memory.
 
         Returns:
             Seconds that training stood still for it so far.
@@ -117,7 +118,7 @@ class Writer:
         started = perf_counter()
         self._settle()
         text = json.dumps(state, indent=1) + "\n"
-        self.staging.take(pieces)
+        self.staging.take(pieces, copy=not last)
         self.phase("staged")
         stall = perf_counter() - started
         facts = (str(state.get("run_id", "")), state.get("best_step"))

@@ -15,7 +15,7 @@ from onecurve.config.schema import (
     TrackingSection,
     TrainSection,
 )
-from onecurve.config.suggest import nearest
+from onecurve.config.suggest import closest, nearest
 from onecurve.config.writing import dump_recipe, resolve
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "TaskSection",
     "TrackingSection",
     "TrainSection",
+    "closest",
     "curve_settings",
     "dump_recipe",
     "explain",

@@ -151,7 +151,7 @@ class TrainSection(Section):
     max_skipped: int = Field(default=10, ge=0)
     """Steps in a row that may be left out; one more stops the run."""
     resume: str = "auto"
-    """auto, never, or a checkpoint's path."""
+    """auto: the newest checkpoint here. never, or a checkpoint's path: what a run begins from, once, then goes on."""
     stop_after: int | None = Field(default=None, gt=0)
     """End this launch with a checkpoint after that step, or at once where it goes on from that step or a later one; the
     schedule stays that of the whole run."""
@@ -227,14 +227,14 @@ class EvalSection(Section):
 
 
 class CheckpointSection(Section):
-    every: int = Field(default=0, ge=0)
-    """Steps between two checkpoints; 0: none."""
+    every: int | None = Field(default=0, ge=0)
+    """Steps between two checkpoints, the last step's besides; 0: only the last step's; null: none."""
     also: list[NonNegativeInt] = Field(default_factory=list)
     """Further steps to save after, always kept; 0 is the start, before the first update."""
     keep: int = Field(default=2, gt=0)
     """Newest checkpoints to keep; the best step's is kept besides."""
     on_error: Literal["stop", "continue"] = "stop"
-    """What a save that fails (a full disk) does to the run; the last good checkpoint stays either way."""
+    """What a save that fails (a full disk) does to a run that still trains; the last good checkpoint stays."""
     keep_every: int = Field(default=0, ge=0)
     """Keep every checkpoint whose step is a multiple of this; 0: none for that reason."""
 

@@ -17,12 +17,16 @@ def nearest(unknown: str, known: Iterable[str]) -> str:
     Returns:
         A sentence for an error message.
     """
+    known = list(known)
     if said := _ELSEWHERE.get(unknown.rsplit(".", 1)[-1]):
         return f"Here that is '{said}'."
+    return closest(unknown, known) or f"Known: {', '.join(sorted(known))}."
+
+
+def closest(unknown: str, known: Iterable[str]) -> str:
+    """Say which known name was probably meant; empty where none is like it."""
     known = sorted(known)
     by_leaf = {name.rsplit(".", 1)[-1]: name for name in known}
     match = get_close_matches(unknown, known, n=1, cutoff=0.75)
     leaf = get_close_matches(unknown.rsplit(".", 1)[-1], by_leaf, n=1, cutoff=0.6)
-    if match or leaf:
-        return f"Did you mean '{match[0] if match else by_leaf[leaf[0]]}'?"
-    return f"Known: {', '.join(known)}."
+    return f"Did you mean '{match[0] if match else by_leaf[leaf[0]]}'?" if match or leaf else ""

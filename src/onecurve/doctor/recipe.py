@@ -70,19 +70,20 @@ def _check_room(recipe: Recipe, folder: Path) -> Iterator[Finding]:
     best = bool(recipe.eval.best_metric)
     section, copies = recipe.checkpoint, 1 + moments_per_parameter(recipe.optim) + best
     retention = Retention(section.keep, section.keep_every, best, tuple(section.also))
-    kept, free = retention.most(_saves(recipe)), shutil.disk_usage(folder).free
+    saves = _saves(recipe)
+    kept, free = retention.most(saves), shutil.disk_usage(folder).free
     weights = parameters * (2 if recipe.optim.rounding else 4)
     checkpoint, model = round(weights * copies), weights * (1 + best)
-    short = forecast(checkpoint if kept else 0, kept, free, model)
-    told = f"{kept} checkpoints of {checkpoint / 1e9:.3f} GB and a model of {model / 1e9:.3f} GB"
-    advice = "Make room, or lower checkpoint.keep." if short else ""
+    short = forecast(checkpoint if kept else 0, kept, free, model, one_more=len(saves) > kept)
+    told = f"{kept} checkpoint{'s' * (kept != 1)} of {checkpoint / 1e9:.3f} GB and a model of {model / 1e9:.3f} GB"
+    advice = "Make room, lower checkpoint.keep, or set checkpoint.every to null." if short else ""
     yield Finding("needs", short or f"{told}, for {parameters:,} parameters", "failure" if short else "ok", advice)
 
 
 def _saves(recipe: Recipe) -> list[int]:
-    every, last = recipe.checkpoint.every, recipe.train.max_steps
+    every, last, stop = recipe.checkpoint.every, recipe.train.max_steps, recipe.train.stop_after
     if not every:
-        return [recipe.train.stop_after] if recipe.train.stop_after else []
+        return ([stop] if stop else []) + ([] if every is None else [last or (stop or 0) + 1])
     # Without the data the number of steps is not known: then as many as are kept for their newness
     return list(range(every, (last or every * (recipe.checkpoint.keep + 1)) + every, every))
 

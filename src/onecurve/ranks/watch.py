@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from onecurve.errors import TrainingError
 from onecurve.ranks.heartbeat import last_beat
 from onecurve.ranks.signs import Sign, Signs, answering, late, lost, tell
+from onecurve.run_directory import RunDirectory
 from onecurve.run_lock import ourselves
 
 _PERIOD_SECONDS = 5.0
@@ -22,7 +23,6 @@ _SECONDS_TO_SHOW = 2.0
 _POLL_SECONDS = 0.2
 _BYTES_THAT_COUNT = 2**20
 """Read or written between two looks: who moves so much gets on, as when one rank writes a large model."""
-_AGAIN = "Nothing was saved since; launched again, the run goes on from its newest checkpoint."
 
 
 class Watch:
@@ -47,6 +47,7 @@ class Watch:
         said: Callable[[], bool],
     ) -> None:
         self.signs, self.rank, self.ranks = Signs(folder), rank, range(world_size)
+        self.directory = RunDirectory(folder.parent)
         self.hang_timeout, self.end, self.said = hang_timeout, end, said
         self.period = min(_PERIOD_SECONDS, hang_timeout / 10)
         self.patience = 3 * self.period + _SECONDS_TO_SHOW
@@ -98,7 +99,7 @@ class Watch:
         alive = answering(before, after) | {self.rank}
         gone = gone or [sign for rank, sign in after.items() if rank not in alive]
         why = tell(gone, alive, self.signs) or f"none is gone, but they no longer reach each other: {error}"
-        return f"a rank was lost: {why}. {_AGAIN}" if self._is_our_turn(gone, after) else ""
+        return f"a rank was lost: {why}. {self.directory.again()}" if self._is_our_turn(gone, after) else ""
 
     def _halt(self) -> None:
         self._ending.acquire()
@@ -160,7 +161,7 @@ class Watch:
         self, what: str, culprits: list[Sign], signs: Mapping[int, Sign], alive: Iterable[int] | None = None
     ) -> None:
         if culprits and self._ending.acquire(blocking=False):
-            message = f"{what}: {tell(culprits, set(alive or signs), self.signs)}. {_AGAIN}"
+            message = f"{what}: {tell(culprits, set(alive or signs), self.signs)}. {self.directory.again()}"
             if self._is_our_turn(culprits, signs):
                 self.end(message)
             os._exit(TrainingError.exit_code)

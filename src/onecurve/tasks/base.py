@@ -99,6 +99,9 @@ class Task(Protocol):
     def metrics(self, pairs: Sequence[tuple[Any, Any]], loss: float, survey: Survey) -> dict[str, Any]:
         """Score a whole split: names to numbers, and what has parts (per class, confusion) to nested values."""
 
+    metric_names: Sequence[str]
+    """The numbers among what `metrics` returns under these settings: what `eval.best_metric` may name."""
+
     lower_is_better: ClassVar[frozenset[str]]
     """The metrics that get better as they fall; `loss` always does."""
 

@@ -28,6 +28,7 @@ class Task:
     columns: ClassVar[Mapping[str, str]] = {"text": "a document: non-empty text"}
     encoder_version: ClassVar[int] = 1
     peft_task_type: ClassVar[str | None] = "CAUSAL_LM"
+    metric_names: Sequence[str] = ("loss", "perplexity")
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss", "perplexity"})
 
     def __init__(self, settings: CausalLmSettings) -> None:

@@ -56,6 +56,7 @@ class Task:
     }
     encoder_version: ClassVar[int] = 2
     peft_task_type: ClassVar[str | None] = "CAUSAL_LM"
+    metric_names: Sequence[str] = ("loss", "perplexity")
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss", "perplexity"})
 
     def __init__(self, settings: SftSettings) -> None:

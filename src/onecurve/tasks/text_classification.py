@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from onecurve.config import nearest
 from onecurve.errors import DataError
+from onecurve.metrics import NUMBERS
 from onecurve.tasks.base import BadRow, Batch, Example, Row, Settings, Survey, pad
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Task:
 
     def __init__(self, settings: TextClassificationSettings) -> None:
         self.settings = settings
+        self.metric_names: Sequence[str] = ("loss", *NUMBERS[settings.problem_type])
         self._problem: _Problem = _PROBLEMS[settings.problem_type](settings.label_separator)
 
     def check(self, row: Row) -> None:
@@ -121,8 +123,7 @@ class Task:
         rows = [e["input_ids"] for e in examples]
         batch = {"input_ids": pad(rows, pad_id), "attention_mask": pad([[1] * len(row) for row in rows], 0)}
         if any("token_type_ids" in e for e in examples):
-            kinds = [e.get("token_type_ids", [0] * len(e["input_ids"])) for e in examples]
-            batch["token_type_ids"] = pad(kinds, 0)
+            batch["token_type_ids"] = pad([e.get("token_type_ids", [0] * len(e["input_ids"])) for e in examples], 0)
         dtype = torch.int64 if self.settings.problem_type == "single_label_classification" else torch.float32
         batch["labels"] = torch.tensor([e["labels"] for e in examples], dtype=dtype)
         return batch

@@ -31,6 +31,7 @@ class Tracker:
     ) -> None:
         self.directory, self.accelerator = directory, accelerator
         self.main = accelerator.is_main_process
+        self.resume = recipe.train.resume
         self.max_steps, self.log_every = max_steps, recipe.tracking.log_every
         self.print_every = max(1, max_steps // _PLAIN_LINES)
         self.terminal = sys.stderr.isatty()
@@ -47,7 +48,7 @@ class Tracker:
             accelerator.init_trackers(project, init_kwargs=known)
         if resumed:
             self.bar.update(resumed["step"])
-            self.say(f"resumed from {resumed['checkpoint']}, after step {resumed['step']}")
+            self.say(f"resumed from {resumed['checkpoint']}, after step {resumed['step']}", *resumed["remarks"])
             for key, now in recipe.train.cut.items():
                 if (earlier := resumed["from_cut"][key]) != now:
                     self.say(f"train.{key} was {earlier} and is {now}: dropout, if any, draws other masks now")
@@ -127,7 +128,8 @@ class Tracker:
     def stop(self, step: int, reason: str) -> None:
         """Say that the run ends here for now, its checkpoint complete, and why."""
         self.bar.close()
-        self.say(f"stopped after step {step} by {reason}; launch again to go on")
+        never = " (without train.resume never)" if self.resume == "never" else ""
+        self.say(f"stopped after step {step} by {reason}; launch again{never} to go on")
         self.event("stop", step, reason=reason)
         self._finish()
 

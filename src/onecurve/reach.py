@@ -86,9 +86,10 @@ def probe(
 def _describe(never: dict[str, int], total: int, sometimes: list[str], layerdrop: float) -> str:
     lines = []
     if never:
+        share, tensors = sum(never.values()) / total, f"{len(never)} tensor{'s' if len(never) > 1 else ''}"
         lines.append(
             f"unused    {_list(list(never))}: not trained, because the loss does not depend on them "
-            f"({len(never)} tensors, {sum(never.values()) / total:.2%} of what was to be trained)"
+            f"({tensors}, {share:.2%} of what was to be trained)"
         )
     if sometimes:
         lines.append(f"partial   {_list(sometimes)}: not reached by every pass; no gradient counts as a zero gradient")

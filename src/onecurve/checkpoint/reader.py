@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -134,7 +134,7 @@ class Windows:
 
 
 @torch.no_grad()
-def load(folder: Path, pieces: Iterable[Piece], peers: Peers | None = None) -> None:
+def load(folder: Path, pieces: Iterable[Piece], peers: Peers | None = None, not_wanted: Collection[str] = ()) -> None:
     """Fill each piece's values in place, reading only what it overlaps, whatever ranks wrote it.
 
     Args:
@@ -142,6 +142,7 @@ def load(folder: Path, pieces: Iterable[Piece], peers: Peers | None = None) -> N
         pieces: What this rank holds of each tensor.
         peers: The other ranks: then a mismatch is raised on all of them, and a stored tensor that no rank asked for
             is one. Absent: only this rank's own pieces are compared, before any value is written.
+        not_wanted: Stored tensors that no rank need ask for.
 
     Raises:
         LaunchError: The checkpoint and the pieces are not of the same tensors.
@@ -150,7 +151,8 @@ def load(folder: Path, pieces: Iterable[Piece], peers: Peers | None = None) -> N
     with Windows(folder) as windows:
         problems = [problem for piece in wanted if (problem := _mismatch(windows.manifest, piece))]
         if peers is not None:
-            problems = _all_mismatches(windows.manifest, problems, {piece.tensor for piece in wanted}, peers)
+            asked = {piece.tensor for piece in wanted}.union(not_wanted)
+            problems = _all_mismatches(windows.manifest, problems, asked, peers)
         if problems:
             more = f"; and {len(problems) - _PROBLEMS_SAID} more" if len(problems) > _PROBLEMS_SAID else ""
             raise LaunchError(f"{'; '.join(problems[:_PROBLEMS_SAID])}{more}.", where=str(folder))

@@ -43,25 +43,6 @@ def build_mixtral(folder: Path) -> Path:
     return _write(folder, tokenizer, MixtralForCausalLM, config)
 
 
-def build_opt(folder: Path, layerdrop: float) -> Path:
-    """Write an OPT that leaves layers out at random while it trains."""
-    from transformers import OPTConfig, OPTForCausalLM
-
-    tokenizer = _tokenizer("<bos>", "<eos>", "<pad>", extra=[])
-    sizes = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_attention_heads": 4}
-    config = OPTConfig(**sizes, **_ids(tokenizer), num_hidden_layers=4, layerdrop=layerdrop)
-    return _write(folder, tokenizer, OPTForCausalLM, config)
-
-
-def build_xlnet(folder: Path) -> Path:
-    """Write an XLNet: it reaches what tells two texts apart only where an example has two."""
-    from transformers import XLNetConfig, XLNetModel
-
-    tokenizer = _tokenizer("[CLS]", "[SEP]", "[PAD]", extra=["[MASK]"], pairs=True)
-    config = XLNetConfig(**_ids(tokenizer), d_model=32, n_layer=2, n_head=4, d_inner=64)
-    return _write(folder, tokenizer, XLNetModel, config)
-
-
 def _special(tokenizer: Any) -> dict[str, Any]:
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "sep", "pad")}
     return {f"{name}_token_id": token for name, token in ids.items() if token is not None}

@@ -148,10 +148,10 @@ class Examples:
         for name in {name: None for batch in self._batches for name in batch.schema.names}:
             first: dict[bool, int] = {}
             for start, batch in zip([0, *self._ends], self._batches, strict=False):
-                column = batch.column(name)
+                column = batch.column(name) if name in batch.schema.names else pa.nulls(len(batch))
                 for state, count in ((False, column.null_count), (True, len(column) - column.null_count)):
                     if count and state not in first:
-                        first[state] = start + _view(column.is_valid().cast(pa.uint8())).tolist().index(state)
+                        first[state] = start + column.is_valid().to_pylist().index(state)
             found += first.values() if len(first) > 1 else ()
         return found
 

@@ -24,6 +24,7 @@ def main(argv: list[str], run: Run) -> None:
         from onecurve.faults import BadSteps, BlackBox, OutOfMemory, Stopping, fit
         from onecurve.model import check_model, load_model
         from onecurve.packing import pack
+        from onecurve.reach import probe
         from onecurve.resume import Checkpoints
         from onecurve.step import train_step
         from onecurve.summary import describe_run
@@ -34,11 +35,11 @@ def main(argv: list[str], run: Run) -> None:
     reading = Reading(recipe.model, recipe.data.max_length, virtual_tokens(recipe.peft))
     data = load_data(recipe.data, task, lambda: reading.tokenizer, lambda _: reading.max_length)
     plan = plan_run(data.splits, recipe)
-
     accelerator = start(recipe.tracking.trackers, recipe.output_dir, recipe.train.hang_timeout)
     model = load_model(recipe, task, reading.config, data.survey, precision)
     strategy, run.explain = build_strategy(accelerator, recipe, precision), OutOfMemory(recipe, model, accelerator)
-    strategy.prepare(model, build_optimizer(model, recipe.optim), plan.most_passes(accelerator.num_processes))
+    unused, partial = probe(model, recipe, task, data.train, reading.tokenizer.pad_token_id, precision, accelerator)
+    strategy.prepare(model, build_optimizer(model, recipe.optim), plan.most_passes(accelerator.num_processes), partial)
     loaders = {split.name: Loader(split, task, reading.tokenizer.pad_token_id, accelerator) for split in data.splits}
     packed = pack(model, recipe, task, data.splits, reading.tokenizer.pad_token_id)
     checked, recipe, plan = fit(checked, plan, strategy, loaders["train"])
@@ -50,7 +51,7 @@ def main(argv: list[str], run: Run) -> None:
     tracker = Tracker(checked.directory, accelerator, recipe, plan.max_steps, checkpoints.run_id, checkpoints.resumed)
     bad_steps = BadSteps(checkpoints, tracker, BlackBox(checked, strategy, loaders["train"], data.survey, reading))
     export = Exporter(checked, data, strategy, accelerator, reading.tokenizer)
-    tracker.say(remark, packed, describe_run(recipe, task, data, plan, model, reading.tokenizer, accelerator))
+    tracker.say(remark, unused, packed, describe_run(recipe, task, data, plan, model, reading.tokenizer, accelerator))
     while (step := plan.after(run.step)) and not (best.exhausted or run.asked.stop):
         lr = lr_at(step.number, plan.max_steps, recipe.optim)
         outcome = train_step(strategy, loaders["train"], step, lr, recipe.seed, checkpoints.history)

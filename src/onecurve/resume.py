@@ -4,8 +4,8 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +30,8 @@ from onecurve.checkpoint import (
     read_state,
     supersede,
 )
+from onecurve.checkpoint.absent import NO_STATE, Absent, absent_state, without
+from onecurve.checkpoint.manifest import Stored
 from onecurve.checkpoint.peers import on_first_rank
 from onecurve.config import TrainSection, curve_settings
 from onecurve.data import Data
@@ -43,7 +45,7 @@ from onecurve.ranks.heartbeat import beat
 from onecurve.ranks.loss import RankLost, is_loss
 from onecurve.room import checkpoint_bytes, model_bytes, require_room
 from onecurve.run import due
-from onecurve.strategies.base import Strategy, Window
+from onecurve.strategies.base import Strategy, Window, is_left_out
 
 _BYTES_A_SECOND = 100e6
 """What a disk is thought to take before it was measured."""
@@ -66,6 +68,7 @@ class Checkpoints:
             "versions": versions(),
         }
         """For people, and for `checkpoint convert`, which has no data."""
+        self.left_out = [name for name, p in strategy.unwrapped().named_parameters() if is_left_out(p)]
         self.plan = plan
         self.root = checked.directory.checkpoints
         self.peers: Peers = _Group(accelerator) if accelerator.num_processes > 1 else Alone()
@@ -138,12 +141,16 @@ class Checkpoints:
 
     def _load(self, folder: Path, state: dict[str, Any]) -> str:
         """Take over what a checkpoint holds; return what of it is dropped, and why."""
-        tensors = read_manifest(folder).tensors
-        named = [(*name.partition("/")[::2], stored) for name, stored in tensors.items()]
+        stored = read_manifest(folder).tensors
+        tensors = without(stored, self.left_out)
+        if self.peers.rank == 0 and (num_left_out := len(stored) - len(tensors)):  # trained by an earlier onecurve
+            told = f"{folder}: {num_left_out} tensors are of parameters that the loss does not depend on, and not read."
+            print(told, file=sys.stderr)  # noqa: T201
+        absent = absent_state(tensors)
+        held: dict[str, Stored | Absent] = {**tensors, **absent}
+        kinds = [(*name.partition("/")[::2], one.shape, one.dtype) for name, one in held.items()]
         self.strategy.create_state(
-            (key, name, stored.shape, getattr(torch, stored.dtype))
-            for key, name, stored in named
-            if key not in ("param", "best")
+            (key, name, shape, getattr(torch, dtype)) for key, name, shape, dtype in kinds if key not in NO_STATE
         )
         # A checkpoint from before a best step knew what it was best by: its recipe tells the metric
         best = {
@@ -154,11 +161,14 @@ class Checkpoints:
         }
         best |= state["best"]
         dropped = bool(self.best.differs(best))
-        if any(key == "best" for key, *_ in named) and not dropped:
+        if any(key == "best" for key, *_ in kinds) and not dropped:
             self.best.snapshot.take()  # makes room; the values are read below
         else:
             self.best.snapshot.kept.clear()
-        load(folder, self._pieces(once=False), self.peers, lambda name: dropped and name.startswith("best/"))
+        pieces = [_instead(piece, absent) for piece in self._pieces(once=False)]
+        passed_over = stored.keys() - tensors.keys()
+        unread = lambda name: name in passed_over or (dropped and name.startswith("best/"))  # noqa: E731
+        load(folder, filter(None, pieces), self.peers, unread)
         self.strategy.loss_scale.load(state["loss_scale"])
         self.strategy.refresh()
         self.history.load(state["history"])
@@ -174,6 +184,7 @@ class Checkpoints:
             "best": self.best.state(),
             "loss_scale": self.strategy.loss_scale.state(),
             "history": self.history.state(),
+            "left_out": self.left_out,
             "curve": self.curve,
             **self.described,
             "world_size": self.accelerator.num_processes,
@@ -247,6 +258,14 @@ class Checkpoints:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr)  # noqa: T201
+
+
+def _instead(piece: Piece, absent: Mapping[str, Absent]) -> Piece | None:
+    """Return what to read a piece from; None where it stays as it is, zero."""
+    if piece.tensor not in absent:
+        return piece
+    like = absent[piece.tensor].like
+    return replace(piece, tensor=like) if like else None
 
 
 class _Group:

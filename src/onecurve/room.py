@@ -12,7 +12,7 @@ from onecurve.checkpoint import Retention, forecast
 from onecurve.config import OptimSection, Recipe
 from onecurve.errors import LaunchError
 from onecurve.optim import build_optimizer
-from onecurve.strategies.base import Strategy
+from onecurve.strategies.base import Strategy, is_left_out, is_trained
 
 
 def moments_per_parameter(section: OptimSection) -> float:
@@ -37,7 +37,7 @@ def checkpoint_bytes(strategy: Strategy, recipe: Recipe, accelerator: Accelerato
 
 def model_bytes(model: Any, recipe: Recipe) -> int:
     """Return what the final model takes: with PEFT what is trained, else everything; twice where the best is kept."""
-    parameters = [p for p in model.parameters() if p.requires_grad or recipe.peft is None]
+    parameters = [p for p in model.parameters() if is_trained(p) or is_left_out(p) or recipe.peft is None]
     num_bytes = sum((getattr(p, "ds_numel", None) or p.numel()) * p.element_size() for p in parameters)
     return num_bytes * (2 if recipe.eval.best_metric else 1)
 

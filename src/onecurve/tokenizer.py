@@ -31,9 +31,9 @@ class Reading:
         config = load_config(self.section)
         if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = self.tokenizer.pad_token_id
-        if config.vocab_size < len(self.tokenizer):
+        if (vocab_size := _of_text(config).vocab_size) < len(self.tokenizer):
             raise ConfigError(
-                f"has {len(self.tokenizer)} tokens, but the model knows {config.vocab_size}.",
+                f"has {len(self.tokenizer)} tokens, but the model knows {vocab_size}.",
                 where="model.tokenizer",
                 fix="Take the tokenizer that belongs to the model.",
             )
@@ -105,6 +105,7 @@ def resolve_max_length(asked: int | None, tokenizer: Any, config: Any, reserved:
     Raises:
         ConfigError: More was asked than the model can read, or nobody names a limit.
     """
+    config = _of_text(config)
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     room = positions - reserved if positions else None
     limits = [n for n in (room, tokenizer.model_max_length) if n and n < 10**9]  # 1e30: "no limit" upstream
@@ -118,6 +119,11 @@ def resolve_max_length(asked: int | None, tokenizer: Any, config: Any, reserved:
             f"must be at most {room}, the positions this model has{taken}; got {asked}.", where="data.max_length"
         )
     return asked
+
+
+def _of_text(config: Any) -> Any:
+    """Return a config, or of a model that sees too its part for text."""
+    return config if hasattr(config, "vocab_size") else config.get_text_config()
 
 
 def _refuse_adapter(path: str) -> None:

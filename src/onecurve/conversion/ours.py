@@ -50,7 +50,7 @@ def convert_checkpoint(folder: Path, wanted: Wanted) -> int:
         raise ConfigError(
             error.what, where=f"{path}: {error.where}", fix=error.fix or f"Looked from {Path.cwd()}."
         ) from None
-    _fill(model, folder, key)
+    _fill(model, folder, key, state.get("left_out", []))
     stop_where_answers_end(model, task, tokenizer)
     if wanted.merge:
         model = merged(model)
@@ -109,12 +109,12 @@ def _in_float32(recipe: Recipe) -> Recipe:
 
 
 @torch.no_grad()
-def _fill(model: Any, folder: Path, key: str) -> None:
-    """Put a checkpoint's values into the trained parameters."""
+def _fill(model: Any, folder: Path, key: str, left_out: list[str]) -> None:
+    """Put a checkpoint's values into the trained parameters; those that the loss does not reach stay as loaded."""
     pieces = [
         Piece(f"{key}/{name}", p.data.view(-1), 0, p.numel(), tuple(p.shape))
         for name, p in model.named_parameters()
-        if p.requires_grad
+        if p.requires_grad and name not in left_out
     ]
     stored = {name for name in read_manifest(folder).tensors if name.startswith(f"{key}/")}
     if differing := sorted(stored ^ {piece.tensor for piece in pieces}):

@@ -142,6 +142,19 @@ class Examples:
         """Terms of the loss of each example: int32 [examples]."""
         return self._column("num_items")
 
+    def optional(self) -> list[int]:
+        """Return, for each key that only some examples have, the first one with it and the first without."""
+        found: list[int] = []
+        for name in {name: None for batch in self._batches for name in batch.schema.names}:
+            first: dict[bool, int] = {}
+            for start, batch in zip([0, *self._ends], self._batches, strict=False):
+                column = batch.column(name) if name in batch.schema.names else pa.nulls(len(batch))
+                for state, count in ((False, column.null_count), (True, len(column) - column.null_count)):
+                    if count and state not in first:
+                        first[state] = start + column.is_valid().to_pylist().index(state)
+            found += first.values() if len(first) > 1 else ()
+        return found
+
     def _column(self, name: str) -> np.ndarray:
         # Every rank holds a number for each example of the data: 4 bytes less of it
         columns = [_view(batch.column(name)) for batch in self._batches]

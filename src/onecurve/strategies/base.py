@@ -1,6 +1,6 @@
 """What a strategy is: how one step's gradients become an update across ranks, and which windows each rank holds."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from onecurve.distributed import launched_rank
+from onecurve.errors import TrainingError
 from onecurve.strategies.precision import LossScale
+
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,32 @@ class Window:
     """Of the whole tensor."""
 
 
+def leave_out(parameter: Any) -> None:
+    """Freeze a parameter that was to be trained and that the loss does not reach (see `reach`)."""
+    parameter.requires_grad_(False)
+    parameter.is_left_out = True
+
+
+def is_left_out(parameter: Any) -> bool:
+    """Whether `leave_out` was called on it: it is saved with what is trained, as it was loaded or drawn."""
+    return hasattr(parameter, "is_left_out")
+
+
+def is_trained(parameter: Any) -> bool:
+    """Whether the optimizer has it. PEFT, when an adapter is switched on again, has all of it require gradients."""
+    return parameter.requires_grad and not is_left_out(parameter)
+
+
+def no_gradient(names: Sequence[str]) -> TrainingError:
+    """Say that trained parameters got no gradient in a pass that has to reach all of them."""
+    told = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    return TrainingError(
+        f"{told or 'a trained parameter'} got no gradient on rank {launched_rank()} in this pass, and got one in the "
+        "examples tried before step 1. Ranks would train different models: nothing was updated. Launch with one "
+        "process, where the gradient then counts as zero."
+    )
+
+
 class Strategy(Protocol):
     """One file in this folder a strategy. The loop calls the first six; saving calls the rest."""
 
@@ -42,8 +72,21 @@ class Strategy(Protocol):
     before_update: Callable[[], None]
     """Called before `update` changes weights or moments; whoever still reads them sets it."""
 
-    def prepare(self, model: nn.Module, optimizer: Optimizer, num_passes: int) -> None:
-        """Take the model and optimizer over. `num_passes`: the most passes a step makes on one rank."""
+    def prepare(self, model: nn.Module, optimizer: Optimizer, num_passes: int, sometimes: Sequence[str] = ()) -> None:
+        """Take the model and optimizer over.
+
+        Every trained parameter that is not named in `sometimes` has to get a gradient in every pass; where one of those
+        gets none in any pass of a step, the gradient is zero.
+
+        Args:
+            model: On the device already, or partitioned by ZeRO-3.
+            optimizer: Over its trained parameters.
+            num_passes: The most passes a step makes on one rank.
+            sometimes: Trained parameters that only some passes reach.
+
+        Raises:
+            ConfigError: There are such, and this strategy needs the same of every rank.
+        """
 
     def begin_pass(self, last: bool) -> None:
         """Say, before its forward, whether a pass is the step's last: only then do ranks need to agree."""
@@ -52,7 +95,11 @@ class Strategy(Protocol):
         """The context the forward pass runs in: mixed precision."""
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss that is already scaled for the mean over ranks (see `step`)."""
+        """Add the gradients of a loss that is already scaled for the mean over ranks (see `step`).
+
+        Raises:
+            TrainingError: Trained parameters got none that have to get one: ranks would part, or wait for ever.
+        """
 
     def update(self) -> tuple[Tensor | float, bool]:
         """Clip, update, clear the gradients; a gradient that is not finite updates nothing.
@@ -81,4 +128,7 @@ class Strategy(Protocol):
         """Bring the model in line after windows were written to."""
 
     def full_parameters(self, trained_only: bool) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name, whole value) on every rank, one at a time; aliases of tied parameters too."""
+        """Yield (name, whole value) on every rank, one at a time; aliases of tied parameters too.
+
+        With `trained_only`, what is trained and what was left out of that.
+        """

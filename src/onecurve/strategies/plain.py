@@ -1,6 +1,6 @@
 """One process, or DDP: every rank holds everything and gradients are averaged in the last pass."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from math import inf
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from onecurve.strategies.base import Window
+from onecurve.strategies.base import Window, is_left_out, is_trained, no_gradient
 from onecurve.strategies.precision import DTYPES, LossScale
 
 
@@ -28,11 +28,16 @@ class Plain:
         self.loss_scale = LossScale(precision == "fp16", accelerator.num_processes)
         self.before_update: Callable[[], None] = lambda: None
 
-    def prepare(self, model: nn.Module, optimizer: Optimizer, num_passes: int) -> None:
-        self.model = self.accelerator.prepare_model(model)
+    def prepare(self, model: nn.Module, optimizer: Optimizer, num_passes: int, sometimes: Sequence[str] = ()) -> None:
         self.optimizer = optimizer
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        if isinstance(self.model, DistributedDataParallel):
+        self.parameters = [p for p in model.parameters() if is_trained(p)]
+        for parameter in self.parameters:  # windows are runs of the flattened values
+            parameter.data = parameter.data.contiguous()
+        if sometimes and self.accelerator.num_processes > 1:
+            # Searches the graph of each last pass; DDP then cuts its buckets once and for all
+            self.accelerator.ddp_handler.find_unused_parameters = True
+        self.model = self.accelerator.prepare_model(model)
+        if isinstance(self.model, DistributedDataParallel) and not sometimes:
             self._settle_buckets(self.model)
 
     def _settle_buckets(self, model: DistributedDataParallel) -> None:
@@ -56,8 +61,23 @@ class Plain:
 
     def backward(self, loss: Tensor) -> None:
         (loss * self.loss_scale.factor).backward()
+        if isinstance(self.model, DistributedDataParallel) and self.model.require_backward_grad_sync:
+            self._require_reduced(self.model)
+
+    def _require_reduced(self, model: DistributedDataParallel) -> None:
+        """Raise where DDP still waits for a gradient: it would say so in the next pass, after a wrong update."""
+        try:
+            model.reducer._rebuild_buckets()  # looks whether all were reduced, and has nothing to cut anew
+        except RuntimeError as error:
+            if "finished reduction" not in str(error):
+                raise
+            names = [n for n, p in self.unwrapped().named_parameters() if is_trained(p) and p.grad is None]
+            raise no_gradient(names) from None
 
     def update(self) -> tuple[Tensor | float, bool]:
+        for parameter in self.parameters:
+            if parameter.grad is None:  # no pass has reached it: zero, as under ZeRO, to moments and weight decay too
+                parameter.grad = torch.zeros_like(parameter)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if self.loss_scale.enabled:
             torch._foreach_mul_(gradients, 1 / self.loss_scale.factor)
@@ -81,7 +101,7 @@ class Plain:
     def windows(self, once: bool = False) -> Iterator[Window]:
         rank, world_size = (self.accelerator.process_index, self.accelerator.num_processes) if once else (0, 1)
         for name, parameter in self.unwrapped().named_parameters():
-            if parameter.requires_grad:
+            if is_trained(parameter):
                 for key, value in [("param", parameter.data), *self.optimizer.state.get(parameter, {}).items()]:
                     share = -(-value.numel() // world_size)
                     run = value.view(-1)[rank * share : (rank + 1) * share]
@@ -100,5 +120,5 @@ class Plain:
 
     def full_parameters(self, trained_only: bool) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.unwrapped().named_parameters(remove_duplicate=False):
-            if parameter.requires_grad or not trained_only:
+            if is_trained(parameter) or is_left_out(parameter) or not trained_only:
                 yield name, parameter.data

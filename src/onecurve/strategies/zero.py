@@ -1,6 +1,6 @@
 """DeepSpeed ZeRO-1, 2 and 3: optimizer state, gradients and parameters shared out over ranks."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import nan
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onecurve import memory
+from onecurve.errors import ConfigError
 from onecurve.host import ranks_here
-from onecurve.strategies.base import Window
+from onecurve.strategies.base import Window, is_left_out, is_trained, no_gradient
 from onecurve.strategies.precision import DTYPES, LossScale
 from onecurve.strategies.zero_sizes import derive, fill, kept_whole, sizes_of
 
@@ -70,18 +71,31 @@ class Zero:
         self.config = config
         self.loss_scale = LossScale(precision == "fp16", accelerator.num_processes)
         self.before_update: Callable[[], None] = lambda: None
+        self.reached: set[Tensor] = set()
+        """The parameters that the latest pass has given a gradient."""
 
     @property
     def stage(self) -> int:
         """The ZeRO stage, 1 to 3."""
         return self.model.zero_optimization_stage()
 
-    def prepare(self, model: nn.Module, optimizer: Optimizer, num_passes: int) -> None:
+    def prepare(self, model: nn.Module, optimizer: Optimizer, num_passes: int, sometimes: Sequence[str] = ()) -> None:
+        if sometimes:
+            more = f" and {len(sometimes) - 1} more" if sometimes[1:] else ""
+            raise ConfigError(
+                f"not every pass reaches {sometimes[0]}{more}, and ZeRO needs the same gradients in the same order "
+                "of every rank.",
+                where="model.path",
+                fix="Launch with ddp.yaml or single.yaml.",
+            )
         # Only tells the engine whether passes are accumulated (offload needs to know); `begin_pass` says when
         self.config["gradient_accumulation_steps"] = self.accelerator.gradient_accumulation_steps = num_passes
         self._size(model)
         self.model, _ = self.accelerator.prepare(model, optimizer)
         self.optimizer = self.model.optimizer
+        self.trained = {parameter: name for name, parameter in model.named_parameters() if is_trained(parameter)}
+        for parameter in self.trained:
+            parameter.register_post_accumulate_grad_hook(self.reached.add)
         if self.stage == 3:
             self._keep_frozen()
             if not getattr(model, "is_gradient_checkpointing", False):  # there, layers release what they recompute with
@@ -145,7 +159,10 @@ class Zero:
         return nullcontext()  # the engine's forward does it
 
     def backward(self, loss: Tensor) -> None:
+        self.reached.clear()
         self.model.backward(loss, scale_wrt_gas=False)
+        if len(self.reached) < len(self.trained):  # buckets of other gradients than the other ranks' were summed
+            raise no_gradient([name for parameter, name in self.trained.items() if parameter not in self.reached])
 
     def update(self) -> tuple[Tensor | float, bool]:
         self.before_update()
@@ -197,7 +214,7 @@ class Zero:
         # safe_get_full_* fail with more than one parameter group, so the fragments are read where they lie
         for name, parameter in self.unwrapped().named_parameters():
             mapping = getattr(parameter, "_hp_mapping", None)
-            if parameter.requires_grad and mapping is not None:
+            if is_trained(parameter) and mapping is not None:
                 flat = self.optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
                 run = mapping.hp_fragment_address
                 yield _Held(name, flat, run.start, run.numel, mapping.lp_fragment_address.start, parameter.shape)
@@ -205,7 +222,7 @@ class Zero:
     def _held_in_stage_3(self) -> Iterator["_Held"]:
         parameter: Any  # DeepSpeed hangs the attributes named ds_* on it
         for name, parameter in self.unwrapped().named_parameters():
-            if not parameter.requires_grad:
+            if not is_trained(parameter):
                 continue
             group, start, length = self.optimizer.grad_position[self.optimizer.get_param_id(parameter)]
             offset = min(parameter.ds_numel, self.accelerator.process_index * parameter.ds_tensor.ds_numel)
@@ -234,6 +251,6 @@ class Zero:
         if self.stage == 3:  # the last pass of a scoring has begun to gather for one that does not come
             self.optimizer.parameter_offload.partition_all_parameters()
         for name, parameter in self.unwrapped().named_parameters(remove_duplicate=False):
-            if parameter.requires_grad or not trained_only:
+            if is_trained(parameter) or is_left_out(parameter) or not trained_only:
                 with GatheredParameters([parameter], enabled=self.stage == 3):
                     yield name, parameter.data

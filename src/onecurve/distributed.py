@@ -92,6 +92,7 @@ def start(trackers: list[str], project_dir: str, hang_timeout: timedelta = timed
             accelerator = Accelerator(**settings, kwargs_handlers=[InitProcessGroupKwargs(backend="gloo", **group)])
     else:
         accelerator = Accelerator(**settings, cpu=True, kwargs_handlers=handlers)
+    _give_index(accelerator)
     settle()
     count = int(accelerator.reduce(torch.ones((), device=accelerator.device), "sum"))
     if not asked == accelerator.num_processes == count:
@@ -101,6 +102,17 @@ def start(trackers: list[str], project_dir: str, hang_timeout: timedelta = timed
             fix="Launch with a file of accelerate_configs/, and under Slurm with a script of slurm/.",
         )
     return accelerator
+
+
+def _give_index(accelerator: "Accelerator") -> None:
+    """Name the device of a single process in full: Accelerate leaves out its index, and CUDA's calls refuse that."""
+    import torch
+    from accelerate import PartialState
+
+    device = accelerator.device
+    if device.type != "cpu" and device.index is None:
+        device = torch.device(device.type, torch.accelerator.current_device_index())
+        PartialState().device = accelerator.state.device = device
 
 
 def resolve_precision(section: TrainSection) -> tuple[str, str]:

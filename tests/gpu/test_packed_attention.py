@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from onecurve import packed_attention
-from onecurve.packed_attention import Documents, attend
+from onecurve.packed_attention import Documents, _Kernel, attend
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,13 +28,13 @@ def attended(dtype, heads, is_causal, dropout=0.0):
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("heads", [8, 2])
 def test_the_kernel_computes_what_each_document_alone_does(heads, is_causal, groups_natively, monkeypatch):
-    kernel, can_group = packed_attention._kernel()
+    kernel = packed_attention._kernel()
     if kernel is None:
-        pytest.skip("torch has no variable-length attention before 2.10")
-    if groups_natively and not can_group:
+        pytest.skip("this torch has no variable-length attention of use")
+    if groups_natively and not kernel.groups_heads:
         pytest.skip("this torch repeats keys and values")
     calls = []
-    counted = (lambda *a, **k: calls.append(1) or kernel(*a, **k)), groups_natively
+    counted = _Kernel(lambda *a, **k: calls.append(1) or kernel.call(*a, **k), groups_natively)
     monkeypatch.setattr(packed_attention, "_kernel", lambda: counted)
     at_once = attended(torch.bfloat16, heads, is_causal)
     assert calls == [1]

@@ -40,7 +40,7 @@ def main(argv: list[str], run: Run) -> None:
     strategy, run.explain = build_strategy(accelerator, recipe, precision), OutOfMemory(recipe, model, accelerator)
     strategy.prepare(model, build_optimizer(model, recipe.optim), plan.most_passes(accelerator.num_processes))
     loaders = {split.name: Loader(split, task, reading.tokenizer.pad_token_id, accelerator) for split in data.splits}
-    packed = pack(model, recipe, task, data.splits, reading.tokenizer.pad_token_id)
+    packed = pack(strategy, recipe, precision, task, data.splits, reading.tokenizer.pad_token_id)
     checked, recipe, plan = fit(checked, plan, strategy, loaders["train"])
     evaluate = Evaluator(strategy, recipe, data.survey)
     best = Best(task, recipe.eval, strategy)

@@ -115,6 +115,26 @@ def _give_index(accelerator: "Accelerator") -> None:
         PartialState().device = accelerator.state.device = device
 
 
+def group_timeout() -> timedelta:
+    """Return how long a collective over all ranks waits: what `start` set."""
+    from torch.distributed import distributed_c10d as groups
+
+    everybody = groups._get_default_group()
+    return everybody._get_backend(everybody._device_types[0]).options._timeout
+
+
+def share_timeout() -> None:
+    """Have every process group wait as long: what is made without a time-out, as by DeepSpeed, has its backend's.
+
+    That is ten minutes for NCCL, which then ends the process, often before the watch over ranks can say who is missing.
+    """
+    from torch.distributed import distributed_c10d as groups
+
+    timeout = group_timeout()
+    for group in groups._world.pg_map:
+        groups._set_pg_timeout(timeout, group)
+
+
 def resolve_precision(section: TrainSection) -> tuple[str, str]:
     """Return the precision to compute in (no, bf16, fp16, fp8) and, where that needs saying, why.
 

@@ -5,25 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
 from onecurve import packed_attention
 from onecurve.packed_attention import NAME, _has_kernel, _Kernel, _kernel
 from onecurve.packing import Packing
+from tests.varlen_kernel import document_by_document
 
 HALF, FULL = torch.bfloat16, torch.float32
 KERNEL = _Kernel(None, groups_heads=True)
-
-
-def document_by_document(
-    query: Any, key: Any, value: Any, ends: Any, _: Any, longest: int, *rest: Any, **told: Any
-) -> torch.Tensor:
-    """Compute what the variable-length kernel computes: [tokens, heads, head size], cut at `ends`."""
-    assert query.dtype == key.dtype == value.dtype and longest == int(ends.diff().max())
-    options = {"is_causal": told["window_size"] == (-1, 0), "scale": told["scale"], "enable_gqa": told["enable_gqa"]}
-    parts = zip(*(t.transpose(0, 1).split(ends.diff().tolist(), dim=1) for t in (query, key, value)), strict=True)
-    return torch.cat([scaled_dot_product_attention(*part, **options).transpose(0, 1) for part in parts])
 
 
 @pytest.fixture

@@ -84,10 +84,7 @@ def set_up(bench: Bench, wheels: Path | None) -> Numbers:
     """
     if wheels is None:
         return {"python": bench.python, "wheels": None}
-    environment = bench.folder / "environment"
-    python = environment / "bin" / "python"
-    if not python.exists():
-        bench.run("-m", "venv", "--system-site-packages", "--without-pip", environment)
+    python = _environment(bench)
     wanted = [*_requirements(), "pytest>=8", *OPTIONAL]
     if bench.has("torch"):
         wanted = [one for one in wanted if not one.startswith("torch>")]
@@ -103,6 +100,20 @@ def set_up(bench: Bench, wheels: Path | None) -> Numbers:
                 told["not installed"][one] = done.stderr.strip().splitlines()[-1:]
     bench.python = str(python)
     return told
+
+
+def _environment(bench: Bench) -> Path:
+    """Make an environment that sees what its interpreter sees, which may itself be an environment's."""
+    folder = bench.folder / "environment"
+    python = folder / "bin" / "python"
+    if not python.exists():
+        bench.run("-m", "venv", "--system-site-packages", "--without-pip", folder)
+        seen = bench.run("-c", "import sysconfig; print(sysconfig.get_path('purelib'), sysconfig.get_path('platlib'))")
+        for own in folder.glob("lib/python*/site-packages"):
+            (own / "seen.pth").write_text(
+                "".join(f"import site; site.addsitedir({p!r})\n" for p in seen.stdout.split())
+            )
+    return python
 
 
 def _requirements() -> list[str]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -112,6 +113,26 @@ def test_the_outcome_of_tests_is_read(bench, tmp_path):
     assert run_tests(str(written), "-k", "good")(bench)["passed"] == 1
     with pytest.raises(Skipped):
         run_tests(str(written), "-k", "other")(bench)
+
+
+@pytest.mark.slow
+def test_what_is_missing_comes_from_a_folder_of_wheels_and_the_rest_is_seen(bench, tmp_path, monkeypatch):
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    with ZipFile(wheels / "onlyhere-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("onlyhere.py", "number = 3\n")
+        about = "onlyhere-1.0.dist-info"
+        wheel.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: onlyhere\nVersion: 1.0\n")
+        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{about}/RECORD", "")
+    # Out of range, as a machine's packages may be; not to be had at all; and torch, which stays as it is
+    monkeypatch.setattr(gpu_first, "_requirements", lambda: ["onlyhere>=2", "nowhere>=1", "torch>=99"])
+    monkeypatch.setattr(gpu_first, "OPTIONAL", ())
+    told = gpu_first.set_up(bench, wheels)
+    assert list(told["not installed"]) == ["nowhere>=1"]
+    assert bench.python == told["python"] != sys.executable
+    assert "3" in bench.run("-c", "import onlyhere, onecurve; print(onlyhere.number)").stdout
+    assert bench.has("torch") and bench.has("accelerate")
 
 
 def test_a_run_is_told_by_its_metrics(tmp_path):

@@ -41,7 +41,7 @@ def main(argv: list[str], run: Run) -> None:
     unused, partial = probe(model, recipe, task, data.train, reading.tokenizer.pad_token_id, precision, accelerator)
     strategy.prepare(model, build_optimizer(model, recipe.optim), plan.most_passes(accelerator.num_processes), partial)
     loaders = {split.name: Loader(split, task, reading.tokenizer.pad_token_id, accelerator) for split in data.splits}
-    packed = pack(model, recipe, task, data.splits, reading.tokenizer.pad_token_id)
+    packed = pack(strategy, recipe, precision, task, data.splits, reading.tokenizer.pad_token_id)
     checked, recipe, plan = fit(checked, plan, strategy, loaders["train"])
     evaluate = Evaluator(strategy, recipe, data.survey)
     best = Best(task, recipe.eval, strategy, data.eval)

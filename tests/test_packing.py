@@ -5,13 +5,16 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from accelerate import Accelerator
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from onecurve import packed_attention
 from onecurve import packing as packing_module
 from onecurve.config import TaskSection
 from onecurve.errors import ConfigError
-from onecurve.packed_attention import Documents, attend
+from onecurve.packed_attention import Documents, _Kernel, attend
 from onecurve.packing import Packing, pack
+from onecurve.strategies.plain import Plain
 from onecurve.tasks import load_task
 
 CAUSAL_LM, CLASSIFICATION = (load_task(TaskSection(name=name)) for name in ("causal_lm", "text_classification"))
@@ -162,23 +165,26 @@ class Split:
         return [self.examples[i] for i in indices]
 
 
-def ask(asked: str, model: Any, attn: str | None = None, task: Any = CAUSAL_LM) -> str:
+def ask(asked: str, model: Any, attn: str | None = None, task: Any = CAUSAL_LM, precision: str = "no") -> str:
     recipe: Any = SimpleNamespace(train=SimpleNamespace(packing=asked), model=SimpleNamespace(attn_implementation=attn))
     name = "causal_lm" if task is CAUSAL_LM else "text_classification"
     splits: Any = [Split(examples_of(name)), Split(examples_of(name, (3, 12)))]
-    return pack(model, recipe, task, splits, 0)
+    strategy = Plain(Accelerator(cpu=True), precision, 1.0)
+    strategy.prepare(model, torch.optim.SGD(model.parameters()), 1)
+    return pack(strategy, recipe, precision, task, splits, 0)
 
 
 def is_packed(model: Any) -> bool:
     return model.config._attn_implementation == "packed" and len(model.base_model._forward_hooks) > 0
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("asked", ["on", "auto"])
 @pytest.mark.parametrize("case", [name for name in CASES if "window" not in name])
-def test_what_can_be_packed_is(case: str, asked: str) -> None:
+def test_what_can_be_packed_is(case: str, asked: str, precision: str) -> None:
     name, *of_model = CASES[case]
-    model = build(name, *of_model)
-    assert ask(asked, model, task=CAUSAL_LM if name == "causal_lm" else CLASSIFICATION) == ""
+    model, task = build(name, *of_model), CAUSAL_LM if name == "causal_lm" else CLASSIFICATION
+    assert ask(asked, model, task=task, precision=precision) == ""
     assert is_packed(model)
 
 
@@ -229,9 +235,14 @@ def one_document(sizes: list[int], boundaries: torch.Tensor) -> Documents:
     return Documents([sum(sizes)], boundaries[[0, -1]])
 
 
-def test_documents_that_see_each_other_are_noticed(monkeypatch: Any) -> None:
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_documents_that_see_each_other_are_noticed(precision: str, monkeypatch: Any) -> None:
     monkeypatch.setattr(packing_module, "Documents", one_document)
-    refused("other logits", build("causal_lm", "Llama", GROUPED))
+    model = build("causal_lm", "Llama", GROUPED)
+    with torch.no_grad():  # so little that rounding to half precision would explain it
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.mul_(0.0002)
+    refused("other logits", model, precision=precision)
 
 
 @pytest.mark.parametrize("case", ["bert", "gpt2"])
@@ -247,3 +258,35 @@ def test_a_model_that_cannot_run_a_packed_row_is_told_of_not_a_traceback(monkeyp
 
     monkeypatch.setattr(packing_module, "Documents", refuse)
     refused("cannot run a packed row", build("causal_lm", "Llama", GROUPED))
+
+
+def only_in_half(query: torch.Tensor, *_: Any) -> bool:
+    """What takes a row to the kernel: here on a CPU, but for that as on a GPU."""
+    return query.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("why", ["head_size must be a multiple of 8", "varlen_attn() got an unexpected argument"])
+def test_a_kernel_that_fails_is_told_of_before_the_first_step(why: str, monkeypatch: Any) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise (TypeError if "argument" in why else RuntimeError)(why)
+
+    monkeypatch.setattr(packed_attention, "_has_kernel", only_in_half)
+    monkeypatch.setattr(packed_attention, "_kernel", lambda: _Kernel(fails, groups_heads=True))
+    assert ask("auto", build("causal_lm", "Llama", GROUPED)) == "", "float32 does without the kernel"
+    refused(why, build("causal_lm", "Llama", GROUPED), precision="bf16")
+
+
+def test_a_kernel_that_computes_something_else_is_noticed(monkeypatch: Any) -> None:
+    monkeypatch.setattr(packed_attention, "_has_kernel", only_in_half)
+    monkeypatch.setattr(packed_attention, "_kernel", lambda: _Kernel(lambda query, *_, **__: query, groups_heads=True))
+    refused("other logits", build("causal_lm", "Llama", GROUPED), precision="bf16")
+
+
+def test_memory_that_runs_out_meanwhile_is_no_reason_to_pad(monkeypatch: Any) -> None:
+    def runs_out(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(packed_attention, "_has_kernel", only_in_half)
+    monkeypatch.setattr(packed_attention, "_kernel", lambda: _Kernel(runs_out, groups_heads=True))
+    with pytest.raises(torch.OutOfMemoryError):
+        ask("auto", build("causal_lm", "Llama", GROUPED), precision="bf16")

@@ -92,6 +92,7 @@ def start(trackers: list[str], project_dir: str, hang_timeout: timedelta = timed
             accelerator = Accelerator(**settings, kwargs_handlers=[InitProcessGroupKwargs(backend="gloo", **group)])
     else:
         accelerator = Accelerator(**settings, cpu=True, kwargs_handlers=handlers)
+    _give_index(accelerator)
     settle()
     count = int(accelerator.reduce(torch.ones((), device=accelerator.device), "sum"))
     if not asked == accelerator.num_processes == count:
@@ -101,6 +102,37 @@ def start(trackers: list[str], project_dir: str, hang_timeout: timedelta = timed
             fix="Launch with a file of accelerate_configs/, and under Slurm with a script of slurm/.",
         )
     return accelerator
+
+
+def _give_index(accelerator: "Accelerator") -> None:
+    """Name the device of a single process in full: Accelerate leaves out its index, and CUDA's calls refuse that."""
+    import torch
+    from accelerate import PartialState
+
+    device = accelerator.device
+    if device.type != "cpu" and device.index is None:
+        device = torch.device(device.type, torch.accelerator.current_device_index())
+        PartialState().device = accelerator.state.device = device
+
+
+def group_timeout() -> timedelta:
+    """Return how long a collective over all ranks waits: what `start` set."""
+    from torch.distributed import distributed_c10d as groups
+
+    everybody = groups._get_default_group()
+    return everybody._get_backend(everybody._device_types[0]).options._timeout
+
+
+def share_timeout() -> None:
+    """Have every process group wait as long: what is made without a time-out, as by DeepSpeed, has its backend's.
+
+    That is ten minutes for NCCL, which then ends the process, often before the watch over ranks can say who is missing.
+    """
+    from torch.distributed import distributed_c10d as groups
+
+    timeout = group_timeout()
+    for group in groups._world.pg_map:
+        groups._set_pg_timeout(timeout, group)
 
 
 def resolve_precision(section: TrainSection) -> tuple[str, str]:

@@ -13,11 +13,30 @@ from accelerate.utils.memory import should_reduce_batch_size
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
+_CUDA_ITSELF = "CUDA error: out of memory"
+"""Of an allocation that does not go through torch's allocator of GPU memory, such as page-locked host memory."""
+_OF_LIBRARIES = re.compile(r"CUDA driver error: out of memory|Cuda failure (\d+ )?'out of memory'|CUBLAS_STATUS_ALLOC_")
+"""Of torch's segments that grow, of NCCL and of cuBLAS."""
+_LITTLE = 2**30
+"""Bytes of a GPU that CUDA and its libraries may ask for at once; with more than that free, it was not the GPU's."""
+
+
 def ran_out(error: BaseException) -> bool:
     """Whether an error says that there was too little memory, on any device."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, Exception) and should_reduce_batch_size(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    told = str(error)
+    return isinstance(error, RuntimeError) and (
+        should_reduce_batch_size(error) or _CUDA_ITSELF in told or bool(_OF_LIBRARIES.search(told))
     )
+
+
+def ran_out_of_pinned(error: BaseException, device: torch.device) -> bool:
+    """Whether it was page-locked host memory that ran out; a failure to get it does not say so itself.
+
+    It carries CUDA's own words alone, because torch's caching host allocator only passes cudaHostAlloc's error on.
+    """
+    return _CUDA_ITSELF in str(error) and device.type == "cuda" and torch.cuda.mem_get_info(device)[0] > _LITTLE
 
 
 def asked(error: BaseException) -> int:

@@ -15,6 +15,10 @@ from transformers.masking_utils import sdpa_mask
 NAME = "packed"
 """What a model's attention implementation is called while its micro-batches are packed."""
 _HALF = (torch.bfloat16, torch.float16)
+_LARGEST_HEAD, _HEAD_MULTIPLE = 256, 8
+"""Of the variable-length kernel: the largest size of a head, and of what it must be a multiple."""
+_NEEDED = {"scale", "window_size"}
+"""Arguments without which a variable-length kernel is of no use here."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,8 @@ def _within(
 ) -> Tensor:
     asked, scale = told.get("is_causal"), told.get("scaling")
     is_causal = bool(getattr(module, "is_causal", True) if asked is None else asked)
-    if _has_kernel(query, value, dropout):
+    query, key, value = _as_autocast(query, key, value)
+    if _has_kernel(query, value, dropout, _kernel()):
         return _at_once(query, key, value, documents, is_causal, scale)
     options: dict[str, Any] = {"dropout_p": dropout, "is_causal": is_causal, "scale": scale}
     if query.shape[1] != key.shape[1]:
@@ -81,41 +86,69 @@ AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def _has_kernel(query: Tensor, value: Tensor, dropout: float) -> bool:
-    """Whether torch's variable-length kernel takes this: FlashAttention-2's limits, and no dropout."""
+def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Give tensors the dtype in which autocast would have them attend.
+
+    Rotary embeddings leave queries and keys in float32 there, beside values in half precision. Of torch's functions
+    only its own scaled_dot_product_attention casts them itself.
+    """
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """Torch's variable-length attention, and what this version of it can be asked for."""
+
+    call: Any
+    groups_heads: bool
+    """Whether it takes fewer keys than queries."""
+
+
+def _has_kernel(query: Tensor, value: Tensor, dropout: float, kernel: _Kernel | None) -> bool:
+    """Whether torch's variable-length kernel takes this: FlashAttention-2's limits, and no dropout.
+
+    Source: the checks of mha_varlen_fwd and mha_varlen_bwd in torch's flash_attn/flash_api.cpp.
+    """
     return (
-        query.is_cuda
+        kernel is not None
+        and query.is_cuda
+        and query.dtype == value.dtype
         and query.dtype in _HALF
         and not dropout
-        and query.shape[-1] == value.shape[-1] <= 256
+        and query.shape[-1] == value.shape[-1] <= _LARGEST_HEAD
+        and query.shape[-1] % _HEAD_MULTIPLE == 0
         and torch.cuda.get_device_capability(query.device)[0] >= 8
-        and _kernel()[0] is not None
     )
 
 
 @cache
-def _kernel() -> tuple[Any, bool]:
-    """Return torch's variable-length kernel, None before torch 2.10, and whether it takes fewer keys than queries."""
+def _kernel() -> _Kernel | None:
+    """Return torch's variable-length kernel; None before torch 2.10, and for 2.10's own, without scale and window."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
-        return None, False
-    return varlen_attn, "enable_gqa" in inspect.signature(varlen_attn).parameters
+        return None
+    takes = inspect.signature(varlen_attn).parameters
+    return _Kernel(varlen_attn, "enable_gqa" in takes) if _NEEDED <= takes.keys() else None
 
 
 def _at_once(
     query: Tensor, key: Tensor, value: Tensor, documents: Documents, is_causal: bool, scale: float | None
 ) -> Tensor:
-    kernel, groups_heads = _kernel()
+    kernel = _kernel()
+    assert kernel is not None
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     options: dict[str, Any] = {"scale": scale, "window_size": (-1, 0) if is_causal else (-1, -1)}
     if (groups := query.shape[1] // key.shape[1]) > 1:
-        if groups_heads:
+        if kernel.groups_heads:
             options["enable_gqa"] = True
         else:
             key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
     longest, ends = max(documents.sizes), documents.boundaries
-    attended = kernel(query, key, value, ends, ends, longest, longest, **options)
+    attended = kernel.call(query, key, value, ends, ends, longest, longest, **options)
     return attended[None]
 
 

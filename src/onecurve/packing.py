@@ -1,34 +1,40 @@
 """Micro-batches without their padding: the examples end to end in one row, each seeing only itself."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from onecurve.attention_kernels import fastest_attention
 from onecurve.config import Recipe
 from onecurve.data.encoding import Split
 from onecurve.errors import ConfigError
 from onecurve.float8 import in_full_precision
 from onecurve.loss_head import whole_logits
+from onecurve.memory import ran_out
 from onecurve.packed_attention import NAME, Documents
+from onecurve.strategies.base import Strategy
+from onecurve.strategies.precision import DTYPES
 from onecurve.tasks.base import Batch, Example, Task
 
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 """The largest difference, in standard deviations of the logits, that rounding explains."""
 
 
-def pack(model: Any, recipe: Recipe, task: Task, splits: Sequence[Split], pad_id: int) -> str:
+def pack(strategy: Strategy, recipe: Recipe, precision: str, task: Task, splits: Sequence[Split], pad_id: int) -> str:
     """Have a model run its micro-batches packed, if it can and the recipe asks for it.
 
-    That it can is shown, not assumed: two training examples must get the logits that they get with padding. Every rank
-    calls this, after the strategy has taken the model over, because under ZeRO-3 a forward pass needs all ranks.
+    That it can is shown, not assumed: two training examples must get the logits that they get with padding, in the
+    precision of training, because other kernels run there; and in float32 too where the weights are, because half
+    precision hides small differences. Every rank calls this: under ZeRO-3 a forward pass needs all ranks.
 
     Args:
-        model: As it was handed to the strategy.
+        strategy: Has taken the model over.
         recipe: Its `train.packing` is off, on or auto.
+        precision: What the run computes in: no, bf16, fp16, fp8.
         task: Collates examples and knows what the model is given.
         splits: Of the data; the first is what is trained on.
         pad_id: The padding token.
@@ -42,13 +48,19 @@ def pack(model: Any, recipe: Recipe, task: Task, splits: Sequence[Split], pad_id
     asked = recipe.train.packing
     if asked == "off":
         return ""
+    model: Any = strategy.unwrapped()
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     reason = _obstacle(model, base, recipe, longest=max(int(split.lengths.max()) for split in splits))
     if not reason:
         packing = Packing(base)
+        batch = task.collate(_two_examples(splits[0]), pad_id)
+        dtypes = {parameter.dtype for parameter in model.parameters()}
         # Two passes are not worth compiling for
         with whole_logits(base), in_full_precision(base), torch.compiler.set_stance("force_eager"):
-            reason = _difference(packing, model, task, _two_examples(splits[0]), pad_id)
+            with strategy.autocast():
+                reason = _difference(packing, strategy.model, task, batch, dtypes | {DTYPES.get(precision)})
+            if not reason and precision in DTYPES and dtypes == {torch.float32}:
+                reason = _difference(packing, model, task, batch, dtypes)
         if reason:
             packing.remove()
     if reason and asked == "on":
@@ -187,20 +199,23 @@ def _two_examples(split: Split) -> list[Example]:
 
 
 @torch.no_grad()
-def _difference(packing: Packing, model: Any, task: Task, examples: list[Example], pad_id: int) -> str:
-    """Run examples packed and padded; return how their logits differ where rounding does not explain it."""
+def _difference(packing: Packing, model: Any, task: Task, batch: Batch, dtypes: Collection[Any]) -> str:
+    """Run examples packed and padded; return how their logits differ where rounding to `dtypes` does not explain it."""
     model.eval()
     device = next(model.parameters()).device
-    batch: Batch = {name: tensor.to(device) for name, tensor in task.collate(examples, pad_id).items()}
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
     kind = type(packing.base).__name__
-    try:
-        packed = task.forward(model, batch)
-    except (TypeError, ValueError, IndexError, RuntimeError) as error:
-        return f"{kind} cannot run a packed row ({str(error).splitlines()[0]})"
-    packing.enabled = False
-    padded = task.forward(model, batch)
-    packing.enabled = True
+    with fastest_attention(device):
+        try:
+            packed = task.forward(model, batch)
+        except (TypeError, ValueError, IndexError, RuntimeError) as error:
+            if ran_out(error):
+                raise
+            return f"{kind} cannot run a packed row ({str(error).splitlines()[0]})"
+        packing.enabled = False
+        padded = task.forward(model, batch)
+        packing.enabled = True
     apart = float((packed - padded).abs().max() / padded.float().std().clamp_min(1e-12))
-    if apart <= _TOLERANCE[padded.dtype]:
+    if apart <= max(_TOLERANCE[dtype] for dtype in dtypes if dtype in _TOLERANCE):
         return ""
     return f"{kind} gives packed examples other logits ({apart:.1e} standard deviations apart)"

@@ -36,6 +36,7 @@ from onecurve.checkpoint.peers import on_first_rank
 from onecurve.config import TrainSection, curve_settings
 from onecurve.data import Data
 from onecurve.data.plan import BatchPlan
+from onecurve.distributed import group_timeout
 from onecurve.errors import ConfigError, TrainingError
 from onecurve.evaluation import Best
 from onecurve.history import History
@@ -273,7 +274,7 @@ class _Group:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
-        self.group = torch.distributed.new_group(backend="gloo")
+        self.group = torch.distributed.new_group(backend="gloo", timeout=group_timeout())
 
     def gather(self, value: Any) -> list[Any]:
         values = [None] * self.world_size

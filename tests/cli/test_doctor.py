@@ -9,9 +9,13 @@ import socket
 import subprocess
 import sys
 from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from onecurve.doctor import speed
+from onecurve.doctor.devices import own_gpu
 from onecurve.doctor.findings import Patient
 from onecurve.doctor.speed import slow_ones
 from onecurve.doctor.storage import check_storage
@@ -252,6 +256,62 @@ def test_the_slow_one_is_named(seconds, named):
     world = World(0, dict(enumerate("abcd"[: len(seconds)])), asked=len(seconds))
     told = [finding.value for finding in slow_ones(world, "matrix product", seconds)]
     assert told == ([f"matrix product: {named}"] if named else [])
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Four GPUs to look at, and what is done with them, in order; numbers lie on the CPU all the same."""
+    done, randn, ones = [], torch.randn, torch.ones
+    for name, value in {
+        "is_available": lambda: True,
+        "device_count": lambda: 4,
+        "get_device_properties": lambda number: SimpleNamespace(uuid=f"GPU-{number}"),
+        "set_device": lambda number: done.append(("set", number)),
+        "synchronize": lambda: None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch, "randn", lambda *size, device: done.append(("use", device)) or randn(*size))
+    monkeypatch.setattr(torch, "ones", lambda size, device: done.append(("sum", device)) or ones(size))
+    monkeypatch.setattr(speed, "_SIZE", {"cuda": 8})
+    monkeypatch.setattr(speed, "_NUMBERS", {"cuda": 8, "cpu": 8})
+    return done
+
+
+@pytest.mark.parametrize(
+    ("variables", "own"),
+    [({"LOCAL_RANK": "3"}, 3), ({"LOCAL_RANK": "5"}, 1), ({"SLURM_LOCALID": "2"}, 2), ({}, 0)],
+)
+def test_a_rank_takes_its_own_gpu_before_it_uses_any(gpus, monkeypatch, tmp_path, variables, own):
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    (finding,) = speed.check_speed(Patient(World(0, {0: "a"}), tmp_path, []))
+    assert gpus == [("set", own), ("use", "cuda")]
+    assert own_gpu() == own
+    assert "in float32 on cuda" in finding.value
+
+
+@pytest.mark.parametrize(
+    ("owned", "device"),
+    [
+        (["GPU-0", "GPU-1"], "cuda"),
+        (["GPU-0", "GPU-0"], "cpu"),  # which NCCL refuses: duplicate GPU
+        (["GPU-0", ""], "cpu"),
+    ],
+)
+def test_ranks_add_up_over_nccl_only_where_each_has_a_gpu_to_itself(gpus, monkeypatch, tmp_path, owned, device):
+    class Ranks(World):
+        def gather(self, value):
+            return owned if isinstance(value, str) else [value] * len(owned)
+
+    backends = []
+    monkeypatch.setattr(torch.distributed, "new_group", lambda backend, timeout: backends.append(backend))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values, group: None)
+    told = [*speed.check_speed(Patient(Ranks(0, {0: "a", 1: "a"}, asked=2), tmp_path, []))]
+    assert [step for step in gpus if step[0] == "sum"] == [("sum", device)]
+    assert backends == ["nccl" if device == "cuda" else "gloo"]
+    assert told[-1].name == "sum over the ranks"
 
 
 @pytest.mark.parametrize("error", [errno.ENOLCK, None])

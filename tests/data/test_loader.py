@@ -4,13 +4,16 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
+import accelerate
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from onecurve.config import DataSection
 from onecurve.data import BatchPlan, Data, Loader
 from onecurve.data.ahead import Ahead
+from onecurve.distributed import start
 from onecurve.ranks.heartbeat import beat, last_beat
 from onecurve.tasks.text_classification import Task, TextClassificationSettings
 from tests.data.byte_level import labelled, load, write_jsonl
@@ -120,3 +123,38 @@ def test_no_random_stream_is_touched(data: Data) -> None:
     torch.manual_seed(5)
     read(made, plan_of(data), [1, 2])
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.fixture
+def single_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What `start` returns where one process has a GPU; the third of three is the current one."""
+
+    class OnGpu(accelerate.Accelerator):
+        """Accelerate's own, which here finds a CPU, with the device that it finds there: one without an index."""
+
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
+            accelerate.PartialState().device = self.state.device = torch.device("cuda")
+
+    ones = torch.ones
+    monkeypatch.setattr(accelerate, "Accelerator", OnGpu)
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: ones(*shape))  # what ranks are counted with
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 2)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield start([], "unused")
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_the_thread_begins_on_the_device_of_a_single_process(
+    data: Data, single_gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[int, str]] = []
+    monkeypatch.setattr(
+        torch._C, "_cuda_setDevice", lambda index: begun.append((index, threading.current_thread().name)), raising=False
+    )
+    made = Loader(data.train, Watched(), 0, single_gpu)
+    assert made._ahead
+    made._ahead._make = lambda name: {"input_ids": torch.tensor([len(name)])}  # without copying to a GPU
+    assert made._ahead.get(b"three", None)["input_ids"] == 5
+    assert begun == [(2, "data_0")]
+    assert single_gpu.device == accelerate.PartialState().device == torch.device("cuda", 2)

@@ -3,13 +3,18 @@
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 from torch import OutOfMemoryError
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from onecurve import memory
+from onecurve.config import load_recipe
 from onecurve.data import BatchPlan
 from onecurve.faults.fitting import _expected, _sizes
+from onecurve.faults.out_of_memory import OutOfMemory
 from tests.launching import write_recipe
 from tests.resume.curves import partings
 from tests.tiny_models import build_tiny_bert, build_tiny_llama
@@ -138,3 +143,65 @@ def test_what_ran_out_is_read_from_the_error():
     assert [memory.ran_out(error) for error in (cuda, cpu, RuntimeError("mat1 and mat2"))] == [True, True, False]
     assert [memory.asked(error) for error in (cuda, cpu, RuntimeError("x"))] == [int(2.5 * 2**30), 1234, 0]
     assert [memory.left(error) for error in (cuda, cpu)] == [int(1.5 * 2**30), 0]
+
+
+# As c10/cuda/CUDAException.cpp builds it: cudaGetErrorString's text, and hints that differ from version to version
+OF_CUDA = (
+    "CUDA error: out of memory\n"
+    "Search for `cudaErrorMemoryAllocation' in https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__TYPES.html "
+    "for more information.\n"
+    "For more detailed error information, run with CUDA_LOG_FILE=stderr\n"
+    "Device-side assertions were explicitly omitted for this error check; the error probably arose while initializing "
+    "the DSA handlers."
+)
+OF_NCCL = (
+    "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled cuda error, NCCL version 2.29.7\n"
+    "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\nCuda failure 2 'out of memory'"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (torch.AcceleratorError(OF_CUDA), True),
+        (RuntimeError(OF_CUDA), True),  # before torch 2.8
+        (RuntimeError("CUDA driver error: out of memory"), True),
+        (torch.distributed.DistBackendError(OF_NCCL), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (torch.AcceleratorError(OF_CUDA.replace("out of memory", "an illegal memory access was encountered")), False),
+        (KeyError("CUDA error: out of memory"), False),
+    ],
+)
+def test_what_cuda_and_its_libraries_say_is_known(error, is_one):
+    assert memory.ran_out(error) is is_one
+
+
+@pytest.fixture
+def on_gpu(monkeypatch, recipe):
+    """Return what is said of an error where so many bytes of a GPU are free."""
+
+    def explain(error, free, *overrides):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 * 2**30))
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        accelerator = SimpleNamespace(device=torch.device("cuda", 1), process_index=5, num_processes=8)
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=61, **sizes))
+        return OutOfMemory(load_recipe([str(recipe), *overrides])[0], model, accelerator)(error)
+
+    return explain
+
+
+def test_page_locked_memory_that_runs_out_is_told_apart_from_the_gpu_s(on_gpu):
+    told = on_gpu(torch.AcceleratorError(OF_CUDA), 30 * 2**30)
+    assert told.startswith("out of page-locked host memory on rank 5 (cuda:1): ")
+    assert "30.0 GiB is free, so a smaller micro-batch does not help" in told
+    assert "ulimit -l" in told and "fewer ranks a machine" in told
+    assert "train.micro_batch_size" not in told and "offload" not in told
+    told = on_gpu(torch.AcceleratorError(OF_CUDA), 30 * 2**30, "--train.activations", "offload")
+    assert "offloaded activations" in told and "train.activations recompute" in told
+
+
+def test_a_full_gpu_is_told_of_whoever_says_so(on_gpu):
+    for error in (torch.AcceleratorError(OF_CUDA), torch.distributed.DistBackendError(OF_NCCL)):
+        told = on_gpu(error, 20 * MEBI)
+        assert told.startswith("out of memory on rank 5 (cuda:1): more was asked for, 20.0 MiB of 80.0 GiB is free")
+        assert "What would help most: " in told

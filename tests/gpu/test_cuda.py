@@ -1,6 +1,8 @@
 """On a CUDA device: the CPU's curve, in float32 and within bf16's reach, plain and under ZeRO with one rank.
 
-Dropout is off where CPU and CUDA are compared: the two draw other numbers from the same seed.
+Dropout is off where CPU and CUDA are compared: the two draw other numbers from the same seed. bf16's tolerance is for
+the first steps, before rounding has grown: emulated on a CPU they are within 1.2e-4 of float32's, their gradient norms
+within 1.1e-3. Whether a mask is right is for the tests of attention, where attention matters more than in a tiny model.
 """
 
 import json
@@ -18,6 +20,9 @@ pytestmark = pytest.mark.gpu
 FULL: list[str] = []
 LORA = ["--peft.method", "lora", "--peft.init_lora_weights", "gaussian"]
 BF16 = ["--train.mixed_precision", "bf16"]
+PACKED, PADDED = (["--train.packing", asked] for asked in ("on", "off"))
+EARLY = 6
+"""Steps that precisions are compared over."""
 FP8, EMULATED = ["--train.mixed_precision", "fp8"], ["--train.emulate", "true"]
 
 
@@ -60,31 +65,37 @@ def curve(recipe, tmp_path_factory):
     return run
 
 
-def difference(ours, theirs):
+def difference(ours, theirs, steps=None):
+    """The largest of the losses, or a tenth of that of the gradient norms, whichever is larger; relative."""
     assert [s["sample_digest"] for s in ours] == [s["sample_digest"] for s in theirs]
-    assert ours[-1]["loss"] < 0.9 * ours[0]["loss"], "nothing trained"
-    return max(abs(a["loss"] - b["loss"]) / a["loss"] for a, b in zip(ours, theirs, strict=True))
+    assert all(run[-1]["loss"] < 0.9 * run[0]["loss"] for run in (ours, theirs)), "nothing trained"
+    pairs = list(zip(ours, theirs, strict=True))[:steps]
+    of = {name: max(abs(a[name] - b[name]) / a[name] for a, b in pairs) for name in ("loss", "grad_norm")}
+    return max(of["loss"], of["grad_norm"] / 10)
 
 
 @pytest.mark.parametrize(
     ("name", "ours", "theirs", "tolerance"),
     [
         ("cuda fp32 / cpu fp32, full", ("cpu", "python"), ("cuda", "python"), 1e-4),
-        ("cuda bf16 / cpu fp32, full", ("cpu", "python"), ("cuda", "python", *BF16), 2e-2),
-        ("cuda bf16 / cuda fp32, lora", ("cuda", "python", *LORA), ("cuda", "python", *LORA, *BF16), 2e-2),
+        ("cuda fp32, packed / cpu fp32, padded", ("cpu", "python"), ("cuda", "python", *PACKED), 1e-4),
+        ("cuda bf16 / cpu fp32, full", ("cpu", "python"), ("cuda", "python", *BF16, *PADDED), 1e-3),
+        ("cuda bf16, packed / cpu fp32, padded", ("cpu", "python"), ("cuda", "python", *BF16, *PACKED), 1e-3),
+        ("cuda bf16 / cuda fp32, lora", ("cuda", "python", *LORA), ("cuda", "python", *LORA, *BF16), 1e-3),
         ("zero1 x 1 / one process, fp32", ("cuda", "python"), ("cuda", "zero1"), 1e-5),
         ("zero2 x 1 / one process, fp32", ("cuda", "python"), ("cuda", "zero2"), 1e-5),
         ("zero3 x 1 / one process, fp32", ("cuda", "python"), ("cuda", "zero3"), 1e-5),
         ("zero3_offload x 1 / one process, fp32", ("cuda", "python"), ("cuda", "zero3_offload"), 1e-5),
-        ("zero2 x 1 / one process, bf16", ("cuda", "python", *BF16), ("cuda", "zero2", *BF16), 5e-3),
-        ("zero3 x 1 / one process, bf16", ("cuda", "python", *BF16), ("cuda", "zero3", *BF16), 5e-3),
+        ("zero2 x 1 / one process, bf16", ("cuda", "python", *BF16), ("cuda", "zero2", *BF16), 1e-4),
+        ("zero3 x 1 / one process, bf16", ("cuda", "python", *BF16), ("cuda", "zero3", *BF16), 1e-4),
         ("zero3 x 1 / one process, lora", ("cuda", "python", *LORA), ("cuda", "zero3", *LORA), 1e-5),
     ],
 )
 def test_one_curve(curve, capsys, name, ours, theirs, tolerance):
-    found = difference(curve(*ours), curve(*theirs))
+    steps = None if "bf16" not in name and "fp8" not in name else EARLY
+    found = difference(curve(*ours), curve(*theirs), steps)
     with capsys.disabled():
-        print(f"\n{name}: largest relative loss difference over 20 steps {found:.1e}")
+        print(f"\n{name}: largest relative difference over {steps or 20} steps {found:.1e}")
     assert found <= tolerance
 
 

@@ -1,4 +1,4 @@
-"""What ZeRO-3 gathers, and the order in which it sums a gradient."""
+"""What ZeRO-3 gathers, the order in which it sums a gradient, and how long DeepSpeed's groups wait."""
 
 import json
 
@@ -27,3 +27,12 @@ def test_a_gradient_is_summed_as_in_one_process(forks, tmp_path):
     for found in told(forks, tmp_path, "gradients"):
         assert len(found["nonzero"]) == 21  # embedding, head, last norm, and nine a layer
         assert found["differing"] == []
+
+
+@pytest.mark.parametrize(("how", "groups"), [("ddp", 2), ("zero2", 3), ("zero3", 3)])
+def test_every_group_waits_as_long_as_the_run_says(forks, tmp_path, how, groups):
+    """Ten minutes longer than the watch; by default NCCL gives groups ten minutes in all, and gloo thirty."""
+    ended = forks.run_script("tests.strategies.timeout_ranks", how, "7", str(tmp_path))
+    assert ended.exit_code == 0, ended.stderr[-4000:]
+    for rank in (0, 1):
+        assert json.loads((tmp_path / f"rank-{rank}.json").read_text()) == [17.0] * groups

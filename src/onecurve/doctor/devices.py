@@ -33,7 +33,7 @@ def check_devices(patient: Patient) -> Iterator[Finding]:
     else:
         yield Finding("gpu", "none: runs use the CPU")
     if not patient.world.missing:
-        yield from _check_shares(patient.world.gather(_own_device()))
+        yield from _check_shares(patient.world.gather(own_device()))
 
 
 def _gpus() -> Iterator[Finding]:
@@ -56,13 +56,16 @@ def _gpus() -> Iterator[Finding]:
     yield Finding("gpu driver", f"{_driver()}, torch built for CUDA {torch.version.cuda}")
 
 
-def _own_device() -> str:
-    """Return what tells this rank's device from the others'; empty without one."""
+def own_gpu() -> int | None:
+    """Return which of the GPUs that this rank sees is its own, as training will have it; None without any."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if not count:
-        return ""
-    local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
-    return str(torch.cuda.get_device_properties(local % count).uuid)
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))) % count if count else None
+
+
+def own_device() -> str:
+    """Return what tells this rank's GPU from all others, on other machines too; empty without one."""
+    gpu = own_gpu()
+    return "" if gpu is None else str(torch.cuda.get_device_properties(gpu).uuid)
 
 
 def _check_shares(devices: list[str]) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from time import perf_counter
 import torch
 import torch.distributed as dist
 
+from onecurve.doctor.devices import own_device, own_gpu
 from onecurve.doctor.findings import Finding, Patient
 from onecurve.doctor.world import World
 
@@ -22,7 +23,10 @@ _SLOW = 1.5
 def check_speed(patient: Patient) -> Iterator[Finding]:
     """Time a matrix product on every rank and a sum over all of them; name the slow ranks."""
     world = patient.world
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device, gpu = "cpu", own_gpu()
+    if gpu is not None:
+        torch.cuda.set_device(gpu)  # else all ranks of a machine would use its first, which NCCL refuses
+        device = "cuda"
     size = _SIZE[device]
     matrix = torch.randn(size, size, device=device)
     seconds = _best(lambda: matrix @ matrix, device)
@@ -34,7 +38,9 @@ def check_speed(patient: Patient) -> Iterator[Finding]:
     if world.missing or world.asked == 1:
         return
     yield from slow_ones(world, "matrix product", taken)
-    yield from _sum_up(world, "cuda" if all(world.gather(device == "cuda")) else "cpu")
+    owned = world.gather(own_device())
+    # NCCL takes one rank a GPU; where two share one, `check_devices` has said so
+    yield from _sum_up(world, "cuda" if all(owned) and len(set(owned)) == len(owned) else "cpu")
 
 
 def slow_ones(world: World, what: str, seconds: list[float]) -> Iterator[Finding]:

@@ -48,6 +48,8 @@ class OutOfMemory:
         """Return the message; empty where the error is another one."""
         if not memory.ran_out(error):
             return ""
+        if memory.ran_out_of_pinned(error, self.device):
+            return self._of_pinned()
         asked = memory.asked(error)
         held = self._held(asked)
         found = sorted(self._remedies(held), key=lambda remedy: -remedy[0])[:_REMEDIES_TOLD]
@@ -66,6 +68,29 @@ class OutOfMemory:
         if left := memory.left(error):
             return f"{spelt(left)} of {there} was free"
         return f"{spelt(memory.free(self.device))} of {there} is free now that it was given up"
+
+    def _of_pinned(self) -> str:
+        """Say what page-locked memory is for in this run, and that the GPU's settings do not help."""
+        host = torch.device("cpu")
+        held = self._held(0)
+        uses = [f"the copy that a checkpoint is written from (up to {spelt(held.parameters + held.moments)})"]
+        remedies = [
+            "more memory for the job (Slurm's --mem, the container's limit, ulimit -l)",
+            "fewer ranks a machine",
+        ]
+        if self.recipe.train.activations == "offload":
+            uses.append("offloaded activations")
+            remedies.append("train.activations recompute")
+        if self.offloads:
+            uses.append("what DeepSpeed offloads")
+            remedies.append("launching with accelerate_configs/zero3.yaml")
+        return (
+            f"out of page-locked host memory on rank {self.accelerator.process_index} ({self.device}): "
+            f"{spelt(memory.free(host))} of this machine's {spelt(memory.total(host))} is available, and of the GPU's "
+            f"memory {spelt(memory.free(self.device))} is free, so a smaller micro-batch does not help. Page-locked "
+            f"memory holds micro-batches on their way to the GPU, {', '.join(uses)}; torch rounds each piece up to a "
+            f"power of two. What would help: {'; '.join(remedies)}."
+        )
 
     def _held(self, asked: int) -> Held:
         parameters = list(self.model.parameters())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onecurve import memory
+from onecurve.distributed import share_timeout
 from onecurve.errors import ConfigError
 from onecurve.host import ranks_here
 from onecurve.strategies.base import Window, is_left_out, is_trained, no_gradient
@@ -91,7 +92,9 @@ class Zero:
         # Only tells the engine whether passes are accumulated (offload needs to know); `begin_pass` says when
         self.config["gradient_accumulation_steps"] = self.accelerator.gradient_accumulation_steps = num_passes
         self._size(model)
+        self.accelerator.wait_for_everyone()  # ranks that loaded at their own pace, before groups that wait less long
         self.model, _ = self.accelerator.prepare(model, optimizer)
+        share_timeout()
         self.optimizer = self.model.optimizer
         self.trained = {parameter: name for name, parameter in model.named_parameters() if is_trained(parameter)}
         for parameter in self.trained:

@@ -1,23 +1,26 @@
 """The model: loaded or drawn, its head adapted to the labels, the same weights under every strategy."""
 
 import pickle
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 
 from onecurve.activations import keep_activations
 from onecurve.adapters import add_adapter, check_adapter
 from onecurve.compilation import check_compilation, compile_layers
 from onecurve.config import Recipe
 from onecurve.distributed import computes_natively, resolve_precision
+from onecurve.drawing import draw, place
 from onecurve.errors import ConfigError
 from onecurve.float8 import check_float8, compute_in_float8
 from onecurve.loss_head import chunk_logits
+from onecurve.pretrained import Fit, read_fit
 from onecurve.quantization import quantized_loading, require_bitsandbytes, settle_quantized
 from onecurve.seeds import start_stream
 from onecurve.strategies.precision import DTYPES
@@ -79,7 +82,7 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
     options |= quantized_loading(section, auto_model, config, DTYPES.get(precision, dtype))
     if section.attn_implementation:
         options["attn_implementation"] = section.attn_implementation
-    new_modules: list[str] = []
+    fit: Fit | None = None
     try:
         if section.init == "random":
             # Outside ZeRO-3's partitioned construction, which would draw other weights from the same seed
@@ -87,7 +90,7 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
                 start_stream(recipe.seed, "weights")
                 model = auto_model.from_config(config, **options)
         else:
-            model, new_modules = _load_pretrained(recipe, auto_model, config, options)
+            model, fit = _load_pretrained(recipe, auto_model, config, options)
     except pickle.UnpicklingError:
         raise ConfigError(
             f"{section.path!r} has weights in a pickle with more than tensors, which could run anything: not loaded.",
@@ -97,6 +100,7 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
     except (OSError, ValueError, SafetensorError) as error:
         line = str(error).strip().split("\n")[0]
         raise ConfigError(f"{section.path!r} cannot be used: {line}", where="model.path") from None
+    model.new_weights = fit.describe_new() if fit else "all weights, drawn at random: model.init"
     model.config.architectures = [type(model).__name__]  # what an adapter's folder says of its base
     # transformers and PEFT then ask for the inputs' gradients, which only reentrant checkpointing needs
     model.enable_input_require_grads = lambda: None
@@ -104,7 +108,7 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
     if precision == "fp8":
         compute_in_float8(model, emulated=not computes_natively(precision))
     start_stream(recipe.seed, "adapter")
-    adapted = add_adapter(model, recipe.peft, task_type=task.peft_task_type, new_modules=new_modules)
+    adapted = add_adapter(model, recipe.peft, task_type=task.peft_task_type, new_modules=fit.new_modules if fit else [])
     del model.enable_input_require_grads
     if recipe.train.logits == "chunked":
         chunk_logits(adapted)
@@ -113,59 +117,44 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
     return adapted
 
 
-def _load_pretrained(recipe: Recipe, auto_model: Any, config: Any, options: dict[str, Any]) -> tuple[Any, list[str]]:
+def _load_pretrained(recipe: Recipe, auto_model: Any, config: Any, options: dict[str, Any]) -> tuple[Any, Fit]:
     section = recipe.model
     # A local folder by its full path: an adapter remembers where its base lies
     path = Path(section.path).expanduser()
+    from_pretrained = partial(
+        auto_model.from_pretrained,
+        str(path.resolve()) if path.is_dir() else section.path,
+        config=config,
+        revision=section.revision or "main",
+    )
+    with whole_parameters():
+        fit = read_fit(from_pretrained, section.path)
     with _partitioned_in(options["dtype"]):
-        model, found = auto_model.from_pretrained(
-            str(path.resolve()) if path.is_dir() else section.path,
-            config=config,
-            revision=section.revision or "main",
-            ignore_mismatched_sizes=True,  # a head for other labels: drawn anew below, and said
+        model, found = from_pretrained(
+            ignore_mismatched_sizes=True,  # of the head, which `read_fit` has made sure of
+            key_mapping=_set_aside(fit),
             output_loading_info=True,
             **options,
         )
+    lost = {name for name, _ in model.named_parameters() if name in found["missing_keys"]} - fit.new.keys()
+    assert not lost, f"the checkpoint gives {sorted(lost)}, which were not loaded"
     if any(hasattr(p, "ds_id") for p in model.parameters()):
         # Under ZeRO-3 transformers remembers every renaming it knows, not those this file needed, and would save
         # under names from before
         del model._weight_conversions
-    new = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
-    total = len(dict(model.named_parameters()))
-    if len(new) * 2 > total:
-        raise ConfigError(
-            f"{section.path!r} gives {total - len(new)} of the {total} tensors of a {type(model).__name__}: "
-            "these are another model's weights.",
-            where="model.path",
-        )
-    modules = sorted({name.rpartition(".")[0] for name in new})
     if section.quantization:
-        settle_quantized(model, modules)
-    for name in modules:
-        _draw(model, name, recipe.seed)
-    return model, modules
+        settle_quantized(model, fit.new_modules)
+    place(model, draw(fit.skeleton, fit.new, recipe.seed))
+    return model, fit
 
 
-def _draw(model: Any, name: str, seed: int) -> None:
-    """Draw a module's own parameters from a stream named after it: the same ones under every strategy."""
-    module = model.get_submodule(name)
-    parameters = list(module.parameters(recurse=False))
-    with _gathered(parameters):
-        for parameter in parameters:
-            parameter._is_hf_initialized = False  # transformers leaves flagged ones alone
-        start_stream(seed, "weights", name)
-        model._init_weights(module)
+def _set_aside(fit: Fit) -> dict[str, str] | None:
+    """Rename what has another shape to what the model does not have: under ZeRO-3 transformers cannot leave it out."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
 
-
-@contextmanager
-def _gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
-    if any(hasattr(p, "ds_id") for p in parameters):
-        from deepspeed.runtime.zero import GatheredParameters
-
-        with GatheredParameters(parameters, modifier_rank=0):
-            yield
-    else:
-        yield
+    if not is_deepspeed_zero3_enabled():
+        return None
+    return {f"^{re.escape(name)}$": f"of_another_shape.{name}" for name in fit.reshaped} or None
 
 
 @contextmanager

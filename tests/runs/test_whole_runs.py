@@ -81,6 +81,7 @@ def test_the_terminal_shows_the_summary_and_nothing_from_upstream(finished):
     said = finished.stdout
     for word in (
         "parameters trained",
+        "new       classifier.weight [2, 64], classifier.bias [2]: drawn at random",
         "examples a step",
         "terms of the loss",
         "«up»",

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from onecurve.adapters.fields import build_config
 from onecurve.adapters.trained_dtype import train_in_float32
 from onecurve.config import PeftSection
+from onecurve.drawing import DrawnOnCpu
 from onecurve.errors import ConfigError
 
 _HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score")}
@@ -31,7 +32,8 @@ def attach(model: PreTrainedModel, section: PeftSection, task_type: str | None, 
     _train_new_modules(config, method, new_modules)
     _check_copied(model, config, method)
     try:
-        adapted = get_peft_model(model, config)
+        with DrawnOnCpu():  # some methods draw where the base lies, which under ZeRO-3 may be a GPU and else is the CPU
+            adapted = get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise _misfit(method, model, str(error)) from error
     train_in_float32(adapted)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ def content_key(data: str, tokenizer: str, task: Task, survey: Survey, settings:
         "task": f"{type(task).__module__}.{type(task).__qualname__}",
         "encoder_version": task.encoder_version,
         "task_settings": task.settings.model_dump(mode="json"),
-        "survey": asdict(survey),
+        "survey": {"labels": survey.labels},
         "settings": settings.model_dump(include=_SETTINGS),
         "max_length": max_length,
     }

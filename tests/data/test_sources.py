@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from onecurve.config import DataSection
 from onecurve.data.rows import Broken, Located
 from onecurve.data.sources import open_source, read_rows
 from onecurve.errors import ConfigError, DataError, UserError
+from tests.data.hub_datasets import keep
 
 COLUMNS = {"text": "text", "label": "a name", "note?": "whatever"}
 ROWS = [{"text": "one", "label": "a"}, {"text": "zwei é", "label": "b"}]
@@ -355,23 +355,9 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine without network that has `org/name` in its cache, in two splits."""
     import datasets
 
-    class Name(datasets.GeneratorBasedBuilder):
-        VERSION = "0.0.0"
-
-        def _info(self) -> datasets.DatasetInfo:
-            kinds = {"body": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
-            return datasets.DatasetInfo(features=datasets.Features(kinds))
-
-        def _split_generators(self, _: Any) -> list[datasets.SplitGenerator]:
-            texts = {"train": ["one", "two", "three"], "validation": ["four"]}
-            return [datasets.SplitGenerator(name=name, gen_kwargs={"texts": each}) for name, each in texts.items()]
-
-        def _generate_examples(self, texts: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-            yield from ((n, {"body": text, "label": n if n < 2 else -1}) for n, text in enumerate(texts))
-
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
-    Name(cache_dir=str(tmp_path / "hub"), repo_id="org/name", dataset_name="name", hash="abc").download_and_prepare()
+    kinds = {"body": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    train = [{"body": text, "label": label} for text, label in (("one", 0), ("two", 1), ("three", -1))]
+    keep(tmp_path, monkeypatch, kinds, {"train": train, "validation": [{"body": "four", "label": 0}]})
     return tmp_path
 
 

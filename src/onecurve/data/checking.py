@@ -109,6 +109,8 @@ def check_splits(checkers: Mapping[str, RowChecker]) -> tuple[Survey, dict[str, 
         survey = checkers["train"].task.survey(_rows(usable))
     except BadRow as error:
         raise DataError(str(error), where="data.train") from None
+    for names in checkers["train"].source.declared_labels():
+        survey = survey.in_dataset_order(names)
     deque(usable, maxlen=0)  # a task that asks nothing has not read them
     for name, checker in checkers.items():
         if name != "train":

@@ -46,7 +46,8 @@ class Survey:
 
         `datasets` counts them too (`ClassLabel.num_classes`), and their ids stay what they are elsewhere.
         """
-        if self.order != "natural" or not self.labels or not set(self.labels) <= set(declared):
+        names = set(declared)
+        if self.order != "natural" or not self.labels or not set(self.labels) <= names or len(names) < len(declared):
             return self
         return Survey(list(declared), "dataset", [name for name in declared if name not in self.labels])
 

@@ -17,6 +17,7 @@ from onecurve.config import Recipe
 from onecurve.distributed import computes_natively, resolve_precision
 from onecurve.errors import ConfigError
 from onecurve.float8 import check_float8, compute_in_float8
+from onecurve.head import HeadRows, label_axes
 from onecurve.loss_head import chunk_logits
 from onecurve.quantization import quantized_loading, require_bitsandbytes, settle_quantized
 from onecurve.seeds import start_stream
@@ -72,6 +73,7 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
         ConfigError: The weights cannot be read or are another model's, or the adapter does not fit.
     """
     section = recipe.model
+    head = HeadRows.find(config, survey)
     config.update(task.model_config(survey))
     dtype = _dtype(recipe, precision)
     auto_model: Any = task.auto_model()
@@ -87,7 +89,7 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
                 start_stream(recipe.seed, "weights")
                 model = auto_model.from_config(config, **options)
         else:
-            model, new_modules = _load_pretrained(recipe, auto_model, config, options)
+            model, new_modules = _load_pretrained(recipe, auto_model, config, options, head)
     except pickle.UnpicklingError:
         raise ConfigError(
             f"{section.path!r} has weights in a pickle with more than tensors, which could run anything: not loaded.",
@@ -113,7 +115,9 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
     return adapted
 
 
-def _load_pretrained(recipe: Recipe, auto_model: Any, config: Any, options: dict[str, Any]) -> tuple[Any, list[str]]:
+def _load_pretrained(
+    recipe: Recipe, auto_model: Any, config: Any, options: dict[str, Any], head: HeadRows
+) -> tuple[Any, list[str]]:
     section = recipe.model
     # A local folder by its full path: an adapter remembers where its base lies
     path = Path(section.path).expanduser()
@@ -138,12 +142,40 @@ def _load_pretrained(recipe: Recipe, auto_model: Any, config: Any, options: dict
             "these are another model's weights.",
             where="model.path",
         )
+    new |= _settle_head(model, auto_model, config, head, set(found["missing_keys"]), new)
     modules = sorted({name.rpartition(".")[0] for name in new})
     if section.quantization:
         settle_quantized(model, modules)
     for name in modules:
         _draw(model, name, recipe.seed)
     return model, modules
+
+
+def _settle_head(
+    model: Any, auto_model: Any, config: Any, head: HeadRows, missing: set[str], new: set[str]
+) -> set[str]:
+    """Give each label its row of a head that was loaded; return the parameters to draw anew where nothing tells which.
+
+    `model.head_remark` says which it was.
+    """
+    outside = {name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")}
+    if not head.labels or (outside and outside <= missing):
+        return set()
+    if head.are_in_order:
+        model.head_remark = "" if new else head.remark()
+        return set()
+    with whole_parameters():
+        axes = label_axes(auto_model, config)
+    if axes.keys() <= missing:  # the checkpoint has no head
+        return set()
+    model.head_remark = head.remark()
+    if head.rows is None:
+        return set(axes)
+    for name, axis in axes.items():
+        parameter = model.get_parameter(name)
+        with _gathered([parameter]), torch.no_grad():
+            parameter.copy_(parameter.index_select(axis, torch.tensor(head.rows, device=parameter.device)))
+    return set()
 
 
 def _draw(model: Any, name: str, seed: int) -> None:

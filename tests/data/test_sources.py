@@ -312,12 +312,6 @@ def test_a_bad_csv_row_is_found_and_the_next_is_read(tmp_path: Path, line: bytes
     assert rows_of([last]) == [{"text": "last", "label": "z"}]
 
 
-def test_a_quote_that_never_closes_does_not_swallow_the_file_in_silence(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text('text,label\none,a\n"two,b\nthree,c\n')
-    assert read(path)[1:] == [Broken(f"{path}, line 3", "its quotes do not match: unexpected end of data.")]
-
-
 def test_undecodable_headers_json_and_text_are_told(tmp_path: Path) -> None:
     for name, content in (("a.csv", b"te\xffxt,label\nx,a\n"), ("a.json", b'[\n{"text": "\xff"}]')):
         (tmp_path / name).write_bytes(content)

@@ -11,7 +11,7 @@ from onecurve.tasks.base import Survey, Task
 
 _LAYOUT = 1
 """Raised whenever what is stored, or how, changes."""
-_SETTINGS = {"columns", "encoding", "format", "header", "on_bad_row", "on_long", "sample_by"}
+_SETTINGS = {"columns", "encoding", "format", "header", "on_bad_row", "on_long", "quoting", "sample_by"}
 _UNTOLD = {"is_local", "local_files_only", "name_or_path", "padding", "truncation"}
 """What a saved tokenizer says of where it came from and of its latest call; neither changes what we encode."""
 

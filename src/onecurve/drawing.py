@@ -69,6 +69,15 @@ def place(model: nn.Module, values: dict[str, Tensor]) -> None:
             parameter.copy_(values[name])
 
 
+@torch.no_grad()
+def reorder(model: nn.Module, axes: dict[str, int], order: list[int]) -> None:
+    """Put the rows of parameters into another order: row i becomes what row `order[i]` was, along each one's axis."""
+    parameters = {name: model.get_parameter(name) for name in axes}
+    with _gathered(list(parameters.values())):
+        for name, parameter in parameters.items():
+            parameter.copy_(parameter.index_select(axes[name], torch.tensor(order, device=parameter.device)))
+
+
 @contextmanager
 def _gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
     if any(hasattr(p, "ds_id") for p in parameters):

@@ -29,6 +29,10 @@ class DataError(UserError):
     """A data file or row that cannot be trained on."""
 
 
+class BadRow(ValueError):
+    """A row that the task cannot use; the message says why. File and row are added by whoever read it."""
+
+
 class LaunchError(UserError):
     """An environment that is not the one asked for: world, device, missing package, unwritable directory."""
 

@@ -32,7 +32,9 @@ def stage(checked: Checked) -> Iterator[str]:
     if section.tokenizer:
         yield _fetch("tokenizer", section.tokenizer, section.revision, weights=False)
     reading = Reading(section, recipe.data.max_length, virtual_tokens(recipe.peft))
-    data = load_data(recipe.data, checked.task, lambda: reading.tokenizer, lambda _: reading.max_length)
+    data = load_data(
+        recipe.data, checked.task, lambda: reading.tokenizer, lambda _: reading.max_length, lambda: reading.labels
+    )
     yield from _examples(data, cache_root(recipe.data.cache_dir))
 
 

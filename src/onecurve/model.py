@@ -16,9 +16,10 @@ from onecurve.adapters import add_adapter, check_adapter
 from onecurve.compilation import check_compilation, compile_layers
 from onecurve.config import Recipe
 from onecurve.distributed import computes_natively, resolve_precision
-from onecurve.drawing import draw, place
+from onecurve.drawing import draw, place, reorder
 from onecurve.errors import ConfigError
 from onecurve.float8 import check_float8, compute_in_float8
+from onecurve.head import HeadRows, settle_head
 from onecurve.loss_head import chunk_logits
 from onecurve.pretrained import Fit, read_fit
 from onecurve.quantization import quantized_loading, require_bitsandbytes, settle_quantized
@@ -75,6 +76,7 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
         ConfigError: The weights cannot be read or are another model's, or the adapter does not fit.
     """
     section = recipe.model
+    head = HeadRows.find(config, survey)
     config.update(task.model_config(survey))
     dtype = _dtype(recipe, precision)
     auto_model: Any = task.auto_model()
@@ -90,7 +92,7 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
                 start_stream(recipe.seed, "weights")
                 model = auto_model.from_config(config, **options)
         else:
-            model, fit = _load_pretrained(recipe, auto_model, config, options)
+            model, fit = _load_pretrained(recipe, auto_model, config, options, head)
     except pickle.UnpicklingError:
         raise ConfigError(
             f"{section.path!r} has weights in a pickle with more than tensors, which could run anything: not loaded.",
@@ -117,7 +119,9 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
     return adapted
 
 
-def _load_pretrained(recipe: Recipe, auto_model: Any, config: Any, options: dict[str, Any]) -> tuple[Any, Fit]:
+def _load_pretrained(
+    recipe: Recipe, auto_model: Any, config: Any, options: dict[str, Any], head: HeadRows
+) -> tuple[Any, Fit]:
     section = recipe.model
     # A local folder by its full path: an adapter remembers where its base lies
     path = Path(section.path).expanduser()
@@ -128,7 +132,7 @@ def _load_pretrained(recipe: Recipe, auto_model: Any, config: Any, options: dict
         revision=section.revision or "main",
     )
     with whole_parameters():
-        fit = read_fit(from_pretrained, section.path)
+        fit, axes, remark = settle_head(read_fit(from_pretrained, section.path), head, auto_model, config)
     with _partitioned_in(options["dtype"]):
         model, found = from_pretrained(
             ignore_mismatched_sizes=True,  # of the head, which `read_fit` has made sure of
@@ -145,6 +149,9 @@ def _load_pretrained(recipe: Recipe, auto_model: Any, config: Any, options: dict
     if section.quantization:
         settle_quantized(model, fit.new_modules)
     place(model, draw(fit.skeleton, fit.new, recipe.seed))
+    model.head_remark = remark
+    if axes:
+        reorder(model, axes, head.rows or [])
     return model, fit
 
 

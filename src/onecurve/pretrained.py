@@ -1,8 +1,8 @@
 """How a checkpoint fits a model, told from the names and shapes in its files before any weights are read."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -38,6 +38,11 @@ class Fit:
     def new_modules(self) -> list[str]:
         """The modules that own the new parameters."""
         return sorted({name.rpartition(".")[0] for name in self.new})
+
+    def drawing(self, names: Iterable[str]) -> "Fit":
+        """Return it with more parameters to draw, though the checkpoint gives them."""
+        shapes = {name: tuple(self.skeleton.get_parameter(name).shape) for name in names}
+        return replace(self, new=self.new | shapes)
 
     def describe_new(self) -> str:
         """Name what is drawn; empty where nothing is."""

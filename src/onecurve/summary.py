@@ -1,14 +1,16 @@
 """What a user should know of a run before step 1, and what a model's reader should know after it."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from onecurve.config import Recipe
 from onecurve.data.encoding import Data, Split
 from onecurve.data.plan import BatchPlan, num_passes
 from onecurve.float8 import describe_float8
+from onecurve.head import shown
 from onecurve.host import describe_threads
 from onecurve.quantization import num_weights
-from onecurve.tasks.base import Task
+from onecurve.tasks.base import Survey, Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -39,6 +41,7 @@ def describe_run(
         *filter(None, [describe_float8(model)]),
         f"threads   {describe_threads()}",
         *(["compile   layers: the first passes of each kind take up to minutes"] if recipe.train.compile else []),
+        *_describe_labels(data.survey, getattr(model, "head_remark", "")),
         *map(_describe_split, data.splits),
         f"columns   {_describe_columns(data.splits)}",
         f"items     {int(train.num_items.sum()):,} terms of the loss from {int(train.lengths.sum()):,} tokens "
@@ -47,6 +50,22 @@ def describe_run(
         "example   " + task.describe(train[0], data.survey, tokenizer).rstrip().replace("\n", "\n          "),
     ]
     return "\n".join(lines)
+
+
+_ORDERS = {
+    "natural": "numbers by value, else A to Z",
+    "dataset": "in the dataset's order",
+    "model": "in the model's order",
+    "recipe": "in the order of task.labels",
+}
+
+
+def _describe_labels(survey: Survey, head: str) -> Iterator[str]:
+    if survey.labels:
+        unseen = f"; no training row has {shown(survey.unseen)}" if survey.unseen else ""
+        yield f"labels    {len(survey.labels)}, {_ORDERS[survey.order]}: {shown(survey.labels)}{unseen}"
+    if head:
+        yield f"head      {head}"
 
 
 def _describe_split(split: Split) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from onecurve.config import ModelSection
 from onecurve.errors import ConfigError
 from onecurve.hub import reachable
+from onecurve.labels import model_labels
 
 _SET_TOKENIZER = "Set model.tokenizer to where it lies."
 _CONVERT = (
@@ -38,6 +39,11 @@ class Reading:
                 fix="Take the tokenizer that belongs to the model.",
             )
         return config
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """The labels that the model's config names, in the order of its head's rows; none where weights are drawn."""
+        return model_labels(self.config) if self.section.init == "pretrained" else []
 
     @cached_property
     def tokenizer(self) -> Any:

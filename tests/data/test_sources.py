@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from onecurve.data.rows import Broken, Located
 from onecurve.data.sources import open_source, read_rows
 from onecurve.errors import ConfigError, DataError, UserError
 from onecurve.tasks.sft import Task as Sft
+from tests.data.hub_datasets import keep
 
 COLUMNS = {"text": "text", "label": "a name", "note?": "whatever"}
 ROWS = [{"text": "one", "label": "a"}, {"text": "zwei é", "label": "b"}]
@@ -400,12 +400,6 @@ def test_a_bad_csv_row_is_found_and_the_next_is_read(tmp_path: Path, line: bytes
     assert rows_of([last]) == [{"text": "last", "label": "z"}]
 
 
-def test_a_quote_that_never_closes_does_not_swallow_the_file_in_silence(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text('text,label\none,a\n"two,b\nthree,c\n')
-    assert read(path)[1:] == [Broken(f"{path}, line 3", "its quotes do not match: unexpected end of data.")]
-
-
 def test_undecodable_headers_json_and_text_are_told(tmp_path: Path) -> None:
     for name, content in (("a.csv", b"te\xffxt,label\nx,a\n"), ("a.json", b'[\n{"text": "\xff"}]')):
         (tmp_path / name).write_bytes(content)
@@ -443,23 +437,9 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine without network that has `org/name` in its cache, in two splits."""
     import datasets
 
-    class Name(datasets.GeneratorBasedBuilder):
-        VERSION = "0.0.0"
-
-        def _info(self) -> datasets.DatasetInfo:
-            kinds = {"body": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
-            return datasets.DatasetInfo(features=datasets.Features(kinds))
-
-        def _split_generators(self, _: Any) -> list[datasets.SplitGenerator]:
-            texts = {"train": ["one", "two", "three"], "validation": ["four"]}
-            return [datasets.SplitGenerator(name=name, gen_kwargs={"texts": each}) for name, each in texts.items()]
-
-        def _generate_examples(self, texts: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-            yield from ((n, {"body": text, "label": n if n < 2 else -1}) for n, text in enumerate(texts))
-
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
-    Name(cache_dir=str(tmp_path / "hub"), repo_id="org/name", dataset_name="name", hash="abc").download_and_prepare()
+    kinds = {"body": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    train = [{"body": text, "label": label} for text, label in (("one", 0), ("two", 1), ("three", -1))]
+    keep(tmp_path, monkeypatch, kinds, {"train": train, "validation": [{"body": "four", "label": 0}]})
     return tmp_path
 
 

@@ -36,6 +36,8 @@ def _rows(*labels: Any) -> list[dict[str, Any]]:
         ([1, -1, "0"], ["-1", "0", "1"]),
         ([True, False], ["false", "true"]),
         (["10", "9", "x"], ["10", "9", "x"]),
+        ([1.0, 0, "10.0"], ["0", "1", "10"]),  # pandas' integers beside missing values, in JSON and in CSV
+        (["v1.0", "1.05", "1."], ["1.", "1.05", "v1.0"]),
     ],
 )
 def test_labels_are_learnt_numbers_by_value_and_else_from_a_to_z(labels: list[Any], names: list[str]) -> None:
@@ -84,6 +86,82 @@ def test_several_labels_become_a_vector(value: Any, target: list[int], tokenizer
     assert example["labels"] == target and example["num_items"] == 3
 
 
+VECTORS = [
+    [[1, 0], [0, 1]],
+    [[1, 0], [0, 1], [0, 1], []],
+    [[0.0, 1.0], [1.0, 0.0]],
+    [[True, False], [False, True]],
+    [[1], [0]],
+    [(1, 0), (0, 1)],
+    ["1,0", "0,1"],
+    ["1.0, 0.0", "0.0, 1.0"],
+    ["[1, 0]", "[0, 1]"],
+    ["1", "0"],
+]
+
+
+@pytest.mark.parametrize("labels", VECTORS)
+def test_what_may_be_a_vector_is_not_taken_for_the_names_0_and_1(labels: list[Any]) -> None:
+    rows = _rows(*labels)
+    for row in rows:
+        _task(MULTI).check(row)
+    with pytest.raises(DataError, match=r"data\.train: each label is \d zeros and ones .* Set task\.labels to \d name"):
+        _task(MULTI).survey(rows)
+
+
+@pytest.mark.parametrize("labels", VECTORS)
+def test_a_vector_is_read_by_the_labels_of_the_recipe(labels: list[Any], tokenizer: Any) -> None:
+    names = ["spam", "toxic"] if len(_parts(labels[0])) == 2 else ["spam"]
+    task, rows = _task(MULTI, labels=names), _rows(*labels)
+    for row in rows:
+        task.check(row)
+    survey = task.survey(rows)
+    assert survey.labels == names
+    for row in rows:
+        (example,) = task.encode(row, survey, tokenizer, 64, truncate=True)
+        assert example["labels"] == ([int(float(part)) for part in _parts(row["label"])] or [0, 0])
+
+
+def _parts(value: Any) -> list[Any]:
+    return value.strip("[]").split(",") if isinstance(value, str) else list(value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ([[0], [1, 3]], ["0", "1", "3"]),
+        ([[0], [1], [0, 1], []], ["0", "1"]),
+        ([[0.0], [2.0]], ["0", "2"]),
+        ([["0"], ["1"]], ["0", "1"]),
+        (['["0", "1"]', '["1"]'], ["0", "1"]),
+        (["['a', 'b']", "[]"], ["a", "b"]),
+        (["0", "1,3"], ["0", "1", "3"]),
+    ],
+)
+def test_names_that_are_numbers_are_names_where_they_can_be_no_vector(labels: list[Any], names: list[str]) -> None:
+    for row in _rows(*labels):
+        _task(MULTI).check(row)
+    assert _task(MULTI).survey(_rows(*labels)).labels == names
+
+
+def test_the_recipe_says_that_zero_and_one_are_names() -> None:
+    task = _task(MULTI, labels=[0, 1])
+    assert [task._problem.names(value) for value in ([0], [1], [], ["0", "1"])] == [["0"], ["1"], [], ["0", "1"]]
+    assert task._problem.names([1, 1]) == ["0", "1"]
+    with pytest.raises(BadRow, match=r"label \[0, 1\] may be the names 0 and 1 or a vector"):
+        task.check(*_rows([0, 1]))
+
+
+def test_a_vector_of_another_length_is_named() -> None:
+    with pytest.raises(BadRow, match=r"vector of 4 zeros and ones, and task\.labels has 3 names"):
+        _task(MULTI, labels=["a", "b", "c"]).check(*_rows([1, 0, 0, 0]))
+
+
+def test_labels_of_the_recipe_that_no_row_has_are_known() -> None:
+    assert _task(labels=["no", "yes", 3]).survey(_rows("yes")).unseen == ["no", "3"]
+    assert _task(MULTI, labels=["a", "b"]).survey(_rows([0, 1], [0, 0])).unseen == ["a"]
+
+
 def test_names_may_be_separated_by_anything() -> None:
     assert _task(MULTI, label_separator="|").survey(_rows("a|b, c", "b, c")).labels == ["a", "b, c"]
 
@@ -105,11 +183,15 @@ def test_a_number_may_be_text(value: Any, target: float, tokenizer: Any) -> None
         ("single_label_classification", {"text": "a", "text_pair": " ", "label": 1}, "text_pair is empty"),
         ("single_label_classification", {"text": "a"}, "label is missing"),
         ("single_label_classification", {"text": "a", "label": ""}, "name is empty"),
-        ("single_label_classification", {"text": "a", "label": 1.0}, r"whole number; got 1.0 \(float\)"),
+        ("single_label_classification", {"text": "a", "label": 1.5}, r"got 1.5 \(float\); .*problem_type: regression"),
+        ("single_label_classification", {"text": "a", "label": float("nan")}, r"whole number; got nan \(float\)"),
         ("single_label_classification", {"text": "a", "label": ["x"]}, r"got \['x'\] \(list\)"),
         (MULTI, {"text": "a", "label": 3}, r"must be a list of names.*got 3 \(int\)"),
-        (MULTI, {"text": "a", "label": [0, 1, 0]}, "not a 0/1 vector"),
-        (MULTI, {"text": "a", "label": [0.0, 1.0]}, r"got 0.0 \(float\)"),
+        (MULTI, {"text": "a", "label": [0, 1, 0]}, "vector of 3 zeros and ones, and task.labels is not set"),
+        (MULTI, {"text": "a", "label": "1,0,0"}, "vector of 3 zeros and ones, and task.labels is not set"),
+        (MULTI, {"text": "a", "label": [0.0, 0.5]}, r"got 0.5 \(float\)"),
+        (MULTI, {"text": "a", "label": ["x", "x"]}, "a name twice"),
+        (MULTI, {"text": "a", "label": "[1 0 0]"}, r"looks like a list but is not JSON: '\[1 0 0\]'"),
         (MULTI, {"text": "a", "label": "x,,y"}, "name is empty"),
         (NUMBER, {"text": "a", "label": "high"}, r"finite number; got 'high' \(str\)"),
         (NUMBER, {"text": "a", "label": "nan"}, "finite number"),

@@ -64,6 +64,9 @@ class DataSection(Section):
     """Of text files."""
     header: bool = True
     """Whether the first row of CSV and TSV names the columns."""
+    quoting: Literal["auto", "minimal", "none"] = "auto"
+    """Quotes in CSV and TSV: minimal, they enclose fields; none, they are plain characters, as in GLUE; auto, minimal
+    but for a TSV in which some quotes enclose nothing."""
     sample_by: Literal["document", "paragraph", "line"] = "document"
     """What one row of plain text is."""
     hub_config: str | None = None

@@ -1,8 +1,9 @@
 """Which rows a task can use: every one checked, counted or refused before anything is encoded."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 from onecurve.data.rows import Broken, Located
 from onecurve.data.sources import Source
@@ -10,6 +11,8 @@ from onecurve.errors import DataError
 from onecurve.tasks.base import BadRow, Row, Survey, Task
 
 _PLACES_KEPT = 5
+_ROWS_LOOKED_AT = 10_000
+"""How far to look for a row that can be used, before skipping those that cannot is no advice."""
 
 
 @dataclass
@@ -60,11 +63,13 @@ class RowChecker:
         Raises:
             DataError: A broken row that must not be skipped, or nothing usable at all.
         """
-        for found in self.source.rows():
+        rows = self.source.rows()
+        for found in rows:
             report.rows += 1
-            bad = found if isinstance(found, Broken) else self._fault(found, survey)
+            bad = self._fault(found, survey)
             if bad is not None:
-                self.refuse(bad, report)
+                helps = self.skips or report.rows > 1 or self._any_usable(islice(rows, _ROWS_LOOKED_AT), survey)
+                self.refuse(bad, report, skipping_helps=helps)
             elif isinstance(found, Located):
                 yield found
         if not report.rows:
@@ -75,16 +80,22 @@ class RowChecker:
                 where=self.source.key,
             )
 
-    def refuse(self, bad: Broken, report: Report) -> None:
+    def refuse(self, bad: Broken, report: Report, skipping_helps: bool = True) -> None:
         """Count a broken row, or raise `DataError` for it."""
         reason = bad.reason if bad.reason.endswith((".", "?", "!")) else f"{bad.reason}."
         if not self.skips:
-            raise DataError(reason, where=bad.place, fix="(data.on_bad_row: skip would leave such rows out.)")
+            advice = "(data.on_bad_row: skip would leave such rows out.)" if skipping_helps else ""
+            raise DataError(reason, where=bad.place, fix=advice)
         report.skipped += 1
         if len(report.skipped_places) < _PLACES_KEPT:
             report.skipped_places.append(f"{bad.place}: {reason}")
 
-    def _fault(self, found: Located, survey: Survey | None) -> Broken | None:
+    def _any_usable(self, rows: Iterable[Located | Broken], survey: Survey | None) -> bool:
+        return any(self._fault(found, survey) is None for found in rows)
+
+    def _fault(self, found: Located | Broken, survey: Survey | None) -> Broken | None:
+        if isinstance(found, Broken):
+            return found
         try:
             self.task.check(found.row)
             if survey is not None:
@@ -110,6 +121,8 @@ def check_splits(checkers: Mapping[str, RowChecker]) -> tuple[Survey, dict[str, 
         survey = checkers["train"].task.survey(usable)
     except BadRow as error:
         raise DataError(str(error), where="data.train") from None
+    for names in checkers["train"].source.declared_labels():
+        survey = survey.in_dataset_order(names)
     deque(usable, maxlen=0)  # a task that asks nothing has not read them
     for name, checker in checkers.items():
         if name != "train":

@@ -81,7 +81,11 @@ class Data:
 
 
 def load_data(
-    settings: DataSection, task: Task, tokenizer: Callable[[], Any], max_length: Callable[[Any], int]
+    settings: DataSection,
+    task: Task,
+    tokenizer: Callable[[], Any],
+    max_length: Callable[[Any], int],
+    known_labels: Callable[[], Sequence[str]] = list,
 ) -> Data:
     """Check every row of every split, then read its examples from the cache or encode them.
 
@@ -90,6 +94,7 @@ def load_data(
         task: Knows what a row must hold and how it is encoded.
         tokenizer: Loads the tokenizer; called once every row is known to be good.
         max_length: How many tokens an example may have, given the tokenizer.
+        known_labels: The labels that the model's config names, by id; asked for once every row is known to be good.
 
     Raises:
         UserError: A setting, file, row or label that cannot be meant; a cache that cannot be written.
@@ -105,6 +110,7 @@ def load_data(
     stamps = {name: checker.source.stamp() for name, checker in checkers.items()}
     survey, reports, samples = check_splits(checkers)
     loaded = tokenizer()
+    survey = survey.in_model_order(known_labels())
     encoder = _Encoder(task, survey, loaded, max_length(loaded), settings.on_long, settings.on_bad_row)
     tokenizer_hash = tokenizer_digest(loaded)  # before any call: a tokenizer remembers its latest one
     splits, keys, hits = {}, {}, []

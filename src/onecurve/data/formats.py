@@ -1,7 +1,6 @@
 """File formats: how each one yields its rows and the line or row they stand on."""
 
 import codecs
-import csv
 import gzip
 import json
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from onecurve.config import DataSection
+from onecurve.data.delimited import Split, are_quoted, split_literally, split_quoted
 from onecurve.data.rows import Broken, Columns, Located
 from onecurve.errors import ConfigError, DataError
 
@@ -35,7 +35,6 @@ _MARK = "\udcff"
 codecs.register_error("onecurve.mark", lambda error: (_MARK, error.end))  # type: ignore[attr-defined]
 
 _PARQUET_ROWS = 1024
-_MAX_FIELD = 2**31 - 1  # the csv module's own limit is 128 KiB, less than a long document
 
 
 def format_of(path: Path) -> str | None:
@@ -109,59 +108,54 @@ def read_csv(path: Path, settings: DataSection, columns: Columns) -> Records:
 
 
 def read_tsv(path: Path, settings: DataSection, columns: Columns) -> Records:
-    """Yield the rows of tab-separated values, quoted as in CSV: so do spreadsheets and pandas write them."""
+    """Yield the rows of tab-separated values, with quotes as in CSV (spreadsheets, pandas) or as characters (GLUE)."""
     return _read_delimited(path, settings, columns, "\t")
 
 
 def _read_delimited(path: Path, settings: DataSection, columns: Columns, delimiter: str) -> Records:
     optional = [name for name in columns.wanted if columns.is_optional(name)]
+    is_quoted = settings.quoting == "minimal"
+    if settings.quoting == "auto":
+        with _open_text(path, settings.encoding, newline="") as file:
+            is_quoted = delimiter == "," or are_quoted(file, delimiter, path)
     with _open_text(path, settings.encoding, newline="") as file:
-        records = _split_fields(file, delimiter, settings.encoding)
-        names: list[str] | None = _header(path, next(records, None), columns) if settings.header else None
-        for place, fields in records:
-            if isinstance(fields, str):
-                yield Broken(place, fields)
-                continue
-            names = names or [str(position) for position in range(len(fields))]
-            if len(fields) != len(names):
-                first = "header" if settings.header else "first row"
-                yield Broken(place, f"has {len(fields)} fields where the {first} has {len(names)}.")
+        if is_quoted:
+            rows = split_quoted(file, delimiter, path, trusts_quotes=settings.quoting == "minimal")
+        else:
+            rows = split_literally(file, delimiter)
+        filled = (row for row in rows if row.fields or row.fault)  # a blank line has none
+        names: list[str] | None = _header(path, next(filled, None), columns, settings) if settings.header else None
+        for row in filled:
+            names = names or [str(position) for position in range(len(row.fields))]
+            if fault := _fault(row, len(names), settings, is_quoted):
+                yield Broken(f"line {row.line}", fault)
             else:
-                row: dict[str, str | None] = dict(zip(names, fields, strict=True))
+                record: dict[str, str | None] = dict(zip(names, row.fields, strict=True))
                 # CSV cannot tell an empty value from none; where there may be none, that is what it means
-                row.update({name: None for name in optional if row.get(name) == ""})
-                yield Located(place, row)
+                record.update({name: None for name in optional if record.get(name) == ""})
+                yield Located(f"line {row.line}", record)
 
 
-def _split_fields(file: IO[str], delimiter: str, encoding: str) -> Iterator[tuple[str, list[str] | str]]:
-    """Yield the line a row begins on with its fields, or with what is wrong with it."""
-    csv.field_size_limit(_MAX_FIELD)
-    reader = csv.reader(file, delimiter=delimiter, strict=True)  # not strict, an open quote swallows the rest
-    while True:
-        place = f"line {reader.line_num + 1}"
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield place, f"its quotes do not match: {error}."
-            continue
-        if any(_MARK in field for field in fields):
-            yield place, _undecodable(encoding)
-        elif fields:  # a blank line has none
-            yield place, fields
+def _fault(row: Split, width: int, settings: DataSection, is_quoted: bool) -> str:
+    if row.fault or any(_MARK in field for field in row.fields):
+        return row.fault or _undecodable(settings.encoding)
+    if len(row.fields) == width:
+        return ""
+    fault = f"has {len(row.fields)} fields where the {'header' if settings.header else 'first row'} has {width}."
+    if not is_quoted and settings.quoting == "auto" and any('"' in field for field in row.fields):
+        fault += " Quotes are plain characters here; data.quoting: minimal reads them as CSV does."
+    return fault
 
 
-def _header(path: Path, record: tuple[str, list[str] | str] | None, columns: Columns) -> list[str] | None:
-    if record is None:
+def _header(path: Path, row: Split | None, columns: Columns, settings: DataSection) -> list[str] | None:
+    if row is None:
         return None
-    place, names = record
-    if isinstance(names, str):
-        raise DataError(names, where=f"{path}, {place}")
+    if fault := _fault(row, len(row.fields), settings, is_quoted=True):
+        raise DataError(fault, where=f"{path}, line {row.line}")
     for name in columns.wanted:
-        if names.count(name) > 1:
-            raise DataError(f"the header names the column '{name}' twice.", where=f"{path}, {place}")
-    return names
+        if row.fields.count(name) > 1:
+            raise DataError(f"the header names the column '{name}' twice.", where=f"{path}, line {row.line}")
+    return row.fields
 
 
 def read_text(path: Path, settings: DataSection, columns: Columns) -> Records:

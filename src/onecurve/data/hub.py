@@ -7,6 +7,7 @@ from typing import Any
 from onecurve.data.rows import Broken, Columns, Located
 from onecurve.errors import DataError
 from onecurve.hub import reachable
+from onecurve.labels import label_name
 
 
 @dataclass(frozen=True)
@@ -18,19 +19,22 @@ class HubSplit:
     """A map-style `datasets.Dataset`."""
 
     def records(self, columns: Columns) -> Iterator[Located | Broken]:
-        """Yield every row; a class label is given by its name, and none (-1 upstream) as no value."""
-        from datasets import ClassLabel
-
+        """Yield every row; class labels are given by name at any depth, and none (-1 upstream) as no value."""
         selected = self.dataset.select_columns(columns.select(self.dataset.column_names))
-        classes = {name: kind.names for name, kind in selected.features.items() if isinstance(kind, ClassLabel)}
+        named = {name: kind for name, kind in selected.features.items() if any(_classes(kind))}
         for number, row in enumerate(selected, 1):
-            for name, names in classes.items():
-                row[name] = names[row[name]] if row[name] is not None and row[name] >= 0 else None
+            for name, kind in named.items():
+                row[name] = _by_name(row[name], kind)
             yield Located(f"row {number}", row)
 
     def columns(self) -> list[str]:
         """Return all columns, of which the records hold only some."""
         return list(self.dataset.column_names)
+
+    def declared_labels(self, columns: Columns) -> list[list[str]]:
+        """Return the names of every class label in the columns that a task reads, by id."""
+        kinds = [self.dataset.features.get(name) for name in columns.wanted]
+        return [[label_name(name) for name in names] for kind in kinds for names in _classes(kind)]
 
     def digest(self) -> str:
         """Return what tells this data from other data: repository, configuration, commit and split."""
@@ -39,6 +43,38 @@ class HubSplit:
     def stamp(self) -> str:
         """Return what changes when the data does: nothing, a hub split is pinned once loaded."""
         return self.digest()
+
+
+def _classes(kind: Any) -> Iterator[list[str]]:
+    """Yield the names of every `ClassLabel` in a feature: itself, in a list, or in a struct."""
+    from datasets import ClassLabel
+
+    if isinstance(kind, ClassLabel):
+        yield kind.names
+    elif isinstance(kind, dict):
+        for part in kind.values():
+            yield from _classes(part)
+    elif (inner := _inner(kind)) is not None:
+        yield from _classes(inner)
+
+
+def _inner(kind: Any) -> Any:
+    """Return the feature of a list's items; None for what is no list."""
+    return kind[0] if isinstance(kind, list) else getattr(kind, "feature", None)
+
+
+def _by_name(value: Any, kind: Any) -> Any:
+    from datasets import ClassLabel
+
+    if value is None:
+        return None
+    if isinstance(kind, ClassLabel):
+        return kind.names[value] if value >= 0 else None
+    if isinstance(kind, dict):
+        return {name: _by_name(part, kind[name]) for name, part in value.items()}
+    if (inner := _inner(kind)) is not None:
+        return [_by_name(part, inner) for part in value]
+    return value
 
 
 def load_hub_split(key: str, name: str, split: str, config: str | None) -> HubSplit:

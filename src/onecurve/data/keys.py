@@ -4,7 +4,6 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from onecurve.tasks.base import BadRow, Example, Row, Survey, Task
 
 _LAYOUT = 1
 """Raised whenever what is stored, or how, changes."""
-_SETTINGS = {"columns", "encoding", "format", "header", "on_bad_row", "on_long", "sample_by"}
+_SETTINGS = {"columns", "encoding", "format", "header", "on_bad_row", "on_long", "quoting", "sample_by"}
 _UNTOLD = {"is_local", "local_files_only", "name_or_path", "padding", "truncation"}
 """What a saved tokenizer says of where it came from and of its latest call; neither changes what we encode."""
 _SAMPLE_TEXT, _SAMPLE_SIZE = 10_000, 100_000
@@ -43,7 +42,7 @@ def content_key(
         "task": f"{type(task).__module__}.{type(task).__qualname__}",
         "encoder_version": task.encoder_version,
         "task_settings": task.settings.model_dump(mode="json"),
-        "survey": asdict(survey),
+        "survey": {"labels": survey.labels},
         "settings": settings.model_dump(include=_SETTINGS),
         "max_length": max_length,
     }

@@ -112,6 +112,11 @@ class Source:
         others = [name for name in part.columns() if name not in self.columns.wanted]
         self.use.note(dict.fromkeys(others, True), self.columns)
 
+    def declared_labels(self) -> list[list[str]]:
+        """Return the label names that a hub dataset declares for a column, by id; no file does."""
+        hub = (part for part in self.parts if isinstance(part, HubSplit))
+        return [names for part in hub for names in part.declared_labels(self.columns)]
+
     def digest(self) -> str:
         """Return a hash of the data's content and order; where it lies does not count."""
         return hashlib.blake2b(" ".join(part.digest() for part in self.parts).encode(), digest_size=16).hexdigest()

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
+
+from onecurve.errors import BadRow as BadRow
+from onecurve.labels import rows_by_name
 
 if TYPE_CHECKING:  # the heavy imports wait until a recipe is known to be good
     from torch import Tensor, nn
@@ -20,10 +23,6 @@ Batch = dict[str, "Tensor"]
 """One micro-batch; every tensor's first dimension is the example."""
 
 
-class BadRow(ValueError):
-    """A row that the task cannot use; the message says why. File and row are added by whoever read it."""
-
-
 class Settings(BaseModel):
     """A task's own settings: the keys beside `task.name`."""
 
@@ -36,6 +35,29 @@ class Survey:
 
     labels: list[str] = field(default_factory=list)
     """Label names in the order of their ids; empty where the task has none."""
+    order: Literal["natural", "dataset", "model", "recipe"] = "natural"
+    """What fixed that order: nothing (numbers by value, else A to Z), a hub dataset's feature, the model's config, or
+    the recipe. A later one wins."""
+    unseen: list[str] = field(default_factory=list)
+    """Labels that no training row has."""
+
+    def in_dataset_order(self, declared: Sequence[str]) -> "Survey":
+        """Return it with the labels that a dataset declares, those that no row has included.
+
+        `datasets` counts them too (`ClassLabel.num_classes`), and their ids stay what they are elsewhere.
+        """
+        names = set(declared)
+        if self.order != "natural" or not self.labels or not set(self.labels) <= names or len(names) < len(declared):
+            return self
+        return Survey(list(declared), "dataset", [name for name in declared if name not in self.labels])
+
+    def in_model_order(self, known: Sequence[str]) -> "Survey":
+        """Return it in the order of the labels that a model was trained on, where they are the same ones."""
+        rows = rows_by_name(self.labels, known)
+        if self.order == "recipe" or not rows:
+            return self
+        labels = [name for _, name in sorted(zip(rows, self.labels, strict=True))]
+        return Survey(labels, "model", self.unseen)
 
 
 class Task(Protocol):

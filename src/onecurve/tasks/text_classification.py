@@ -1,7 +1,6 @@
 """Text classification: a text, or a pair of texts, and its one label, its set of labels, or its number."""
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from reprlib import repr as short
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -10,6 +9,8 @@ from pydantic import Field, model_validator
 
 from onecurve.config import nearest
 from onecurve.errors import DataError
+from onecurve.label_sets import LabelSets
+from onecurve.labels import in_natural_order, label_name, read_name
 from onecurve.metrics import NUMBERS
 from onecurve.tasks.base import BadRow, Batch, Example, Row, Settings, Survey, pad
 
@@ -23,14 +24,16 @@ class TextClassificationSettings(Settings):
     )
     """What `label` holds: one name, any number of names, or a number."""
     labels: list[str | int | bool] | None = None
-    """Every label name in the order of the ids. Absent: those of the training split, numbers by value, else A to Z."""
+    """Every label name in the order of the ids, which is also that of 0/1 vectors. Absent: the training split's, in the
+    order of the model's config where it names the same ones, else of a hub dataset's feature, else numbers by value
+    and names from A to Z."""
     label_separator: str = Field(default=",", min_length=1)
     """What stands between the names of a multi-label row that is text."""
 
     @property
     def label_names(self) -> list[str]:
         """The label names that are set, as text."""
-        return [_name(label) for label in self.labels or ()]
+        return [label_name(label) for label in self.labels or ()]
 
     @model_validator(mode="after")
     def _labels_fit_the_problem(self) -> "TextClassificationSettings":
@@ -53,16 +56,16 @@ class Task:
     columns: ClassVar[Mapping[str, str]] = {
         "text": "non-empty text",
         "text_pair?": "a second text, such as the hypothesis to a premise",
-        "label": "a name or whole number; multi-label: a list of names; regression: a number",
+        "label": "a name or whole number; multi-label: a list of names or a 0/1 vector; regression: a number",
     }
-    encoder_version: ClassVar[int] = 1
+    encoder_version: ClassVar[int] = 2
     peft_task_type: ClassVar[str | None] = "SEQ_CLS"
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss", "mse", "mae"})
 
     def __init__(self, settings: TextClassificationSettings) -> None:
         self.settings = settings
         self.metric_names: Sequence[str] = ("loss", *NUMBERS[settings.problem_type])
-        self._problem: _Problem = _PROBLEMS[settings.problem_type](settings.label_separator)
+        self._problem: _Problem = _PROBLEMS[settings.problem_type](settings)
 
     def check(self, row: Row) -> None:
         _check_text(row.get("text"), "text")
@@ -77,9 +80,9 @@ class Task:
     def survey(self, rows: Iterable[Row]) -> Survey:
         if self._problem.least_labels == 0:
             return Survey()
-        if self.settings.labels is not None:
-            return Survey(self.settings.label_names)
-        names = {name for row in rows for name in self._problem.names(row["label"])}
+        names = self._problem.seen(row["label"] for row in rows)
+        if given := self.settings.label_names:
+            return Survey(given, "recipe", [name for name in given if name not in names])
         if len(names) < self._problem.least_labels:
             raise DataError(
                 f"{self.settings.problem_type} needs at least {self._problem.least_labels} different labels; "
@@ -87,7 +90,7 @@ class Task:
                 where="data.train",
                 fix="Look at data.columns (is `label` the right column?) or set task.labels.",
             )
-        return Survey(_in_order(names))
+        return Survey(in_natural_order(names))
 
     def check_label(self, row: Row, survey: Survey) -> None:
         names = self._problem.names(row["label"])
@@ -148,19 +151,22 @@ class Task:
         return f"{text} -> «{self._problem.show(example['labels'], survey.labels)}»"
 
 
-# The three kinds of label have one shape: the names in it, its target, loss, predictions, scores and how it is shown
+# The three kinds of label have one shape: the names in one and in a split, target, loss, predictions, scores, display
 
 
 class _SingleLabel:
     least_labels: ClassVar[int] = 2  # with one there is nothing to tell apart
 
-    def __init__(self, separator: str) -> None: ...
+    def __init__(self, settings: TextClassificationSettings) -> None: ...
 
     def names(self, value: Any) -> list[str]:
-        return [_read_name(value)]
+        return [read_name(value)]
+
+    def seen(self, values: Iterable[Any]) -> set[str]:
+        return set(map(read_name, values))
 
     def target(self, value: Any, names: list[str]) -> int:
-        return names.index(_read_name(value))
+        return names.index(read_name(value))
 
     def loss_sum(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
         from torch.nn import functional
@@ -182,21 +188,9 @@ class _SingleLabel:
 class _MultiLabel:
     least_labels: ClassVar[int] = 1
 
-    def __init__(self, separator: str) -> None:
-        self.separator = separator
-
-    def names(self, value: Any) -> list[str]:
-        if isinstance(value, str):
-            value = value.split(self.separator) if value.strip() else []
-        if not isinstance(value, list | tuple):
-            raise BadRow(
-                f"label must be a list of names, or text with names between {self.separator!r}; "
-                f"got {short(value)} ({type(value).__name__})"
-            )
-        names = [_read_name(name) for name in value]
-        if len(set(names)) < len(names):  # also what a 0/1 vector looks like, which would pass for names 0 and 1
-            raise BadRow(f"label has a name twice: {short(names)}; a list of names is wanted, not a 0/1 vector")
-        return names
+    def __init__(self, settings: TextClassificationSettings) -> None:
+        sets = LabelSets(settings.label_separator, tuple(settings.label_names))
+        self.names, self.seen = sets.names, sets.seen
 
     def target(self, value: Any, names: list[str]) -> list[int]:
         label = self.names(value)
@@ -222,11 +216,14 @@ class _MultiLabel:
 class _Regression:
     least_labels: ClassVar[int] = 0  # numbers have no names
 
-    def __init__(self, separator: str) -> None: ...
+    def __init__(self, settings: TextClassificationSettings) -> None: ...
 
     def names(self, value: Any) -> list[str]:
         _read_number(value)
         return []
+
+    def seen(self, values: Iterable[Any]) -> set[str]:
+        return set()
 
     def target(self, value: Any, names: list[str]) -> float:
         return _read_number(value)
@@ -272,19 +269,6 @@ def _check_known(names: list[str], known: list[str], what: str) -> None:
             raise BadRow(f"label {name!r} {what}. {nearest(name, known)}")
 
 
-def _name(value: str | int | bool) -> str:
-    """Return a label's name: JSON's `true` and CSV's `1` are the same in every format."""
-    return str(value).lower() if isinstance(value, bool) else str(value).strip()
-
-
-def _read_name(value: Any) -> str:
-    if not isinstance(value, str | int):
-        raise BadRow(f"a label's name must be text or a whole number; got {short(value)} ({type(value).__name__})")
-    if not (name := _name(value)):
-        raise BadRow("a label's name is empty")
-    return name
-
-
 def _read_number(value: Any) -> float:
     try:
         number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
@@ -293,8 +277,3 @@ def _read_number(value: Any) -> float:
     if not math.isfinite(number):
         raise BadRow(f"label must be a finite number; got {short(value)} ({type(value).__name__})")
     return number
-
-
-def _in_order(names: set[str]) -> list[str]:
-    are_numbers = all(re.fullmatch(r"-?[0-9]+", name) for name in names)
-    return sorted(names, key=lambda name: (int(name), name) if are_numbers else (0, name))

@@ -8,12 +8,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, LlamaConfig, RobertaConfig
 
-from onecurve.config import Recipe, TaskSection
+from onecurve.config import ModelSection, Recipe, TaskSection
 from onecurve.head import label_axes
 from onecurve.labels import head_rows, model_labels
 from onecurve.model import load_model
 from onecurve.tasks import load_task
 from onecurve.tasks.base import Survey
+from onecurve.tokenizer import Reading
 from tests.data.byte_level import write_jsonl
 from tests.launching import launch, write_recipe
 from tests.tiny_models import build_tiny_bert
@@ -137,6 +138,12 @@ def test_the_labels_of_a_config_are_by_id() -> None:
     assert model_labels(BertConfig(id2label={str(i): f"{i}" for i in (2, 0, 1)})) == ["0", "1", "2"]
     assert model_labels(BertConfig()) == ["LABEL_0", "LABEL_1"]
     assert model_labels(object()) == []
+
+
+def test_weights_that_are_drawn_give_labels_no_order(tmp_path: Path) -> None:
+    folder = build_tiny_bert(tmp_path, id2label=MNLI)
+    assert Reading(ModelSection(path=str(folder)), None).labels == NAMES
+    assert Reading(ModelSection(path=str(folder), init="random"), None).labels == []
 
 
 def test_what_nothing_names_has_no_row() -> None:

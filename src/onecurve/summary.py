@@ -53,7 +53,7 @@ def describe_run(
 
 
 _ORDERS = {
-    "natural": "numbers by value, else A to Z",
+    "natural": "sorted",
     "dataset": "in the dataset's order",
     "model": "in the model's order",
     "recipe": "in the order of task.labels",

@@ -44,6 +44,27 @@ def test_all_splits_are_encoded_in_the_order_of_their_rows(tmp_path: Path, task:
     assert data.train.report.rows == 3 and not data.train.report.skipped
 
 
+@pytest.mark.parametrize(
+    ("known", "labels"),
+    [
+        (["b", "a"], ["b", "a"]),
+        (["B", "A"], ["b", "a"]),
+        (["b", "a", "c"], ["a", "b"]),
+        (["LABEL_0", "LABEL_1"], ["a", "b"]),
+    ],
+)
+def test_ids_are_the_models_where_it_knows_the_same_labels(
+    tmp_path: Path, task: TextClassification, known: list[str], labels: list[str]
+) -> None:
+    settings = section(tmp_path, labelled("one", "two"), eval=labelled("dev"))
+    data = load_data(settings, task, byte_tokenizer, lambda _: 64, lambda: known)
+    assert (data.survey.labels, data.survey.order == "model") == (labels, labels == ["b", "a"])
+    assert [example["labels"] for example in data.train.take([0, 1])] == [labels.index("a"), labels.index("b")]
+    assert data.eval is not None and data.eval[0]["labels"] == labels.index("a")
+    fixed = TextClassification(TextClassificationSettings(labels=["a", "b"]))
+    assert load_data(settings, fixed, byte_tokenizer, lambda _: 64, lambda: known).survey.labels == ["a", "b"]
+
+
 def test_a_split_that_is_not_named_is_none(tmp_path: Path, task: TextClassification) -> None:
     data = load(section(tmp_path, labelled("one", "two")), task)
     assert data.eval is None and data.test is None
@@ -91,6 +112,25 @@ def test_a_mistake_in_the_data_is_told_before_the_tokenizer_is_loaded(
 
 
 # on_bad_row
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason", "is_advised"),
+    [
+        ([*labelled("one", "two"), {"text": "", "label": "a"}], "line 3: text is empty.", True),
+        ([{"text": "", "label": "a"}, *labelled("one", "two")], "line 1: text is empty.", True),
+        ([{"text": "", "label": "a"}, {"text": 1, "label": "a"}, "{"], "line 1: text is empty.", False),
+        ([{"text": "one"}, {"text": "two"}], "there is no column 'label'; the columns are: text.", False),
+        ([{"text": "one"}, *labelled("two", "three")], "line 1: there is no column 'label'", True),
+    ],
+)
+def test_skipping_is_advised_only_where_rows_would_remain(
+    tmp_path: Path, task: TextClassification, rows: list[Any], reason: str, is_advised: bool
+) -> None:
+    with pytest.raises(DataError) as error:
+        load(section(tmp_path, rows), task)
+    assert reason in str(error.value)
+    assert ("data.on_bad_row" in str(error.value)) == is_advised
 
 
 def test_skipped_rows_are_counted_and_the_first_places_kept(tmp_path: Path, task: TextClassification) -> None:

@@ -61,7 +61,7 @@ def split_quoted(file: Iterable[str], delimiter: str, path: Path, trusts_quotes:
         except csv.Error as error:
             fault = str(error)
         width = width or len(fields)
-        if any('"' in line for line in lines.taken):
+        if lines.have_quotes:
             if problem := _misquoted(lines.taken, delimiter, fault) or (
                 not trusts_quotes and not fault and _encloses_rows(lines.taken, delimiter, len(fields), width)
             ):
@@ -196,6 +196,7 @@ class _Lines:
         self._lines = iter(file)
         self._next = 1
         self.taken: list[str] = []
+        self.have_quotes = False
 
     def __iter__(self) -> "_Lines":
         return self
@@ -204,11 +205,14 @@ class _Lines:
         line = next(self._lines)
         self._next += 1
         self.taken.append(line)
+        if '"' in line:
+            self.have_quotes = True
         return line
 
     def begin_row(self) -> int:
         """Forget the lines of the row before; return the number of the next line."""
         self.taken.clear()
+        self.have_quotes = False
         return self._next
 
     def give_back(self) -> None:

@@ -20,7 +20,7 @@ NF4 = {**LORA, "model": {"quantization": "nf4"}}
 
 @pytest.fixture
 def starts_from(tiny_llama, tmp_path):
-    """Load a model, by default a classifier, in a process of its own and return what its trained parameters start from."""
+    """Load a model, by default a classifier, in a process of its own; return what its trained parameters start from."""
 
     def load(device, how, sections):
         folder = tmp_path / f"{device}-{how}"

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from onecurve.activations import keep_activations
 from onecurve.adapters import add_adapter, check_adapter
@@ -102,6 +103,7 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
     except (OSError, ValueError, SafetensorError) as error:
         line = str(error).strip().split("\n")[0]
         raise ConfigError(f"{section.path!r} cannot be used: {line}", where="model.path") from None
+    _pad_without_effect(model, recipe)
     model.new_weights = fit.describe_new() if fit else "all weights, drawn at random: model.init"
     model.config.architectures = [type(model).__name__]  # what an adapter's folder says of its base
     # transformers and PEFT then ask for the inputs' gradients, which only reentrant checkpointing needs
@@ -153,6 +155,26 @@ def _load_pretrained(
     if axes:
         reorder(model, axes, head.rows or [])
     return model, fit
+
+
+@torch.no_grad()
+def _pad_without_effect(model: Any, recipe: Recipe) -> None:
+    """Train the padding token's embedding like any other, and have what generates pad with the same token.
+
+    torch leaves that row out of the gradient, and transformers starts it at zero: right for a token that only pads, and
+    of no effect, since no loss depends on padding. But the end of a text that also pads is read and learnt from.
+    """
+    table = model.get_input_embeddings()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module.weight is table.weight and module.padding_idx is not None:
+            if recipe.model.init == "random":
+                row = nn.Embedding(1, module.embedding_dim)
+                start_stream(recipe.seed, "weights", "padding")
+                model._init_weights(row)
+                module.weight[module.padding_idx] = row.weight[0].to(module.weight.dtype)
+            module.padding_idx = None
+    if generation := getattr(model, "generation_config", None):
+        generation.pad_token_id = model.config.get_text_config().pad_token_id
 
 
 def _set_aside(fit: Fit) -> dict[str, str] | None:

@@ -27,11 +27,10 @@ class Reading:
 
     @cached_property
     def config(self) -> Any:
-        """The model's transformers config, told the padding id."""
+        """The model's transformers config, with the id that this tokenizer pads with."""
         _refuse_adapter(self.section.path)
         config = load_config(self.section)
-        if getattr(config, "pad_token_id", None) is None:
-            config.pad_token_id = self.tokenizer.pad_token_id
+        set_padding(config, self.tokenizer, pretrained=self.section.init == "pretrained")
         if (vocab_size := _of_text(config).vocab_size) < len(self.tokenizer):
             raise ConfigError(
                 f"has {len(self.tokenizer)} tokens, but the model knows {vocab_size}.",
@@ -54,6 +53,46 @@ class Reading:
     def max_length(self) -> int:
         """Tokens an example may have."""
         return resolve_max_length(self.asked_max_length, self.tokenizer, self.config, self.reserved)
+
+
+def set_padding(config: Any, tokenizer: Any, pretrained: bool) -> None:
+    """Have a model's config name the id that its tokenizer pads with: in them a decoder finds a text's last token.
+
+    With another id it would read the padding, and so score a text by what it is padded to.
+
+    Args:
+        config: Changed in place, and so is the part of it that is about text.
+        tokenizer: Able to pad.
+        pretrained: Whether weights exist that were trained with what the config says.
+
+    Raises:
+        ConfigError: No padding id, or one that the model does not know.
+    """
+    pad, text = tokenizer.pad_token_id, config.get_text_config()
+    if pad is None:
+        raise ConfigError("has no padding token, and no end or unknown token to use as one.", where="model.tokenizer")
+    if pad >= text.vocab_size:
+        raise ConfigError(
+            f"pads with {tokenizer.pad_token!r}, which is {pad}, but the model knows {text.vocab_size} tokens.",
+            where="model.tokenizer",
+            fix="Take the tokenizer that belongs to the model.",
+        )
+    own = getattr(text, "pad_token_id", None)
+    if pretrained and own not in (None, pad) and _places_texts_by_padding(config):
+        return  # padding comes last, so that these weights read a text right with either id, but only from their places
+    for part in (config, text):
+        part.pad_token_id = pad
+
+
+def _places_texts_by_padding(config: Any) -> bool:
+    """Whether a model's first position follows from the padding id, as RoBERTa's does."""
+    import torch
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+    return any(getattr(table, "padding_idx", None) is not None for table in tables)
 
 
 def load_config(section: ModelSection) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,6 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from onecurve import __version__
+from onecurve.adapter_state import buffer_pieces, stored_buffers
 from onecurve.checkpoint import (
     Alone,
     Peers,
@@ -138,13 +140,14 @@ class Checkpoints:
         self.strategy.create_state(
             (key, name, stored.shape, getattr(torch, stored.dtype))
             for key, name, stored in named
-            if key not in ("param", "best")
+            if key not in ("param", "best", "buffer")
         )
         if any(key == "best" for key, *_ in named):
             self.best.snapshot.take()  # makes room; the values are read below
         else:
             self.best.snapshot.kept.clear()
-        load(folder, self._pieces(once=False), self.peers)
+        model = self.strategy.unwrapped()
+        load(folder, [*self._pieces(once=False), *stored_buffers(model, tensors)], self.peers)
         self.strategy.loss_scale.load(state["loss_scale"])
         self.strategy.refresh()
         self.best.load(state["best"])
@@ -165,7 +168,8 @@ class Checkpoints:
             **self.recipe.train.cut,
         }
         beat("checkpoint", step)
-        stall = self.writer.save(step, self._pieces(once=True), state)
+        buffers = buffer_pieces(self.strategy.unwrapped(), self.peers.rank, self.peers.world_size)
+        stall = self.writer.save(step, chain(self._pieces(once=True), buffers), state)
         self._tell(self.writer.finished())
         return stall
 

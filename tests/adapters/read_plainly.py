@@ -57,10 +57,10 @@ def attempt(load, folder: Path) -> object:
     ids, expected = torch.load(folder / "logits.pt")
     try:
         model = load().eval()
-    except (KeyError, ValueError, RuntimeError, OSError) as error:
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    except (AttributeError, KeyError, ValueError, RuntimeError, OSError) as error:
         return f"{type(error).__name__}: {error}"
-    with torch.no_grad():
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     generation = getattr(model, "generation_config", None)
     names = list(model.config.id2label.values())
     return [float((logits - expected).abs().max()), names, generation and generation.eos_token_id]

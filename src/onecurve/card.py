@@ -15,8 +15,10 @@ class TrainedOn:
     fingerprint: str
 
 
-def model_card(recipe: Recipe, data: TrainedOn, config: str, step: int, scores: dict[str, dict[str, Any]]) -> str:
-    """Return the README.md that lies beside the weights: data, recipe, metrics."""
+def model_card(
+    recipe: Recipe, data: TrainedOn, config: str, step: int, scores: dict[str, dict[str, Any]], use: str
+) -> str:
+    """Return the README.md that lies beside the weights: data, metrics, how to load them (`use`), recipe."""
     numbers = [
         f"| {split} | {name} | {value:.4f} |"
         for split, values in scores.items()
@@ -43,6 +45,7 @@ def model_card(recipe: Recipe, data: TrainedOn, config: str, step: int, scores: 
             "|---|---|--:|",
             *numbers,
             "",
+            use,
             "## Recipe",
             "",
             "```yaml",

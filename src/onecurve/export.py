@@ -1,8 +1,9 @@
 """Writing the model folder: what plain `from_pretrained` loads, read back and compared before it counts."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import blake2b
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,6 +13,9 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import Tensor
 
+from onecurve.adapter_folder import write_base
+from onecurve.adapters.buffers import adapter_buffers
+from onecurve.adapters.read_back import differences
 from onecurve.card import TrainedOn, model_card
 from onecurve.data import Data
 from onecurve.errors import LaunchError, TrainingError
@@ -22,6 +26,7 @@ from onecurve.preflight import Checked
 from onecurve.ranks.heartbeat import beat
 from onecurve.strategies.base import Strategy
 from onecurve.strategies.plain import Plain
+from onecurve.usage import usage
 
 
 @dataclass(frozen=True)
@@ -48,14 +53,20 @@ class Exporter:
         beat("export")
         stop_where_answers_end(self.strategy.unwrapped(), self.checked.task, self.tokenizer)
         data = TrainedOn(self.data.survey.labels, len(self.data.train), self.data.fingerprint)
-        card = model_card(self.checked.recipe, data, self.checked.config, step, scores)
+        card = partial(model_card, self.checked.recipe, data, self.checked.config, step, scores)
         folder = self.checked.directory.path / name
         if problem := _save(folder, self.strategy, self.accelerator, self.tokenizer, card):
             raise TrainingError(f"{folder} is not there. {problem} {self.checked.directory.again()}")
 
 
-def save_alone(folder: Path, model: Any, tokenizer: Any, card: str) -> None:
+def save_alone(folder: Path, model: Any, tokenizer: Any, card: Callable[[str], str]) -> None:
     """Write a model folder from a process of its own: the same folder as at a run's end.
+
+    Args:
+        folder: Where.
+        model: With or without an adapter.
+        tokenizer: Its tokenizer.
+        card: Makes the README.md of what is said there about loading the folder.
 
     Raises:
         LaunchError: The folder cannot be written, or what was read back is not the model.
@@ -67,7 +78,9 @@ def save_alone(folder: Path, model: Any, tokenizer: Any, card: str) -> None:
         raise LaunchError(problem, where=str(folder))
 
 
-def _save(folder: Path, strategy: Strategy, accelerator: Accelerator, tokenizer: Any, card: str) -> str:
+def _save(
+    folder: Path, strategy: Strategy, accelerator: Accelerator, tokenizer: Any, card: Callable[[str], str]
+) -> str:
     """Write, read back, and return what went wrong: empty when nothing did."""
     return_memory()  # the weights are read back beside the model
     adapter = hasattr(strategy.unwrapped(), "peft_config")
@@ -80,11 +93,11 @@ def _save(folder: Path, strategy: Strategy, accelerator: Accelerator, tokenizer:
             unfinished.mkdir(parents=True)
         _write(unfinished, strategy.unwrapped(), values, main, adapter)
         if main:
-            problem = _finish(unfinished, strategy.unwrapped(), values, tokenizer, card)
+            problem = _finish(unfinished, folder, strategy.unwrapped(), values, tokenizer, card)
             if not problem:
                 shutil.rmtree(folder, ignore_errors=True)
                 unfinished.rename(folder)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError) as error:  # the last two are PEFT's, of what it misses
         problem = f"It could not be written: {str(error).rstrip('.')}."
     failed = int(accelerator.reduce(torch.tensor(float(bool(problem)), device=accelerator.device), "sum"))
     return problem or ("Rank 0 knows why." if failed else "")
@@ -98,47 +111,44 @@ def _write(folder: Path, model: Any, values: dict[str, Tensor], main: bool, adap
         model.save_pretrained(folder, state_dict=dict(values))  # a copy: it empties its argument
 
 
-def _finish(folder: Path, model: Any, values: dict[str, Tensor], tokenizer: Any, card: str) -> str:
+def _finish(
+    folder: Path, final: Path, model: Any, values: dict[str, Tensor], tokenizer: Any, card: Callable[[str], str]
+) -> str:
     """Write what lies beside the weights, read the weights back, and return how they differ from what was trained."""
     tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(card, encoding="utf-8")
     adapter = hasattr(model, "peft_config")
-    if adapter:  # label names lie in the base's config, which an adapter's folder would otherwise lack
-        model.config.save_pretrained(folder)
+    base = write_base(folder, final, model) if adapter else None
+    (folder / "README.md").write_text(card(usage(final.absolute(), model, base)), encoding="utf-8")
     with whole_parameters():
-        different = _verify_adapter(folder, values) if adapter else _verify_model(folder, model, values)
+        different = differences(folder, model, values) if adapter else _verify_model(folder, model, values)
     return f"What was saved is not what was trained. {different}" if different else ""
 
 
 def _gather(strategy: Strategy, accelerator: Accelerator, adapter: bool) -> dict[str, Tensor]:
-    """Collect whole values in host memory: an adapter's trained ones on every rank, a model's on rank 0."""
-    values: dict[str, Tensor] = {}
+    """Collect whole values in host memory: what belongs to an adapter on every rank, a model's on rank 0."""
+    model = strategy.unwrapped()
     keep = adapter or accelerator.is_main_process
-    if not adapter and keep:
-        values.update({k: v.detach().cpu() for k, v in strategy.unwrapped().state_dict().items()})  # buffers too
+    if not keep:
+        for _ in strategy.full_parameters(trained_only=adapter):  # ZeRO-3 gathers on all ranks together
+            pass
+        return {}
     seen: dict[int, Tensor] = {}
+    values: dict[str, Tensor] = {}
+    if adapter:
+        values.update({k: _copied(v, v, seen) for k, v in adapter_buffers(model, aliases=True)})
+    else:
+        values.update({k: v.detach().cpu() for k, v in model.state_dict().items()})  # buffers too
     for name, value in strategy.full_parameters(trained_only=adapter):
-        if keep:
-            # tied parameters stay one tensor, so that they are written once
-            parameter = strategy.unwrapped().get_parameter(name)
-            if id(parameter) not in seen:
-                fleeting = hasattr(parameter, "ds_id")  # ZeRO-3 gathers it for the moment
-                seen[id(parameter)] = value.detach().to("cpu", copy=fleeting).contiguous()
-            values[name] = seen[id(parameter)]
+        values[name] = _copied(model.get_parameter(name), value, seen)
     return values
 
 
-def _verify_adapter(folder: Path, values: dict[str, Tensor]) -> str:
-    from peft import load_peft_weights
-
-    # By content, since PEFT names tensors anew. Of a prompt encoder it saves what the encoder gives, not its weights.
-    saved = {_digest(value) for value in load_peft_weights(str(folder), device="cpu").values()}
-    missing = [name for name, v in values.items() if "prompt_encoder." not in name and _digest(v) not in saved]
-    return f"Not in the folder: {', '.join(missing)}." if missing or not saved else ""
-
-
-def _digest(value: Tensor) -> tuple[torch.Size, bytes]:
-    return value.shape, blake2b(value.contiguous().view(torch.uint8).numpy().tobytes()).digest()
+def _copied(held: Tensor, value: Tensor, seen: dict[int, Tensor]) -> Tensor:
+    """Return the host's copy of a value: what is tied or shared stays one tensor, so that it is written once."""
+    if id(held) not in seen:
+        fleeting = hasattr(held, "ds_id")  # ZeRO-3 gathers it for the moment
+        seen[id(held)] = value.detach().to("cpu", copy=fleeting).contiguous()
+    return seen[id(held)]
 
 
 def _verify_model(folder: Path, model: Any, values: dict[str, Tensor]) -> str:

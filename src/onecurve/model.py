@@ -55,6 +55,12 @@ def check_model(recipe: Recipe) -> tuple[str, str]:
             where="model.dtype",
             fix="Remove it, set peft.method, or train in bfloat16 with optim.rounding.",
         )
+    if recipe.peft and recipe.model.init == "random":
+        raise ConfigError(
+            "an adapter on weights drawn at random could not be loaded again: no file holds those weights.",
+            where="model.init",
+            fix="Set it to pretrained, or remove peft.",
+        )
     if recipe.train.compile:
         check_compilation(recipe)
     precision, remark = resolve_precision(recipe.train)
@@ -112,7 +118,13 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
     if precision == "fp8":
         compute_in_float8(model, emulated=not computes_natively(precision))
     start_stream(recipe.seed, "adapter")
-    adapted = add_adapter(model, recipe.peft, task_type=task.peft_task_type, new_modules=fit.new_modules if fit else [])
+    adapted = add_adapter(
+        model,
+        recipe.peft,
+        task_type=task.peft_task_type,
+        new_modules=fit.new_modules if fit else [],
+        revision=section.revision,
+    )
     del model.enable_input_require_grads
     if recipe.train.logits == "chunked":
         chunk_logits(adapted)

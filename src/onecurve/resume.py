@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,6 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from onecurve import __version__
+from onecurve.adapter_state import buffer_pieces, stored_buffers
 from onecurve.checkpoint import (
     Alone,
     Peers,
@@ -167,6 +169,7 @@ class Checkpoints:
         else:
             self.best.snapshot.kept.clear()
         pieces = [_instead(piece, absent) for piece in self._pieces(once=False)]
+        pieces += stored_buffers(self.strategy.unwrapped(), tensors)
         passed_over = stored.keys() - tensors.keys()
         unread = lambda name: name in passed_over or (dropped and name.startswith("best/"))  # noqa: E731
         load(folder, filter(None, pieces), self.peers, unread)
@@ -194,7 +197,8 @@ class Checkpoints:
         beat("checkpoint", step)
         if last := step == self.plan.max_steps or self.best.exhausted:
             self.wait(needed=False)  # whatever became of the save before, there is no training left to stop
-        stall = self.writer.save(step, self._pieces(once=True), state, last)
+        buffers = buffer_pieces(self.strategy.unwrapped(), self.peers.rank, self.peers.world_size)
+        stall = self.writer.save(step, chain(self._pieces(once=True), buffers), state, last)
         self._tell(self.writer.finished())
         return stall
 

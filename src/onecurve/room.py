@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from onecurve.adapters.buffers import adapter_buffers
 from onecurve.checkpoint import Retention, forecast
 from onecurve.config import OptimSection, Recipe
 from onecurve.errors import LaunchError
@@ -32,14 +33,18 @@ def checkpoint_bytes(strategy: Strategy, recipe: Recipe, accelerator: Accelerato
     held = sum(window.view.nbytes for window in strategy.windows(once=True) if window.key == "param")
     parameters = accelerator.reduce(torch.tensor(held, dtype=torch.int64, device=accelerator.device), "sum")
     copies = 1 + moments_per_parameter(recipe.optim) + bool(recipe.eval.best_metric)
-    return int(int(parameters) * copies)
+    return int(int(parameters) * copies) + _buffer_bytes(strategy.unwrapped())
 
 
 def model_bytes(model: Any, recipe: Recipe) -> int:
     """Return what the final model takes: with PEFT what is trained, else everything; twice where the best is kept."""
     parameters = [p for p in model.parameters() if is_trained(p) or is_left_out(p) or recipe.peft is None]
     num_bytes = sum((getattr(p, "ds_numel", None) or p.numel()) * p.element_size() for p in parameters)
-    return num_bytes * (2 if recipe.eval.best_metric else 1)
+    return (num_bytes + _buffer_bytes(model)) * (2 if recipe.eval.best_metric else 1)
+
+
+def _buffer_bytes(model: nn.Module) -> int:
+    return sum(buffer.nbytes for _, buffer in adapter_buffers(model))
 
 
 def require_room(root: Path, num_bytes: int, final_model: int, keep: Retention, steps: list[int]) -> None:

@@ -32,7 +32,12 @@ def check_adapter(section: PeftSection | None, quantized: bool = False) -> None:
 
 
 def add_adapter(
-    model: "PreTrainedModel", section: PeftSection | None, *, task_type: str | None, new_modules: list[str]
+    model: "PreTrainedModel",
+    section: PeftSection | None,
+    *,
+    task_type: str | None,
+    new_modules: list[str],
+    revision: str | None = None,
 ) -> "nn.Module":
     """Freeze a model and add what the recipe's PEFT method trains, drawn from torch's global generator.
 
@@ -41,6 +46,7 @@ def add_adapter(
         section: The recipe's `peft` section; None trains every weight.
         task_type: PEFT's name for the kind of model, such as SEQ_CLS or CAUSAL_LM.
         new_modules: Names of modules whose weights no checkpoint held (a new head): trained and saved in any case.
+        revision: Of the hub's repository that the base came from: saved with the adapter.
 
     Returns:
         The model itself without a section, else a `PeftModel` whose trained parameters are float32.
@@ -49,4 +55,4 @@ def add_adapter(
         return model
     from onecurve.adapters.attach import attach
 
-    return attach(model, section, task_type, new_modules)
+    return attach(model, section, task_type, new_modules, revision)

@@ -21,7 +21,13 @@ _NOT_LINEAR = {"BEFT", "BOTTLENECK", "LN_TUNING", "TRAINABLE_TOKENS"}
 """Methods whose targets are not linear layers at large: for them `all-linear` is no default."""
 
 
-def attach(model: PreTrainedModel, section: PeftSection, task_type: str | None, new_modules: list[str]) -> nn.Module:
+def attach(
+    model: PreTrainedModel,
+    section: PeftSection,
+    task_type: str | None,
+    new_modules: list[str],
+    revision: str | None,
+) -> nn.Module:
     """Do what `add_adapter` says with a section that is there."""
     config = build_config(section, task_type)
     method = str(config.peft_type.value)  # type: ignore[union-attr]
@@ -33,7 +39,7 @@ def attach(model: PreTrainedModel, section: PeftSection, task_type: str | None, 
     _check_copied(model, config, method)
     try:
         with DrawnOnCpu():  # some methods draw where the base lies, which under ZeRO-3 may be a GPU and else is the CPU
-            adapted = get_peft_model(model, config)
+            adapted = get_peft_model(model, config, revision=revision)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise _misfit(method, model, str(error)) from error
     train_in_float32(adapted)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from onecurve.checkpoint.manifest import Stored
 
-NO_STATE = ("param", "best")
+NO_STATE = ("param", "best", "buffer")
 """The keys that are not the optimizer's."""
 
 

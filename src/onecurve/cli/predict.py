@@ -6,6 +6,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from onecurve.adapter_folder import base_of, described_in
 from onecurve.conversations import DATE, CannotRender, render
 from onecurve.errors import ConfigError
 from onecurve.quiet import hush_transformers
@@ -29,13 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print one line a text: label and probability, or the continuation."""
     folder = Path(arguments.model)
-    if not (folder / "config.json").is_file():
+    described = described_in(folder)
+    if not (described / "config.json").is_file():
         raise ConfigError(f"{str(folder)!r} is no model folder: it has no config.json.")
     hush_transformers()
     texts = arguments.texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     from transformers import AutoConfig, AutoTokenizer
 
-    config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    config, tokenizer = AutoConfig.from_pretrained(described), AutoTokenizer.from_pretrained(folder)
     classifies = any("SequenceClassification" in name for name in config.architectures or [])
     model = load_trained(folder, config, classifies).eval()
     for text in texts:
@@ -63,9 +65,11 @@ def load_trained(folder: Path, config: Any, classifies: bool) -> Any:
     import onecurve.adapters.bottleneck  # noqa: F401  registers the bottleneck adapter with PEFT
     from onecurve.generation import read_generation_config
 
-    path = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    base = auto.from_pretrained(path, config=config, dtype="float32")
-    read_generation_config(base, folder)
+    adapter = PeftConfig.from_pretrained(str(folder))
+    base = auto.from_pretrained(
+        base_of(folder, adapter), config=config, dtype="float32", revision=adapter.revision or "main"
+    )
+    read_generation_config(base, described_in(folder))
     return PeftModel.from_pretrained(base, folder)
 
 

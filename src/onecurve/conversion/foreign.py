@@ -1,12 +1,14 @@
 """Coming in: the weights that Accelerate, DeepSpeed, the Trainer and PEFT leave, as model folders."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from onecurve.adapter_folder import base_of, described_in
 from onecurve.config import ModelSection
 from onecurve.conversion.merging import merged
 from onecurve.conversion.target import Wanted, card, name_labels
@@ -45,7 +47,7 @@ def convert_weights(folder: Path, wanted: Wanted) -> str:
     config, tokenizer = _config(folder, wanted), _tokenizer(folder, wanted)
     name_labels(config, wanted.labels)
     model = _build(folder, config, weights)
-    save_alone(wanted.target, model, tokenizer, card(folder, type(model).__name__))
+    save_alone(wanted.target, model, tokenizer, partial(card, folder, type(model).__name__))
     return type(model).__name__
 
 
@@ -64,22 +66,23 @@ def convert_adapter(folder: Path, wanted: Wanted) -> str:
         adapter = PeftConfig.from_pretrained(str(folder))
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"adapter_config.json cannot be read: {_line(error)}", where=str(folder)) from None
-    base = adapter.base_model_name_or_path
+    base, described = base_of(folder, adapter), described_in(folder)
     # also before transformers asks the hub for a base folder that is gone
     own = _told(load_config, base, f"It is the base that {folder / 'adapter_config.json'} names.")
     given = Wanted(wanted.target, wanted.config or base)
-    config = _config(folder, given) if wanted.config or (folder / "config.json").is_file() else own
+    config = _config(described, given) if wanted.config or (described / "config.json").is_file() else own
     tokenizer = _tokenizer(folder, given)
     name_labels(config, wanted.labels)
     kind = _AUTO_CLASSES.get(str(adapter.task_type)) or (config.architectures or ["AutoModel"])[0]
     try:
-        model = getattr(transformers, kind).from_pretrained(base, config=config, dtype="float32")
-        read_generation_config(model, folder)
+        options = {"config": config, "dtype": "float32", "revision": adapter.revision or "main"}
+        model = getattr(transformers, kind).from_pretrained(base, **options)
+        read_generation_config(model, described_in(folder))
         model = PeftModel.from_pretrained(model, str(folder))
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{folder} cannot be put on its base: {_line(error)}", fix=_CONFIG_OR_LABELS) from None
     model = merged(model)
-    save_alone(wanted.target, model, tokenizer, card(folder, type(model).__name__))
+    save_alone(wanted.target, model, tokenizer, partial(card, folder, type(model).__name__))
     return type(model).__name__
 
 

@@ -1,10 +1,12 @@
 """Leaving: a checkpoint of ours as the model folder that its run would have written at that step."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from onecurve.adapter_state import stored_buffers
 from onecurve.card import TrainedOn, model_card
 from onecurve.checkpoint import Piece, load, read_manifest, read_state, verify
 from onecurve.config import Recipe, curve_settings, load_recipe, resolve
@@ -57,8 +59,8 @@ def convert_checkpoint(folder: Path, wanted: Wanted) -> int:
     step = state["best"]["step"] if wanted.best else state["step"]
     scores = {"eval": state["best"]["scores"]} if wanted.best else {}
     data = TrainedOn(survey.labels, state["num_examples"], state["curve"]["data"])
-    text = model_card(recipe, data, path.read_text(encoding="utf-8"), step, scores)
-    save_alone(wanted.target, model, tokenizer, text)
+    card = partial(model_card, recipe, data, path.read_text(encoding="utf-8"), step, scores)
+    save_alone(wanted.target, model, tokenizer, card)
     return step
 
 
@@ -110,16 +112,20 @@ def _in_float32(recipe: Recipe) -> Recipe:
 
 @torch.no_grad()
 def _fill(model: Any, folder: Path, key: str, left_out: list[str]) -> None:
-    """Put a checkpoint's values into the trained parameters; those that the loss does not reach stay as loaded."""
+    """Put a checkpoint's values into the trained parameters and the adapter's buffers.
+
+    Parameters that the loss does not reach stay as loaded.
+    """
     pieces = [
         Piece(f"{key}/{name}", p.data.view(-1), 0, p.numel(), tuple(p.shape))
         for name, p in model.named_parameters()
         if p.requires_grad and name not in left_out
     ]
-    stored = {name for name in read_manifest(folder).tensors if name.startswith(f"{key}/")}
+    tensors = read_manifest(folder).tensors
+    stored = {name for name in tensors if name.startswith(f"{key}/")}
     if differing := sorted(stored ^ {piece.tensor for piece in pieces}):
         raise ConfigError(
             f"{folder} and the model that its run describes do not have the same parameters: {', '.join(differing[:5])}"
             f" ({len(differing)} in all)."
         )
-    load(folder, pieces)
+    load(folder, [*pieces, *stored_buffers(model, tensors)])

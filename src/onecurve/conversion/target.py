@@ -41,6 +41,6 @@ def name_labels(config: Any, labels: list[str]) -> None:
         )
 
 
-def card(source: Path, what: str) -> str:
-    """Return the README.md of a folder of which no more is known than where it came from."""
-    return f"# {what}\n\nConverted from `{source}` by onecurve.\n"
+def card(source: Path, what: str, use: str) -> str:
+    """Return the README.md of a folder of which no more is known than where it came from and how to load it."""
+    return f"# {what}\n\nConverted from `{source}` by onecurve.\n\n{use}"

@@ -1,0 +1,164 @@
+"""What lies beside an adapter's weights, so that plain transformers and PEFT load its folder: the base, by reference.
+
+transformers takes a folder with config.json and adapter_config.json for a whole model with an adapter, and looks there
+for the base's weights; PEFT's AutoPeft classes build whatever `base_model_name_or_path` names, with its own labels.
+So the folder and its `base/` both hold the config as it was trained and links to the base's weights, as a snapshot in
+the hub's cache does.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+BASE = "base"
+"""The folder in an adapter's folder that stands for its base."""
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""What transformers loads: the first there is."""
+_MAGNITUDE = ".lora_magnitude_vector"
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base of an adapter, as its folder refers to it."""
+
+    name: str
+    """A hub name, or this machine's path of a folder."""
+    revision: str | None
+    """The commit of the hub's repository."""
+    local: bool
+    """Whether it is a folder."""
+    linked: bool
+    """Whether the adapter's folder links to the base's weights."""
+    differs: bool
+    """Whether the base says otherwise of itself than the adapter needs: other labels, other stop tokens."""
+
+    @property
+    def stand_in(self) -> bool:
+        """Whether adapter_config.json names the folder's own `base/`: a hub name stays, for it is good anywhere."""
+        return self.local and self.linked and self.differs
+
+
+def write_base(folder: Path, final: Path, model: Any) -> Base:
+    """Write what an adapter's folder needs of its base, beside the adapter that PEFT has saved there.
+
+    Args:
+        folder: Where the adapter lies now.
+        final: Where it will lie.
+        model: The PEFT model.
+    """
+    peft_config = model.peft_config["default"]
+    name = str(peft_config.base_model_name_or_path or "")
+    local, revision = Path(name).is_dir(), peft_config.revision
+    _name_magnitudes_twice(folder / "adapter_model.safetensors")
+    _describe(folder / BASE, model)
+    files = _weight_files(name, revision)
+    if files and not local:
+        revision = files[0].parent.name  # the very commit: a snapshot is named after it
+    linked = bool(files) and _link(folder / BASE, files)
+    if linked:
+        _describe(folder, model)
+        _link(folder, files)
+    base = Base(name, revision, local, linked, local and _differs(name, model))
+    path = folder / "adapter_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = str(final.absolute() / BASE) if base.stand_in else name
+    settings["revision"] = base.revision
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
+    return base
+
+
+def _name_magnitudes_twice(file: Path) -> None:
+    """Give DoRA's magnitudes the name that transformers looks for beside the one that PEFT writes.
+
+    transformers 5.23 finds no `lora_magnitude_vector`, says so in a table of its log, and computes without: measured.
+    """
+    with safe_open(file, framework="pt") as stored:
+        if not any(name.endswith(_MAGNITUDE) for name in stored.keys()):
+            return
+    tensors = load_file(file)
+    tensors |= {f"{name}.weight": value.clone() for name, value in tensors.items() if name.endswith(_MAGNITUDE)}
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def _describe(folder: Path, model: Any) -> None:
+    model.config.save_pretrained(folder)
+    if model.get_base_model().can_generate():
+        model.generation_config.save_pretrained(folder)
+
+
+def _weight_files(name: str, revision: str | None) -> list[Path]:
+    """Find the files that transformers loaded the base from; none where it has other ones, or none at all."""
+    for kind in _WEIGHTS:
+        found = _find(name, kind, revision)
+        if found is None:
+            continue
+        if not kind.endswith(".index.json"):
+            return [found]
+        shards = sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = [_find(name, shard, revision) for shard in shards if "/" not in shard]
+        return [found, *(file for file in files if file)] if len(shards) == len([f for f in files if f]) else []
+    return []
+
+
+def _find(name: str, file: str, revision: str | None) -> Path | None:
+    """Find a file of a local folder, or of a hub repository's local copy."""
+    if Path(name).is_dir():
+        path = Path(name).absolute() / file
+        return path if path.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(name, file, revision=revision)
+    except HFValidationError:
+        return None
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def _link(folder: Path, files: list[Path]) -> bool:
+    """Link to files; False, with no link left, on a disk that has no links."""
+    links = [(folder / file.name, file) for file in files]
+    try:
+        for link, file in links:
+            link.symlink_to(file)
+    except OSError:
+        for link, _ in links:
+            link.unlink(missing_ok=True)
+        return False
+    return True
+
+
+def _differs(name: str, model: Any) -> bool:
+    from transformers import AutoConfig, GenerationConfig
+
+    own = AutoConfig.from_pretrained(name)
+    if any(getattr(own, key, None) != getattr(model.config, key, None) for key in ("id2label", "problem_type")):
+        return True
+    if not model.get_base_model().can_generate():
+        return False
+    try:
+        generation = GenerationConfig.from_pretrained(name)
+    except OSError:
+        generation = GenerationConfig.from_model_config(own)
+    return bool(generation.eos_token_id != model.generation_config.eos_token_id)
+
+
+def described_in(folder: Path) -> Path:
+    """Return the folder with the config of a model folder: an adapter's `base/`, or the folder itself."""
+    own = folder / BASE
+    return own if (own / "config.json").is_file() else folder
+
+
+def base_of(folder: Path, peft_config: Any) -> str:
+    """Return what an adapter's base is loaded from: the folder's `base/` while its links hold, else the base itself."""
+    name = str(peft_config.base_model_name_or_path)
+    for link in (folder / BASE / file for file in _WEIGHTS):
+        if link.exists():
+            return str(folder / BASE)
+        if link.is_symlink() and Path(name).name == BASE:
+            return str(link.readlink().parent)
+    return name

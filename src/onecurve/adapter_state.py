@@ -1,0 +1,32 @@
+"""What a checkpoint holds of an adapter beside its trained parameters: its buffers.
+
+Most could be drawn or derived again, but on another device, from a base in another dtype or under another release of
+torch they would come out differently from those that were trained with.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+
+from onecurve.adapters.buffers import adapter_buffers, take_dtypes
+from onecurve.checkpoint import Piece
+from onecurve.checkpoint.manifest import Stored
+
+_KEY = "buffer/"
+
+
+def buffer_pieces(model: nn.Module, rank: int = 0, world_size: int = 1) -> Iterator[Piece]:
+    """Yield this rank's share of the adapter's buffers, which every rank holds whole."""
+    for name, buffer in adapter_buffers(model):
+        share = -(-buffer.numel() // world_size)
+        run = buffer.detach().view(-1)[rank * share : (rank + 1) * share]
+        if run.numel():
+            yield Piece(_KEY + name, run, rank * share, buffer.numel(), tuple(buffer.shape))
+
+
+def stored_buffers(model: nn.Module, stored: Mapping[str, Stored]) -> list[Piece]:
+    """Return the buffers to fill from a checkpoint, in its dtypes; none where it is from before they were stored."""
+    names = {name.removeprefix(_KEY): entry for name, entry in stored.items() if name.startswith(_KEY)}
+    take_dtypes(model, {name: getattr(torch, entry.dtype) for name, entry in names.items()})
+    return [piece for piece in buffer_pieces(model) if piece.tensor.removeprefix(_KEY) in names]

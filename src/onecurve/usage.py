@@ -1,0 +1,129 @@
+"""How to load a model folder, as its card says it: code that runs as it stands."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from onecurve.adapter_folder import BASE, Base
+
+_PIPELINES = {
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+    "AutoModelForCausalLM": "text-generation",
+}
+"""transformers' class -> its pipeline."""
+_GENERATION = "base.generation_config = GenerationConfig.from_pretrained({})"
+
+
+def usage(folder: Path, model: Any, base: Base | None) -> str:
+    """Return the card's section on loading.
+
+    Args:
+        folder: Where the folder lies, absolute.
+        model: The model, with its adapter where it has one.
+        base: The adapter's base; None for a whole model.
+    """
+    kind = _auto_class(model.get_base_model() if base else model)
+    lines = ["## Use", ""]
+    if base is None:
+        lines += _with_transformers(folder, kind)
+    else:
+        plain = base.linked and _transformers_loads(model)
+        lines += _with_transformers(folder, kind) if plain else []
+        lines += _with_peft(folder, kind, model, base, plain)
+    return "\n".join(lines)
+
+
+def _auto_class(model: Any) -> str:
+    import transformers
+
+    for name in _PIPELINES:
+        if type(model) in getattr(transformers, name)._model_mapping.values():
+            return name
+    return "AutoModel"
+
+
+def _transformers_loads(model: Any) -> bool:
+    """Whether transformers can put the adapter on a base without PEFT's own model class around it."""
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    config = model.peft_config["default"]
+    if config.is_prompt_learning or config.is_adaption_prompt or config.peft_type.value == "BOTTLENECK":
+        return False
+    return not PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type].uses_shared_state
+
+
+def _with_transformers(folder: Path, kind: str) -> list[str]:
+    if kind in _PIPELINES:
+        lines = [
+            "from transformers import pipeline",
+            "",
+            f"pipe = pipeline({_text(_PIPELINES[kind])}, {_text(folder)})",
+            'print(pipe("some text"))',
+        ]
+    else:
+        lines = [f"from transformers import {kind}", "", f"model = {kind}.from_pretrained({_text(folder)})"]
+    return _code(lines)
+
+
+def _with_peft(folder: Path, kind: str, model: Any, base: Base, plain: bool) -> list[str]:
+    method = str(model.peft_config["default"].peft_type.value).lower()
+    if method == "bottleneck":
+        first = "The method is onecurve's own: it loads where onecurve is installed and imported, and cannot be merged."
+        imports = ["import onecurve.adapters.bottleneck  # PEFT learns of the method here"]
+    else:
+        first = "As a PEFT model:" if plain else f"transformers alone does not load {method}; PEFT does:"
+        imports = []
+    imports.append("from peft import PeftModel")
+    generates = model.get_base_model().can_generate()
+    adapter = f"model = PeftModel.from_pretrained(base, {_text(folder)})"
+    here = [
+        *imports,
+        f"from transformers import {kind}",
+        "",
+        f"base = {kind}.from_pretrained({_text(folder / BASE)})",
+        adapter,
+    ]
+    there = [
+        *imports,
+        f"from transformers import AutoConfig, {kind}{', GenerationConfig' * generates}",
+        "",
+        f"config = AutoConfig.from_pretrained({_text(folder / BASE)})",
+        f"base = {kind}.from_pretrained({_text(base.name)}{_revision(base)}, config=config)",
+        *([_GENERATION.format(_text(folder / BASE))] * generates),
+        adapter,
+    ]
+    if not base.linked:
+        return [first, "", *_code(there), f"Its base is `{base.name}`.", ""]
+    return [first, "", *_code(here), *_about(folder, kind, base), *_code(there)]
+
+
+def _about(folder: Path, kind: str, base: Base) -> list[str]:
+    """Say what the folder takes for granted."""
+    where = f"the folder `{base.name}` of the machine that wrote it" if base.local else f"`{base.name}` on the hub"
+    lines = [
+        f"This folder holds the adapter. Its base is {where}: the other weight files here and in `{BASE}/` are links",
+        "to that base's files, which a copy or an upload that follows links takes along.",
+    ]
+    if kind in _PIPELINES:
+        auto = f"`AutoPeft{kind.removeprefix('Auto')}.from_pretrained`"
+        if base.stand_in:
+            lines += [
+                f"adapter_config.json names `{folder / BASE}` as the base, so that PEFT's {auto} builds it as it was",
+                "trained: after moving this folder, change `base_model_name_or_path` there.",
+            ]
+        elif kind != "AutoModelForCausalLM":
+            lines += [f"PEFT's {auto} builds the base with its own labels: give it `id2label`, as config.json has it."]
+    return [*lines, "", "Where those links lead nowhere, name the base:", ""]
+
+
+def _revision(base: Base) -> str:
+    return f", revision={_text(base.revision)}" if base.revision else ""
+
+
+def _code(lines: list[str]) -> list[str]:
+    return ["```python", *lines, "```", ""]
+
+
+def _text(value: object) -> str:
+    return json.dumps(str(value), ensure_ascii=False)

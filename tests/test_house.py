@@ -33,7 +33,7 @@ RECIPES_OWN = {
 }
 HEAVY = {"torch", "transformers", "accelerate", "deepspeed", "peft", "datasets", "evaluate"}
 HEAVY |= {"numpy", "pyarrow", "pandas", "scipy", "sklearn", "tokenizers", "huggingface_hub"}
-HELPED = ["", "checkpoint", "checkpoint convert", "data", "data stage", "doctor", "parity", "predict", "train"]
+HELPED = ["", "checkpoint", "checkpoint convert", "data", "data stage", "doctor", "init", "parity", "predict", "train"]
 
 
 def too_long(root: Path) -> list[str]:

@@ -104,6 +104,17 @@ def test_after_a_signal_nothing_starts(start):
     assert "before anything had begun" in launched.reason(75)
 
 
+def test_an_interrupt_while_accelerate_is_asked_is_no_fault_of_the_launch_file(start, tmp_path):
+    class Interrupted(LaunchFile):
+        def environment(self):
+            launched.send(signal.SIGINT)
+            raise LaunchError("accelerate launch was interrupted too")
+
+    launched = Launch([], Interrupted(tmp_path / "x.yaml", 2, False, None))
+    launched.start()
+    assert (launched.wait(), launched.processes) == (75, [])
+
+
 def test_leaving_the_block_by_an_error_leaves_no_rank(start):
     launched = start("time.sleep(60)")
     with pytest.raises(ZeroDivisionError), launched:

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 
 from onecurve import files
-from onecurve.errors import UserError
+from onecurve.errors import LaunchError, UserError
 from onecurve.launching.launch_file import LaunchFile
 from onecurve.ranks.launcher import LAUNCHED
 from onecurve.run import EX_TEMPFAIL, SIGNALS
@@ -63,7 +64,12 @@ class Launch:
         Raises:
             LaunchError: Accelerate refuses the launch file.
         """
-        environments = self._environments()
+        try:
+            environments = self._environments()
+        except LaunchError:
+            if self.signalled:  # a terminal's interrupt reaches Accelerate too
+                return
+            raise
         # Ranks inherit what is blocked, and train.py lets it through once it can answer; nor does any start unsignalled
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [getattr(signal, name) for name in SIGNALS])
         try:
@@ -129,7 +135,9 @@ class Launch:
         self._ending, self._end_at = signal.SIGKILL, time.monotonic() + _SECONDS_TO_LEAVE
 
     def _environments(self) -> list[dict[str, str]]:
-        own = {**os.environ, **self.variables, LAUNCHED: "1"}
+        # DeepSpeed looks for ninja on the path, and an environment need not be activated
+        path = os.pathsep.join(filter(None, [os.environ.get("PATH"), str(Path(sys.executable).parent)]))
+        own = {**os.environ, "PATH": path, **self.variables, LAUNCHED: "1"}
         if self.file is None:
             return [own]
         world_size = self.file.num_processes

@@ -33,7 +33,7 @@ RECIPES_OWN = {
 }
 HEAVY = {"torch", "transformers", "accelerate", "deepspeed", "peft", "datasets", "evaluate"}
 HEAVY |= {"numpy", "pyarrow", "pandas", "scipy", "sklearn", "tokenizers", "huggingface_hub"}
-HELPED = ["", "checkpoint", "checkpoint convert", "data", "data stage", "doctor", "parity", "predict"]
+HELPED = ["", "checkpoint", "checkpoint convert", "data", "data stage", "doctor", "init", "parity", "predict", "train"]
 
 
 def too_long(root: Path) -> list[str]:
@@ -221,7 +221,7 @@ def test_every_subcommand_is_asked_for_help():
     assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == {name.split()[0] for name in HELPED[1:]}
 
 
-@pytest.mark.parametrize("command", ["data stage", "parity"])
+@pytest.mark.parametrize("command", ["data stage", "parity", "train", "train --launch zero2"])
 def test_a_typo_is_answered_by_a_command_before_anything_heavy_is_imported(command):
     recipe = ROOT / "recipes" / "quickstart.yaml"
     exit_code, imported, said = run_and_list_imports("-m", "onecurve", *command.split(), str(recipe), "--optim.lrr=1")

@@ -14,8 +14,9 @@ from onecurve.optim import check_optim
 from onecurve.optional_packages import keep_out_unused
 from onecurve.run_directory import RunDirectory
 from onecurve.strategies import check_strategy
-from onecurve.tasks import load_task
+from onecurve.tasks import load_task, resolve_task
 from onecurve.tasks.base import Task
+from onecurve.user_code import locate
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,11 @@ def read(argv: list[str]) -> Checked:
         UserError: Whatever is wrong first.
     """
     recipe, sources = load_recipe(argv)
+    located = locate(recipe.task.name, Path(argv[0]).parent)
+    recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"name": located})})
     task = load_task(recipe.task)
     _check_metric(recipe.eval.best_metric, task)
-    owned = {"task": task.settings.model_dump(mode="json"), "optim": check_optim(recipe.optim)}
+    owned = {"task": resolve_task(task), "optim": check_optim(recipe.optim)}
     resolved = resolve(recipe, owned)
     return Checked(recipe, task, RunDirectory(Path(recipe.output_dir)), resolved, dump_recipe(resolved, sources))
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn
 
 from onecurve.config import manual
@@ -34,6 +35,9 @@ EX_TEMPFAIL = 75
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
 """Ask a run to save and stop."""
+
+MESSAGE_FILE = "ONECURVE_MESSAGE_FILE"
+"""The environment variable with the path of a file that is also given the message a run fails with."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ class Run:
         if self.lock is not None:
             self.lock.release()
         os.write(2, f"train.py: {message}\n".encode())  # the loop's thread may hang in the middle of a print
+        _hand_over(message)
 
     def finish(self, status: str, exit_code: int, reason: str = "") -> None:
         """Write how it ended and let go of the directory.
@@ -140,6 +145,7 @@ def execute(body: Callable[[list[str], Run], None], argv: list[str]) -> int:
     end_with_launcher()
     for name in SIGNALS:  # until the loop takes them over
         signal.signal(getattr(signal, name), _leave_unbegun)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [getattr(signal, name) for name in SIGNALS])  # see launching
     run = Run()
     try:
         body(argv, run)
@@ -206,7 +212,13 @@ def _fail(run: Run, message: str, exit_code: int) -> int:
     with suppress(TrainingError):  # it cannot be written either: then that was the message, or it is no worse
         run.finish("failed", exit_code, message)
     print(f"train.py: {message}", file=sys.stderr, flush=True)  # noqa: T201
+    _hand_over(message)
     return exit_code
+
+
+def _hand_over(message: str) -> None:
+    if path := os.environ.get(MESSAGE_FILE):
+        Path(path).write_text(message, encoding="utf-8")
 
 
 def _hush() -> None:

@@ -1,6 +1,7 @@
 """The recipe's manual: every key with its type, its default and what it means, read off the schema."""
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from onecurve.config.reading import USAGE
 from onecurve.config.schema import Recipe
@@ -14,12 +15,20 @@ def manual() -> str:
 def _lines(model: type[BaseModel], prefix: str) -> list[str]:
     lines = []
     for name, field in model.model_fields.items():
-        kinds = [k for k in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(k, type)]
-        section = next((k for k in kinds if issubclass(k, BaseModel)), None)
-        if section is not None:
+        if (section := section_of(field)) is not None:
             lines += ["", *_lines(section, f"{prefix}{name}.")]
             continue
         default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
-        meaning = " ".join((field.description or "").split())
-        lines.append(f"  --{prefix}{name}  ({default})\n        {meaning}")
+        lines.append(f"  --{prefix}{name}  ({default})\n        {meaning(field)}")
     return lines
+
+
+def section_of(field: FieldInfo) -> type[BaseModel] | None:
+    """Return the schema of a section; None for a value."""
+    kinds = [k for k in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(k, type)]
+    return next((k for k in kinds if issubclass(k, BaseModel)), None)
+
+
+def meaning(field: FieldInfo) -> str:
+    """Return what the schema says of a key, on one line."""
+    return " ".join((field.description or "").split())

@@ -25,7 +25,7 @@ class OpenSection(Section):
 
 class TaskSection(OpenSection):
     name: str
-    """A file of `onecurve/tasks/`, such as text_classification, causal_lm, sft. Further keys are the task's own."""
+    """A file of `onecurve/tasks/`, or your own my_file.py:Task or package.module:Task. Further keys are the task's."""
 
 
 class ModelSection(Section):

@@ -16,7 +16,7 @@ from onecurve.errors import ConfigError
 from onecurve.export import save_alone
 from onecurve.generation import stop_where_answers_end
 from onecurve.model import load_model
-from onecurve.tasks import load_task
+from onecurve.tasks import load_task, resolve_task
 from onecurve.tasks.base import Survey, Task
 from onecurve.tokenizer import Reading
 
@@ -84,7 +84,7 @@ def _recipe(folder: Path, wanted: Wanted, state: dict[str, Any]) -> tuple[Path, 
         )
     recipe, _ = load_recipe([str(path)])
     task = load_task(recipe.task)
-    here = curve_settings(resolve(recipe, {"task": task.settings.model_dump(mode="json")}))
+    here = curve_settings(resolve(recipe, {"task": resolve_task(task)}))
     saved: dict[str, Any] = state["curve"]
     for key in sorted(saved.keys() | here.keys()):
         if key.partition(".")[0] in _SAME and saved.get(key) != here.get(key):

@@ -10,6 +10,7 @@ from typing import Any
 
 from onecurve.config import DataSection
 from onecurve.tasks.base import BadRow, Example, Row, Survey, Task
+from onecurve.user_code import source_hash
 
 _LAYOUT = 1
 """Raised whenever what is stored, or how, changes."""
@@ -29,7 +30,7 @@ def content_key(
         data: The split's digest.
         sample: What some of its rows are encoded to: `sample_digest`.
         tokenizer: The tokenizer's digest.
-        task: Its module, settings and encoder version count.
+        task: Its module, settings and encoder version count, and its code where that is the user's own.
         survey: What the training split told; label ids depend on it.
         settings: How files are read and which rows and examples are left out.
         max_length: Tokens an example may have, resolved.
@@ -46,6 +47,8 @@ def content_key(
         "settings": settings.model_dump(include=_SETTINGS),
         "max_length": max_length,
     }
+    if code := source_hash(type(task)):  # the user's own, whose author need not know of encoder versions
+        parts["task_code"] = code
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 """Of sys/prctl.h."""
-_MARKS = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"}
-"""In the environment that torchrun and `accelerate launch` give. A shell may well die before what it started."""
+LAUNCHED = "ONECURVE_LAUNCHED"
+_MARKS = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION", LAUNCHED}
+"""In the environment that torchrun, `accelerate launch` and `onecurve train` give. A shell may well die before what it
+started."""
 
 
 def end_with_launcher() -> None:

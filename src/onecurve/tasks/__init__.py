@@ -1,10 +1,12 @@
-"""The tasks: the folder is the registry."""
+"""The tasks: the folder is the registry, and a recipe may name one of the user's own."""
 
 import pkgutil
 from importlib import import_module
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from onecurve import user_code
 from onecurve.config import TaskSection, explain, nearest
 from onecurve.errors import ConfigError
 from onecurve.tasks.base import Task
@@ -19,17 +21,71 @@ def load_task(section: TaskSection) -> Task:
     """Build the task a recipe names and check its own settings.
 
     Raises:
-        ConfigError: No such task, or a setting it does not know or cannot take.
+        ConfigError: No such task, one that lacks a member, a setting it does not know or cannot take, or code that
+            has changed.
     """
-    names = task_names()
-    if section.name not in names:
+    kind, settings = find_task(section.name), section.extras
+    known_hash = settings.pop("source_hash", None) if user_code.is_external(section.name) else None
+    if known_hash not in (None, source_hash := user_code.source_hash(kind)):
         raise ConfigError(
-            f"no task '{section.name}'; the tasks are {', '.join(names)}.",
-            where="task.name",
-            fix=nearest(section.name, names),
+            f"is {known_hash}, and the code of {section.name} has changed: it is {source_hash} now.",
+            where="task.source_hash",
+            fix="Remove it to train with the code as it is.",
         )
-    kind = import_module(f"{__name__}.{section.name}").Task
     try:
-        return kind(kind.Settings(**section.extras))
+        return kind(kind.Settings(**settings))
     except ValidationError as error:
         raise explain(error, kind.Settings, prefix="task.") from None
+
+
+def find_task(name: str) -> Any:
+    """Return the class of the task a recipe names: a file of this folder, or the user's own.
+
+    Raises:
+        ConfigError: There is none, or it lacks a member.
+    """
+    if user_code.is_external(name):
+        return _complete(user_code.load(name, "task.name"), name)
+    names = task_names()
+    if name not in names:
+        raise ConfigError(
+            f"no task '{name}'; the tasks are {', '.join(names)}, and one of your own is {user_code.FORM}.",
+            where="task.name",
+            fix=nearest(name, names),
+        )
+    return import_module(f"{__name__}.{name}").Task
+
+
+def resolve_task(task: Task) -> dict[str, Any]:
+    """Return a task's settings as plain data, with the hash of its code where that is the user's own."""
+    source_hash = user_code.source_hash(type(task))
+    return task.settings.model_dump(mode="json") | ({"source_hash": source_hash} if source_hash else {})
+
+
+def members() -> set[str]:
+    """The names that a task's class must have: what the contract declares for the class, `settings` aside."""
+    return {name for name in {*vars(Task), *Task.__annotations__} if not name.startswith("_")} - {"settings"}
+
+
+def _complete(kind: Any, name: str) -> Any:
+    if not isinstance(kind, type):
+        raise ConfigError(f"{name} is no class: {kind!r}.", where="task.name")
+    if missing := sorted(member for member in members() if not _has(kind, member)):
+        raise ConfigError(
+            f"{name} lacks {', '.join(missing)}.", where="task.name", fix="onecurve.tasks.base says what a task has."
+        )
+    settings: Any = getattr(kind, "Settings", None)
+    if not (isinstance(settings, type) and issubclass(settings, BaseModel)):
+        raise ConfigError(
+            f"{name}.Settings must be a class that inherits from onecurve.tasks.base.Settings; got {settings!r}.",
+            where="task.name",
+        )
+    return kind
+
+
+def _has(kind: type, member: str) -> bool:
+    if member in getattr(kind, "__abstractmethods__", ()):
+        return False
+    # Who inherits from a protocol has its members, but not what they do
+    declared = vars(Task).get(member) if getattr(Task, "_is_protocol", False) else None
+    return hasattr(kind, member) and (declared is None or getattr(kind, member) is not declared)

@@ -21,7 +21,7 @@ from onecurve.drawing import draw, place, reorder
 from onecurve.errors import ConfigError
 from onecurve.float8 import check_float8, compute_in_float8
 from onecurve.head import HeadRows, settle_head
-from onecurve.loss_head import chunk_logits
+from onecurve.losses.chunked_head import chunk_logits
 from onecurve.pretrained import Fit, read_fit
 from onecurve.quantization import quantized_loading, require_bitsandbytes, settle_quantized
 from onecurve.seeds import start_stream

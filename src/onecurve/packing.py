@@ -13,7 +13,7 @@ from onecurve.config import Recipe
 from onecurve.data.encoding import Split
 from onecurve.errors import ConfigError
 from onecurve.float8 import in_full_precision
-from onecurve.loss_head import whole_logits
+from onecurve.losses.chunked_head import whole_logits
 from onecurve.memory import ran_out
 from onecurve.packed_attention import NAME, Documents
 from onecurve.strategies.base import Strategy

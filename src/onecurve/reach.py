@@ -15,7 +15,7 @@ from onecurve.config import Recipe
 from onecurve.data.encoding import Split
 from onecurve.errors import ConfigError, TrainingError
 from onecurve.float8 import in_full_precision
-from onecurve.loss_head import whole_logits
+from onecurve.losses.chunked_head import whole_logits
 from onecurve.seeds import start_stream
 from onecurve.strategies.base import leave_out
 from onecurve.strategies.precision import DTYPES

@@ -14,9 +14,9 @@ from onecurve.checkpoint.staging import Staging, window_key
 from onecurve.checkpoint.tensors import Piece
 from onecurve.compilation import compile_layers
 from onecurve.config import OptimSection
+from onecurve.losses.cross_entropy import cross_entropy_sum, linear_cross_entropy_sum
 from onecurve.optim import build_optimizer
 from onecurve.optim.rounding import round_stochastically
-from onecurve.token_loss import cross_entropy_sum, linear_cross_entropy_sum
 from tests.gpu.devices import CPU_AND_GPU, GPU, GPU_AND_SLOWLY_CPU, apart
 
 HALF = torch.bfloat16
@@ -27,8 +27,8 @@ SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "n
 @pytest.mark.parametrize("device", CPU_AND_GPU)
 def test_the_loss_of_chunked_logits_is_that_of_whole_ones(device, dtype, monkeypatch):
     chunk = {device: 64 * 1001}
-    monkeypatch.setattr("onecurve.token_loss._CHUNK_OF_ALL", chunk)
-    monkeypatch.setattr("onecurve.token_loss._CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr("onecurve.losses.cross_entropy._CHUNK_OF_ALL", chunk)
+    monkeypatch.setattr("onecurve.losses.cross_entropy._CHUNK_ELEMENTS", chunk)
     torch.manual_seed(0)
     hidden, weight = torch.randn(200, 32), torch.randn(1001, 32) / 4
     targets = torch.randint(1001, (200,)).to(device)

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator
 
 from onecurve.conversations import DATE, CannotRender, Document, Message, answer_end, render_conversation, tokenise
 from onecurve.errors import ConfigError
-from onecurve.language_modelling import mark_learnt, next_token_logits, next_token_loss_sum
+from onecurve.losses.next_token import mark_learnt, next_token_logits, next_token_loss_sum
 from onecurve.tasks.base import IGNORE_INDEX, BadRow, Batch, Example, Row, Settings, Survey, pad
 
 if TYPE_CHECKING:

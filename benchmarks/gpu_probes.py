@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from onecurve.attention_kernels import fastest_attention
-from onecurve.packed_attention import Documents, _kernel, attend
+from onecurve.model.attention_kernels import fastest_attention
+from onecurve.model.packed_attention import Documents, _kernel, attend
 
 Numbers = dict[str, Any]
 Context = Callable[[], AbstractContextManager[Any]]

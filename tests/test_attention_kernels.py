@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from onecurve.attention_kernels import fastest_attention
+from onecurve.model.attention_kernels import fastest_attention
 
 FLASH, EFFICIENT, MATH, CUDNN = (
     getattr(SDPBackend, name) for name in ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH", "CUDNN_ATTENTION")

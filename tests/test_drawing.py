@@ -12,9 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from onecurve.adapters import add_adapter
 from onecurve.config import PeftSection, Recipe, TaskSection
-from onecurve.drawing import DrawnOnCpu, draw, place
-from onecurve.model import load_model
-from onecurve.pretrained import read_fit
+from onecurve.model.drawing import DrawnOnCpu, draw, place
+from onecurve.model.loading import load_model
+from onecurve.model.pretrained import read_fit
 from onecurve.tasks import load_task
 from onecurve.tasks.base import Survey
 

@@ -11,7 +11,7 @@ import pytest
 
 from onecurve.cli import main
 from onecurve.config import TaskSection
-from onecurve.generation import stop_where_answers_end
+from onecurve.model.generation import stop_where_answers_end
 from onecurve.tasks import load_task
 from tests.launching import write_recipe
 from tests.tiny_models import CHAT_TEMPLATE

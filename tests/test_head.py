@@ -9,12 +9,12 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, LlamaConfig, RobertaConfig
 
 from onecurve.config import ModelSection, Recipe, TaskSection
-from onecurve.head import label_axes
 from onecurve.labels import head_rows, model_labels
-from onecurve.model import load_model
+from onecurve.model.head import label_axes
+from onecurve.model.loading import load_model
+from onecurve.model.reading import Reading
 from onecurve.tasks import load_task
 from onecurve.tasks.base import Survey
-from onecurve.tokenizer import Reading
 from tests.data.byte_level import write_jsonl
 from tests.launching import launch, write_recipe
 from tests.tiny_models import build_tiny_bert

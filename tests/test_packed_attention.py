@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
-from onecurve import packed_attention
-from onecurve.packed_attention import NAME, _has_kernel, _Kernel, _kernel
-from onecurve.packing import Packing
+from onecurve.model import packed_attention
+from onecurve.model.packed_attention import NAME, _has_kernel, _Kernel, _kernel
+from onecurve.model.packing import Packing
 from tests.varlen_kernel import document_by_document
 
 HALF, FULL = torch.bfloat16, torch.float32

@@ -8,12 +8,12 @@ import transformers
 from accelerate import Accelerator
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from onecurve import packed_attention
-from onecurve import packing as packing_module
 from onecurve.config import TaskSection
 from onecurve.errors import ConfigError
-from onecurve.packed_attention import Documents, _Kernel, attend
-from onecurve.packing import Packing, pack
+from onecurve.model import packed_attention
+from onecurve.model import packing as packing_module
+from onecurve.model.packed_attention import Documents, _Kernel, attend
+from onecurve.model.packing import Packing, pack
 from onecurve.strategies.plain import Plain
 from onecurve.tasks import load_task
 

@@ -20,9 +20,9 @@ from transformers import (
 
 from onecurve.config import Recipe
 from onecurve.errors import ConfigError
-from onecurve.model import load_model
+from onecurve.model.loading import load_model
+from onecurve.model.reading import Reading, set_padding
 from onecurve.tasks import load_task
-from onecurve.tokenizer import Reading, set_padding
 from tests.launching import write_recipe
 from tests.tiny_models import build_tiny_bert, build_tiny_llama
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 
 from onecurve.config import Recipe, TaskSection
 from onecurve.errors import ConfigError
-from onecurve.model import load_model
+from onecurve.model.loading import load_model
 from onecurve.tasks import load_task
 from onecurve.tasks.base import Survey
 

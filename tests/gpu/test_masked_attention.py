@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import BertConfig, BertForSequenceClassification
 
-from onecurve.attention_kernels import fastest_attention
+from onecurve.model.attention_kernels import fastest_attention
 from tests.gpu.devices import CPU_AND_GPU, apart
 
 LENGTHS = (64, 192, 256, 320)

@@ -12,9 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from onecurve import memory
 from onecurve.checkpoint.staging import Staging, window_key
 from onecurve.checkpoint.tensors import Piece
-from onecurve.compilation import compile_layers
 from onecurve.config import OptimSection
 from onecurve.losses.cross_entropy import cross_entropy_sum, linear_cross_entropy_sum
+from onecurve.model.compilation import compile_layers
 from onecurve.optim import build_optimizer
 from onecurve.optim.rounding import round_stochastically
 from tests.gpu.devices import CPU_AND_GPU, GPU, GPU_AND_SLOWLY_CPU, apart

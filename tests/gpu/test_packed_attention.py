@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from onecurve import packed_attention
-from onecurve.attention_kernels import fastest_attention
-from onecurve.packed_attention import Documents, _Kernel, attend
-from onecurve.packing import Packing
+from onecurve.model import packed_attention
+from onecurve.model.attention_kernels import fastest_attention
+from onecurve.model.packed_attention import Documents, _Kernel, attend
+from onecurve.model.packing import Packing
 from tests.gpu.devices import CPU_AND_GPU, apart
 from tests.varlen_kernel import document_by_document
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from onecurve.config import Recipe
 from onecurve.distributed import start
-from onecurve.model import load_model
+from onecurve.model.loading import load_model
 from onecurve.tasks import load_task
 from onecurve.tasks.base import Survey
 

@@ -63,7 +63,7 @@ def load_trained(folder: Path, config: Any, classifies: bool) -> Any:
     from peft import PeftConfig, PeftModel
 
     import onecurve.adapters.bottleneck  # noqa: F401  registers the bottleneck adapter with PEFT
-    from onecurve.generation import read_generation_config
+    from onecurve.model.generation import read_generation_config
 
     adapter = PeftConfig.from_pretrained(str(folder))
     base = auto.from_pretrained(

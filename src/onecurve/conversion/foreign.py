@@ -15,8 +15,8 @@ from onecurve.conversion.target import Wanted, card, name_labels
 from onecurve.conversion.weights import read_weights
 from onecurve.errors import ConfigError
 from onecurve.export import save_alone
-from onecurve.generation import read_generation_config
-from onecurve.tokenizer import load_config, load_tokenizer
+from onecurve.model.generation import read_generation_config
+from onecurve.model.reading import load_config, load_tokenizer
 
 _AUTO_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onecurve.attention_kernels import fastest_attention
 from onecurve.config import Recipe
 from onecurve.data.encoding import Split
 from onecurve.errors import ConfigError
-from onecurve.float8 import in_full_precision
 from onecurve.losses.chunked_head import whole_logits
 from onecurve.memory import ran_out
-from onecurve.packed_attention import NAME, Documents
+from onecurve.model.attention_kernels import fastest_attention
+from onecurve.model.float8 import in_full_precision
+from onecurve.model.packed_attention import NAME, Documents
 from onecurve.strategies.base import Strategy
 from onecurve.strategies.precision import DTYPES
 from onecurve.tasks.base import Batch, Example, Task

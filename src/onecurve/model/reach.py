@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from onecurve.config import Recipe
 from onecurve.data.encoding import Split
 from onecurve.errors import ConfigError, TrainingError
-from onecurve.float8 import in_full_precision
 from onecurve.losses.chunked_head import whole_logits
+from onecurve.model.float8 import in_full_precision
 from onecurve.seeds import start_stream
 from onecurve.strategies.base import leave_out
 from onecurve.strategies.precision import DTYPES

@@ -59,7 +59,7 @@ def train(
     """
     from onecurve.config import load_recipe
     from onecurve.launching import find_launch_file
-    from onecurve.run_directory import RunDirectory
+    from onecurve.run.directory import RunDirectory
 
     with TemporaryDirectory(prefix="onecurve-") as name:
         scratch = Path(name)
@@ -156,7 +156,7 @@ def _plain(value: Any) -> str:
 def _run(argv: list[str], file: Any, scratch: Path) -> tuple[int, str]:
     """Launch, print what the ranks print, and return the exit code and why it is not 0."""
     from onecurve.launching import Launch
-    from onecurve.run import EX_TEMPFAIL, MESSAGE_FILE
+    from onecurve.run.lifecycle import EX_TEMPFAIL, MESSAGE_FILE
 
     message, interrupted = scratch / "message", False
     reading, writing = os.pipe()

@@ -41,13 +41,13 @@ from onecurve.data.plan import BatchPlan
 from onecurve.distributed import group_timeout
 from onecurve.errors import ConfigError, TrainingError
 from onecurve.evaluation import Best
-from onecurve.history import History
 from onecurve.model.identity import weights_identity
 from onecurve.preflight import Checked
 from onecurve.ranks.heartbeat import beat
 from onecurve.ranks.loss import RankLost, is_loss
 from onecurve.room import checkpoint_bytes, model_bytes, require_room
-from onecurve.run import due
+from onecurve.run.history import History
+from onecurve.run.lifecycle import due
 from onecurve.strategies.base import Strategy, Window, is_left_out
 
 _BYTES_A_SECOND = 100e6

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from onecurve.data.loader import Loader
 from onecurve.data.plan import Step, num_passes
-from onecurve.history import History
 from onecurve.model.attention_kernels import fastest_attention
 from onecurve.ranks.heartbeat import beat
+from onecurve.run.history import History
 from onecurve.seeds import start_stream
 from onecurve.strategies.base import Strategy
 

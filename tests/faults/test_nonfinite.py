@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from onecurve.config import TrainSection
 from onecurve.data import BatchPlan
-from onecurve.history import History
+from onecurve.run.history import History
 from onecurve.strategies.precision import LossScale
 from tests.launching import write_recipe
 from tests.resume.curves import partings, weights

@@ -6,7 +6,7 @@ import torch
 
 import train
 from onecurve.host import let_segments_grow
-from onecurve.run import Run, execute, leave
+from onecurve.run.lifecycle import Run, execute, leave
 
 
 def main(argv: list[str], run: Run) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from onecurve.errors import ConfigError, NothingToDo
 from onecurve.preflight import read
-from onecurve.run_directory import RunDirectory
+from onecurve.run.directory import RunDirectory
 from tests.resume.curves import partings
 
 pytestmark = pytest.mark.distributed

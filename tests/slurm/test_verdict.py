@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from onecurve.run_directory import RunDirectory
+from onecurve.run.directory import RunDirectory
 from slurm.verdict import FAILED, MISTAKE, REQUEUE, Progress, judge, look
 
 JOB, OTHER = "118", "119"

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     from onecurve.errors import ConfigError
     from onecurve.launching import Launch, find_launch_file
     from onecurve.preflight import read
-    from onecurve.run import SIGNALS
+    from onecurve.run.lifecycle import SIGNALS
 
     if not arguments.recipe:
         raise ConfigError(USAGE.replace("train.py", "onecurve train"))

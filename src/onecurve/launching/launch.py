@@ -14,7 +14,7 @@ from onecurve import files
 from onecurve.errors import LaunchError, UserError
 from onecurve.launching.launch_file import LaunchFile
 from onecurve.ranks.launcher import LAUNCHED
-from onecurve.run import EX_TEMPFAIL, SIGNALS
+from onecurve.run.lifecycle import EX_TEMPFAIL, SIGNALS
 
 _BY_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _SECONDS_TO_SAY_WHY = 120.0

@@ -8,7 +8,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 SHIPPED = ("train.py", "accelerate_configs", "ds_configs", "recipes", "quickstart")
-ASSETS = Path("onecurve", "assets")  # onecurve.files looks there; an editable install uses the checkout
+ASSETS = Path("onecurve", "assets")  # onecurve.machine.files looks there; an editable install uses the checkout
 
 
 class BuildWithAssets(build_py):

@@ -101,7 +101,7 @@ def predict(
         UserError: No model folder, or an input that is no text.
     """
     from onecurve.cli.predict import _continue, load_trained
-    from onecurve.quiet import hush_transformers
+    from onecurve.machine.log_noise import hush_transformers
 
     folder = Path(model)
     if not (folder / "config.json").is_file():

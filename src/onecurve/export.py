@@ -19,7 +19,7 @@ from onecurve.adapters.read_back import differences
 from onecurve.card import TrainedOn, model_card
 from onecurve.data import Data
 from onecurve.errors import LaunchError, TrainingError
-from onecurve.host import return_memory
+from onecurve.machine.cores import return_memory
 from onecurve.model.generation import stop_where_answers_end
 from onecurve.model.loading import whole_parameters
 from onecurve.preflight import Checked

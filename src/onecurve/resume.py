@@ -38,9 +38,9 @@ from onecurve.checkpoint.peers import on_first_rank
 from onecurve.config import TrainSection, curve_settings
 from onecurve.data import Data
 from onecurve.data.plan import BatchPlan
-from onecurve.distributed import group_timeout
 from onecurve.errors import ConfigError, TrainingError
 from onecurve.evaluation import Best
+from onecurve.machine.distributed import group_timeout
 from onecurve.model.identity import weights_identity
 from onecurve.preflight import Checked
 from onecurve.ranks.heartbeat import beat

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from onecurve import files
 from onecurve.errors import LaunchError
 from onecurve.launching import Launch, LaunchFile, find_launch_file, launch
+from onecurve.machine import files
 from tests.launching import ROOT, environment, write_recipe
 
 TRAIN = [sys.executable, "-m", "onecurve", "train"]

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from onecurve.config import DataSection
 from onecurve.data import BatchPlan, Data, Loader
 from onecurve.data.ahead import Ahead
-from onecurve.distributed import start
+from onecurve.machine.distributed import start
 from onecurve.ranks.heartbeat import beat, last_beat
 from onecurve.tasks.text_classification import Task, TextClassificationSettings
 from tests.data.byte_level import labelled, load, write_jsonl

@@ -10,11 +10,11 @@ import torch
 from torch import OutOfMemoryError
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from onecurve import memory
 from onecurve.config import load_recipe
 from onecurve.data import BatchPlan
 from onecurve.faults.fitting import _expected, _sizes
 from onecurve.faults.out_of_memory import OutOfMemory
+from onecurve.machine import memory
 from tests.launching import write_recipe
 from tests.resume.curves import partings
 from tests.tiny_models import build_tiny_bert, build_tiny_llama

@@ -5,7 +5,7 @@ import sys
 import torch
 
 import train
-from onecurve.host import let_segments_grow
+from onecurve.machine.cores import let_segments_grow
 from onecurve.run.lifecycle import Run, execute, leave
 
 

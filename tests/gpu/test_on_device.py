@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy, linear
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from onecurve import memory
 from onecurve.checkpoint.staging import Staging, window_key
 from onecurve.checkpoint.tensors import Piece
 from onecurve.config import OptimSection
 from onecurve.losses.cross_entropy import cross_entropy_sum, linear_cross_entropy_sum
+from onecurve.machine import memory
 from onecurve.model.compilation import compile_layers
 from onecurve.optim import build_optimizer
 from onecurve.optim.rounding import round_stochastically

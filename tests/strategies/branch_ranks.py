@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from onecurve.checkpoint import Alone, Piece, Writer, read_state
 from onecurve.checkpoint.retention import Retention
-from onecurve.distributed import start, uses_deepspeed
 from onecurve.errors import TrainingError, UserError
+from onecurve.machine.distributed import start, uses_deepspeed
 from onecurve.resume import Checkpoints, _Group
 from onecurve.strategies.base import Strategy
 from onecurve.strategies.snapshot import Snapshot

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig
 
 from onecurve.config import Recipe
-from onecurve.distributed import start
+from onecurve.machine.distributed import start
 from onecurve.model.loading import load_model
 from onecurve.tasks import load_task
 from onecurve.tasks.base import Survey

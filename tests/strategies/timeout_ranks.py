@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from accelerate.utils import DistributedType
 
-from onecurve.distributed import start
+from onecurve.machine.distributed import start
 from onecurve.resume import _Group
 from onecurve.strategies.plain import Plain
 from onecurve.strategies.zero import Zero

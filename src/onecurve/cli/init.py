@@ -49,8 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the folder and say how to go on."""
-    from onecurve import files
     from onecurve.config.commented import commented_recipe
+    from onecurve.machine import files
     from onecurve.tasks import find_task
 
     task, folder = find_task(arguments.task), Path(arguments.folder)

@@ -9,7 +9,7 @@ from typing import Any
 from onecurve.adapter_folder import base_of, described_in
 from onecurve.conversations import DATE, CannotRender, render
 from onecurve.errors import ConfigError
-from onecurve.quiet import hush_transformers
+from onecurve.machine.log_noise import hush_transformers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

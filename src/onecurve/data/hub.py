@@ -6,8 +6,8 @@ from typing import Any
 
 from onecurve.data.rows import Broken, Columns, Located
 from onecurve.errors import DataError
-from onecurve.hub import reachable
 from onecurve.labels import label_name
+from onecurve.machine.hub import reachable
 
 
 @dataclass(frozen=True)

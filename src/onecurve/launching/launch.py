@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from onecurve import files
 from onecurve.errors import LaunchError, UserError
 from onecurve.launching.launch_file import LaunchFile
+from onecurve.machine import files
 from onecurve.ranks.launcher import LAUNCHED
 from onecurve.run.lifecycle import EX_TEMPFAIL, SIGNALS
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from ruamel.yaml.error import YAMLError
 
-from onecurve import files
 from onecurve.config import nearest, read_yaml
 from onecurve.errors import LaunchError
+from onecurve.machine import files
 
 FOLDER = "accelerate_configs"
 _WHERE = "--launch"

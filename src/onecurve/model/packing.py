@@ -12,7 +12,7 @@ from onecurve.config import Recipe
 from onecurve.data.encoding import Split
 from onecurve.errors import ConfigError
 from onecurve.losses.chunked_head import whole_logits
-from onecurve.memory import ran_out
+from onecurve.machine.memory import ran_out
 from onecurve.model.attention_kernels import fastest_attention
 from onecurve.model.float8 import in_full_precision
 from onecurve.model.packed_attention import NAME, Documents

@@ -7,8 +7,8 @@ from typing import Any
 
 from onecurve.config import ModelSection
 from onecurve.errors import ConfigError
-from onecurve.hub import reachable
 from onecurve.labels import model_labels
+from onecurve.machine.hub import reachable
 
 _SET_TOKENIZER = "Set model.tokenizer to where it lies."
 _CONVERT = (

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from onecurve.distributed import launched_rank
 from onecurve.errors import TrainingError
+from onecurve.machine.distributed import launched_rank
 from onecurve.strategies.precision import LossScale
 
 _NAMED = 3

@@ -12,10 +12,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from onecurve import memory
-from onecurve.distributed import share_timeout
 from onecurve.errors import ConfigError
-from onecurve.host import ranks_here
+from onecurve.machine import memory
+from onecurve.machine.cores import ranks_here
+from onecurve.machine.distributed import share_timeout
 from onecurve.strategies.base import Window, is_left_out, is_trained, no_gradient
 from onecurve.strategies.precision import DTYPES, LossScale
 from onecurve.strategies.zero_sizes import derive, fill, kept_whole, sizes_of

@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-import onecurve.adapter_folder
-from onecurve.adapter_folder import BASE
+import onecurve.export.adapter_folder
 from onecurve.adapters import add_adapter
 from onecurve.config import PeftSection
-from onecurve.export import save_alone
+from onecurve.export.adapter_folder import BASE
+from onecurve.export.model_folder import save_alone
 from tests.adapters.test_exported import ids, logits, read_plainly
 
 READERS = ("peft", "autopeft", "transformers", "pipeline", "card")
@@ -67,7 +67,7 @@ def parent(tmp_path_factory, tiny_bert, tiny_llama):
     settings = json.loads(edited.read_text()) | {"base_model_name_or_path": str(parent / "edited" / BASE)}
     edited.write_text(json.dumps(settings))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onecurve.adapter_folder.Path, "symlink_to", refuse)
+        patch.setattr(onecurve.export.adapter_folder.Path, "symlink_to", refuse)
         export(tiny_bert, parent / "unlinked", 3)
     export(tiny_bert, parent / "prompt", 3, "prompt_tuning", num_virtual_tokens=4)
     export(tiny_bert, parent / "bottleneck", 3, "bottleneck")

@@ -26,7 +26,7 @@ from onecurve.adapters.buffers import adapter_buffers
 from onecurve.adapters.read_back import differences
 from onecurve.adapters.refused import METHODS
 from onecurve.config import PeftSection
-from onecurve.export import save_alone
+from onecurve.export.model_folder import save_alone
 
 ALLOWED = sorted({str(kind.value).lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING} - METHODS.keys())
 FIELDS = {

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from onecurve.adapter_state import stored_buffers
-from onecurve.card import TrainedOn, model_card
 from onecurve.checkpoint import Piece, load, read_manifest, read_state, verify
 from onecurve.config import Recipe, curve_settings, load_recipe, resolve
 from onecurve.conversion.merging import merged
 from onecurve.conversion.target import Wanted
 from onecurve.errors import ConfigError
-from onecurve.export import save_alone
+from onecurve.export.card import TrainedOn, model_card
+from onecurve.export.model_folder import save_alone
 from onecurve.model.generation import stop_where_answers_end
 from onecurve.model.loading import load_model
 from onecurve.model.reading import Reading

@@ -13,12 +13,13 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import Tensor
 
-from onecurve.adapter_folder import write_base
 from onecurve.adapters.buffers import adapter_buffers
 from onecurve.adapters.read_back import differences
-from onecurve.card import TrainedOn, model_card
 from onecurve.data import Data
 from onecurve.errors import LaunchError, TrainingError
+from onecurve.export.adapter_folder import write_base
+from onecurve.export.card import TrainedOn, model_card
+from onecurve.export.usage import usage
 from onecurve.machine.cores import return_memory
 from onecurve.model.generation import stop_where_answers_end
 from onecurve.model.loading import whole_parameters
@@ -26,7 +27,6 @@ from onecurve.preflight import Checked
 from onecurve.ranks.heartbeat import beat
 from onecurve.strategies.base import Strategy
 from onecurve.strategies.plain import Plain
-from onecurve.usage import usage
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from onecurve.adapter_folder import BASE, Base
+from onecurve.export.adapter_folder import BASE, Base
 
 _PIPELINES = {
     "AutoModelForSequenceClassification": "text-classification",

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from onecurve.cli import main
-from onecurve.conversations import DATE, CannotRender, render, render_conversation
+from onecurve.content.conversations import DATE, CannotRender, render, render_conversation
 from tests.launching import ROOT
 from tests.tiny_models import CHAT_TEMPLATE
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, LlamaConfig, RobertaConfig
 
 from onecurve.config import ModelSection, Recipe, TaskSection
-from onecurve.labels import head_rows, model_labels
+from onecurve.content.labels import head_rows, model_labels
 from onecurve.model.head import label_axes
 from onecurve.model.loading import load_model
 from onecurve.model.reading import Reading

@@ -6,7 +6,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from onecurve.conversations import DATE, CannotRender, render
+from onecurve.content.conversations import DATE, CannotRender, render
 from onecurve.errors import ConfigError
 from onecurve.export.adapter_folder import base_of, described_in
 from onecurve.machine.log_noise import hush_transformers

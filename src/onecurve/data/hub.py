@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from onecurve.content.labels import label_name
 from onecurve.data.rows import Broken, Columns, Located
 from onecurve.errors import DataError
-from onecurve.labels import label_name
 from onecurve.machine.hub import reachable
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from onecurve.labels import are_placeholders, head_rows, model_labels
+from onecurve.content.labels import are_placeholders, head_rows, model_labels
 from onecurve.model.pretrained import Fit
 from onecurve.tasks.base import Survey
 

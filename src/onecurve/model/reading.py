@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from onecurve.config import ModelSection
+from onecurve.content.labels import model_labels
 from onecurve.errors import ConfigError
-from onecurve.labels import model_labels
 from onecurve.machine.hub import reachable
 
 _SET_TOKENIZER = "Set model.tokenizer to where it lies."

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_chec
 
 from pydantic import BaseModel, ConfigDict
 
+from onecurve.content.labels import rows_by_name
 from onecurve.errors import BadRow as BadRow
-from onecurve.labels import rows_by_name
 
 if TYPE_CHECKING:  # the heavy imports wait until a recipe is known to be good
     from torch import Tensor, nn

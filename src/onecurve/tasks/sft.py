@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator
 
-from onecurve.conversations import DATE, CannotRender, Document, Message, answer_end, render_conversation, tokenise
+from onecurve.content.conversations import (
+    DATE,
+    CannotRender,
+    Document,
+    Message,
+    answer_end,
+    render_conversation,
+    tokenise,
+)
 from onecurve.errors import ConfigError
 from onecurve.losses.next_token import mark_learnt, next_token_logits, next_token_loss_sum
 from onecurve.tasks.base import IGNORE_INDEX, BadRow, Batch, Example, Row, Settings, Survey, pad

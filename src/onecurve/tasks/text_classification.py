@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from onecurve.config import nearest
+from onecurve.content.label_sets import LabelSets
+from onecurve.content.labels import in_natural_order, label_name, read_name
 from onecurve.errors import DataError
-from onecurve.label_sets import LabelSets
-from onecurve.labels import in_natural_order, label_name, read_name
 from onecurve.metrics import NUMBERS
 from onecurve.tasks.base import BadRow, Batch, Example, Row, Settings, Survey, pad
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from reprlib import repr as short
 from typing import Any
 
+from onecurve.content.labels import label_name, read_name
 from onecurve.errors import BadRow, DataError
-from onecurve.labels import label_name, read_name
 
 
 @dataclass(frozen=True)

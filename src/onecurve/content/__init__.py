@@ -1,0 +1,1 @@
+"""What rows hold, whatever file they come from: label names, conversations."""

@@ -17,7 +17,6 @@ import torch
 from accelerate import Accelerator
 
 from onecurve import __version__
-from onecurve.adapter_state import buffer_pieces, stored_buffers
 from onecurve.checkpoint import (
     Alone,
     Peers,
@@ -33,6 +32,7 @@ from onecurve.checkpoint import (
     supersede,
 )
 from onecurve.checkpoint.absent import NO_STATE, Absent, absent_state, without
+from onecurve.checkpoint.adapter_buffers import buffer_pieces, stored_buffers
 from onecurve.checkpoint.manifest import Stored
 from onecurve.checkpoint.peers import on_first_rank
 from onecurve.config import TrainSection, curve_settings

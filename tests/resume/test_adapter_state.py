@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from onecurve.adapter_state import buffer_pieces, stored_buffers
 from onecurve.adapters import add_adapter
 from onecurve.adapters.buffers import adapter_buffers
 from onecurve.checkpoint import Alone, Retention, Writer, load, read_manifest
+from onecurve.checkpoint.adapter_buffers import buffer_pieces, stored_buffers
 from onecurve.cli import main
 from onecurve.config import PeftSection
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from onecurve.adapter_state import stored_buffers
 from onecurve.checkpoint import Piece, load, read_manifest, read_state, verify
+from onecurve.checkpoint.adapter_buffers import stored_buffers
 from onecurve.config import Recipe, curve_settings, load_recipe, resolve
 from onecurve.conversion.merging import merged
 from onecurve.conversion.target import Wanted

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from onecurve.config import DataSection, TaskSection
-from onecurve.data.keys import content_key
+from onecurve.data.cache_key import content_key
 from onecurve.errors import ConfigError
 from onecurve.preflight import read
 from onecurve.tasks import find_task, load_task, members, task_names

@@ -11,9 +11,9 @@ import pytest
 
 from onecurve.config import DataSection
 from onecurve.data.cache import cache_root
+from onecurve.data.cache_key import sample_digest
 from onecurve.data.checking import RowChecker, check_splits
 from onecurve.data.encoding import Data
-from onecurve.data.keys import sample_digest
 from onecurve.data.sources import open_source
 from onecurve.errors import LaunchError
 from onecurve.tasks.base import BadRow, Example, Row

@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 
 from onecurve.config import DataSection
 from onecurve.data import BatchPlan, Data, Loader
-from onecurve.data.ahead import Ahead
+from onecurve.data.prefetch import Ahead
 from onecurve.machine.distributed import start
 from onecurve.ranks.heartbeat import beat, last_beat
 from onecurve.tasks.text_classification import Task, TextClassificationSettings

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from onecurve.config import load_recipe
 from onecurve.data import BatchPlan
-from onecurve.faults.fitting import _expected, _sizes
+from onecurve.faults.micro_batch_search import _expected, _sizes
 from onecurve.faults.out_of_memory import OutOfMemory
 from onecurve.machine import memory
 from tests.launching import write_recipe

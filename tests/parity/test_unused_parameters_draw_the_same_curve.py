@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from onecurve.checkpoint.reader import Windows
-from onecurve.conversion.ours import convert_checkpoint
+from onecurve.conversion.from_checkpoint import convert_checkpoint
 from onecurve.conversion.target import Wanted
 from tests.launching import write_recipe
 from tests.models_with_unused_parts import build_bigbird, build_gemma3, build_mixtral

@@ -1,13 +1,8 @@
 """Interrupting and continuing a run: what of it is saved, and what must still hold when it goes on."""
 
-import platform
-import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
-from importlib.metadata import version
-from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,7 +11,6 @@ from uuid import uuid4
 import torch
 from accelerate import Accelerator
 
-from onecurve import __version__
 from onecurve.checkpoint import (
     Alone,
     Peers,
@@ -40,12 +34,12 @@ from onecurve.data import Data
 from onecurve.data.plan import BatchPlan
 from onecurve.errors import ConfigError, TrainingError
 from onecurve.evaluation import Best
-from onecurve.machine.distributed import group_timeout
+from onecurve.machine.versions import versions
 from onecurve.model.identity import weights_identity
 from onecurve.planning.disk_forecast import checkpoint_bytes, model_bytes, require_room
 from onecurve.preflight import Checked
+from onecurve.ranks.group import Group
 from onecurve.ranks.heartbeat import beat
-from onecurve.ranks.lost_rank import RankLost, is_loss
 from onecurve.run.history import History
 from onecurve.run.lifecycle import due
 from onecurve.strategies.base import Strategy, Window, is_left_out
@@ -74,7 +68,7 @@ class Checkpoints:
         self.left_out = [name for name, p in strategy.unwrapped().named_parameters() if is_left_out(p)]
         self.plan = plan
         self.root = checked.directory.checkpoints
-        self.peers: Peers = _Group(accelerator) if accelerator.num_processes > 1 else Alone()
+        self.peers: Peers = Group(accelerator) if accelerator.num_processes > 1 else Alone()
         self.run_id = ""
         self.began: dict[str, Any] = {}
         self.num_bytes = checkpoint_bytes(strategy, self.recipe, accelerator)
@@ -271,43 +265,3 @@ def _instead(piece: Piece, absent: Mapping[str, Absent]) -> Piece | None:
         return piece
     like = absent[piece.tensor].like
     return replace(piece, tensor=like) if like else None
-
-
-class _Group:
-    """The other ranks, over a gloo group of their own: saving talks while training does."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
-        self.group = torch.distributed.new_group(backend="gloo", timeout=group_timeout())
-
-    def gather(self, value: Any) -> list[Any]:
-        values = [None] * self.world_size
-        self._with_all(torch.distributed.all_gather_object, values, value)
-        return values
-
-    def broadcast(self, value: Any) -> Any:
-        values = [value]
-        self._with_all(torch.distributed.broadcast_object_list, values, 0)
-        return values[0]
-
-    def barrier(self) -> None:
-        self._with_all(torch.distributed.barrier)
-
-    def _with_all(self, collective: Callable[..., object], *arguments: Any) -> None:
-        try:
-            collective(*arguments, group=self.group)
-        except RuntimeError as error:
-            if not is_loss(error):
-                raise
-            raise RankLost(str(error)) from None
-
-
-def versions() -> dict[str, str]:
-    """What the run was computed with: packages, Python, and the commit of the working directory where it has one."""
-    packages = ("torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "torchao")
-    found = {name: version(name) for name in packages if find_spec(name)}
-    found |= {"onecurve": __version__, "python": platform.python_version()}
-    if shutil.which("git"):
-        asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-        found["commit"] = asked.stdout.strip()
-    return found

@@ -7,7 +7,7 @@ from ruamel.yaml import YAML
 
 from onecurve.cli import main
 from onecurve.config.manual import meaning, section_of
-from onecurve.config.schema import Recipe
+from onecurve.config.recipe import Recipe
 from onecurve.preflight import read
 from onecurve.tasks import task_names
 from tests.launching import ROOT, train

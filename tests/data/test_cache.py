@@ -21,8 +21,8 @@ from onecurve.tasks.sft import SftSettings
 from onecurve.tasks.sft import Task as Sft
 from onecurve.tasks.text_classification import Task as TextClassification
 from onecurve.tasks.text_classification import TextClassificationSettings
+from tests.content.test_conversations import set_clock
 from tests.data.byte_level import LoggedTask, byte_tokenizer, labelled, load, write_jsonl
-from tests.test_conversations import set_clock
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ("one", "two", "three")

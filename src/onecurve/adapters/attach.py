@@ -13,7 +13,7 @@ from onecurve.adapters.fields import build_config
 from onecurve.adapters.trained_dtype import train_in_float32
 from onecurve.config import PeftSection
 from onecurve.errors import ConfigError
-from onecurve.model.drawing import DrawnOnCpu
+from onecurve.machine.cpu_draws import DrawnOnCpu
 
 _HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score")}
 """Heads that PEFT itself trains and saves, by task type."""

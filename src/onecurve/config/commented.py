@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from onecurve.config.manual import meaning, section_of
-from onecurve.config.schema import Recipe
+from onecurve.config.recipe import Recipe
 
 _WIDTH = 118
 

@@ -4,7 +4,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from onecurve.config.reading import USAGE
-from onecurve.config.schema import Recipe
+from onecurve.config.recipe import Recipe
 
 
 def manual() -> str:

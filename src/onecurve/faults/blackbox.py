@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from onecurve.data.loader import Loader
 from onecurve.data.plan import Step
+from onecurve.machine.atomic_write import write_atomically
+from onecurve.machine.versions import versions
 from onecurve.model.reading import Reading
 from onecurve.preflight import Checked
-from onecurve.resume import versions
-from onecurve.run.directory import write_atomically
 from onecurve.step import accumulate
 from onecurve.strategies.base import Strategy
 from onecurve.tasks.base import Survey

@@ -8,5 +8,5 @@ ASSETS = "assets"
 
 def root() -> Path:
     """Return the folder that holds `train.py`, `accelerate_configs/`, `ds_configs/`, `recipes/` and `quickstart/`."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     return package / ASSETS if (package / ASSETS).is_dir() else package.parents[1]

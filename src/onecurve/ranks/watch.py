@@ -14,7 +14,6 @@ from onecurve.errors import TrainingError
 from onecurve.machine.run_lock import ourselves
 from onecurve.ranks.heartbeat import last_beat
 from onecurve.ranks.liveness import Sign, Signs, answering, late, lost, tell
-from onecurve.run.directory import RunDirectory
 
 _PERIOD_SECONDS = 5.0
 """Between two signs, at most: a shared disk is asked no more often."""
@@ -47,7 +46,8 @@ class Watch:
         said: Callable[[], bool],
     ) -> None:
         self.signs, self.rank, self.ranks = Signs(folder), rank, range(world_size)
-        self.directory = RunDirectory(folder.parent)
+        self.again: Callable[[], str] = lambda: "Launch again."
+        """Says what launching again does, for the ends of messages."""
         self.hang_timeout, self.end, self.said = hang_timeout, end, said
         self.period = min(_PERIOD_SECONDS, hang_timeout / 10)
         self.patience = 3 * self.period + _SECONDS_TO_SHOW
@@ -99,7 +99,7 @@ class Watch:
         alive = answering(before, after) | {self.rank}
         gone = gone or [sign for rank, sign in after.items() if rank not in alive]
         why = tell(gone, alive, self.signs) or f"none is gone, but they no longer reach each other: {error}"
-        return f"a rank was lost: {why}. {self.directory.again()}" if self._is_our_turn(gone, after) else ""
+        return f"a rank was lost: {why}. {self.again()}" if self._is_our_turn(gone, after) else ""
 
     def _halt(self) -> None:
         self._ending.acquire()
@@ -161,7 +161,7 @@ class Watch:
         self, what: str, culprits: list[Sign], signs: Mapping[int, Sign], alive: Iterable[int] | None = None
     ) -> None:
         if culprits and self._ending.acquire(blocking=False):
-            message = f"{what}: {tell(culprits, set(alive or signs), self.signs)}. {self.directory.again()}"
+            message = f"{what}: {tell(culprits, set(alive or signs), self.signs)}. {self.again()}"
             if self._is_our_turn(culprits, signs):
                 self.end(message)
             os._exit(TrainingError.exit_code)

@@ -97,6 +97,7 @@ class Run:
             self.give_up,
             lambda: directory.status().get("status") == "failed",
         )
+        self.watch.again = directory.again
         self.watch.start()
 
     def give_up(self, message: str) -> None:

@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from onecurve.adapters import add_adapter
 from onecurve.config import PeftSection, Recipe, TaskSection
-from onecurve.model.drawing import DrawnOnCpu, draw, place
+from onecurve.machine.cpu_draws import DrawnOnCpu
+from onecurve.model.drawing import draw, place
 from onecurve.model.loading import load_model
 from onecurve.model.pretrained import read_fit
 from onecurve.tasks import load_task

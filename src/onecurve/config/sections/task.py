@@ -1,0 +1,8 @@
+"""What is learnt."""
+
+from onecurve.config.sections.base import OpenSection
+
+
+class TaskSection(OpenSection):
+    name: str
+    """A file of `onecurve/tasks/`, or your own my_file.py:Task or package.module:Task. Further keys are the task's."""

@@ -10,10 +10,10 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from onecurve import token_loss
 from onecurve.errors import ConfigError
-from onecurve.language_modelling import next_token_logits, next_token_loss_sum
-from onecurve.loss_head import LossHead, chunk_logits, whole_logits
+from onecurve.losses import cross_entropy as token_loss
+from onecurve.losses.chunked_head import LossHead, chunk_logits, whole_logits
+from onecurve.losses.next_token import next_token_logits, next_token_loss_sum
 
 IGNORE = -100
 VOCABULARY = 67

@@ -3,8 +3,8 @@ import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from onecurve import token_loss
-from onecurve.token_loss import cross_entropy_sum, linear_cross_entropy_sum
+from onecurve.losses import cross_entropy as token_loss
+from onecurve.losses.cross_entropy import cross_entropy_sum, linear_cross_entropy_sum
 
 
 @pytest.fixture(params=[1, 100, 1 << 18], ids=["row by row", "a few chunks", "at once"])

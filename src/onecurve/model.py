@@ -17,7 +17,7 @@ from onecurve.config import Recipe
 from onecurve.distributed import computes_natively, resolve_precision
 from onecurve.errors import ConfigError
 from onecurve.float8 import check_float8, compute_in_float8
-from onecurve.loss_head import chunk_logits
+from onecurve.losses.chunked_head import chunk_logits
 from onecurve.quantization import quantized_loading, require_bitsandbytes, settle_quantized
 from onecurve.seeds import start_stream
 from onecurve.strategies.precision import DTYPES

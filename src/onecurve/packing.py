@@ -12,7 +12,7 @@ from onecurve.config import Recipe
 from onecurve.data.encoding import Split
 from onecurve.errors import ConfigError
 from onecurve.float8 import in_full_precision
-from onecurve.loss_head import whole_logits
+from onecurve.losses.chunked_head import whole_logits
 from onecurve.packed_attention import NAME, Documents
 from onecurve.tasks.base import Batch, Example, Task
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from onecurve.errors import ConfigError
-from onecurve.language_modelling import mark_learnt, next_token_logits, next_token_loss_sum
+from onecurve.losses.next_token import mark_learnt, next_token_logits, next_token_loss_sum
 from onecurve.tasks.base import IGNORE_INDEX, BadRow, Batch, Example, Row, Settings, Survey, pad
 
 if TYPE_CHECKING:

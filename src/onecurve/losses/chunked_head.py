@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from onecurve.errors import ConfigError
-from onecurve.token_loss import linear_cross_entropy_sum
+from onecurve.losses.cross_entropy import linear_cross_entropy_sum
 
 
 class LossHead(nn.Linear):

@@ -26,7 +26,7 @@ def next_token_logits(model: "nn.Module", batch: "dict[str, Tensor]", ignore_ind
     Raises:
         ConfigError: The model does more to its logits than its output layer.
     """
-    from onecurve.loss_head import LossHead
+    from onecurve.losses.chunked_head import LossHead
 
     targets = _next_tokens(batch["labels"], ignore_index)
     places, width = (targets.flatten() != ignore_index).nonzero().squeeze(1), targets.shape[1]
@@ -76,7 +76,7 @@ def next_token_loss_sum(logits: "Tensor", labels: "Tensor", ignore_index: int) -
         labels: int64 [batch, sequence], not shifted; `ignore_index` where nothing is learnt.
         ignore_index: The label that takes no part.
     """
-    from onecurve.token_loss import cross_entropy_sum
+    from onecurve.losses.cross_entropy import cross_entropy_sum
 
     if not logits.dim():
         return logits

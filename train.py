@@ -22,12 +22,12 @@ def main(argv: list[str], run: Run) -> None:
         from onecurve.evaluation import Best, Evaluator
         from onecurve.export import Exporter
         from onecurve.faults import BadSteps, BlackBox, OutOfMemory, Stopping, fit
-        from onecurve.model import check_model, load_model
-        from onecurve.packing import pack
+        from onecurve.model.loading import check_model, load_model
+        from onecurve.model.packing import pack
+        from onecurve.model.reading import Reading
         from onecurve.resume import Checkpoints
         from onecurve.step import train_step
         from onecurve.summary import describe_run
-        from onecurve.tokenizer import Reading
         from onecurve.tracking import Tracker
 
         precision, remark = check_model(recipe)  # which imports PEFT where the recipe asks for it

@@ -175,9 +175,9 @@ def _write_recipe(work: Work, method: str, folder: Path) -> None:
 
 def _write_start(work: Work, method: str, folder: Path) -> None:
     from onecurve.data import load_data, plan_run
-    from onecurve.model import load_model
+    from onecurve.model.loading import load_model
+    from onecurve.model.reading import Reading
     from onecurve.preflight import preflight
-    from onecurve.tokenizer import Reading
 
     checked = preflight([str(folder / "recipe.yaml"), "--train.resume", "never"])
     recipe, task = checked.recipe, checked.task

@@ -16,11 +16,11 @@ from onecurve.data import Loader, load_data
 from onecurve.distributed import start
 from onecurve.errors import UserError
 from onecurve.evaluation import Evaluator
-from onecurve.model import load_model
+from onecurve.model.loading import load_model
+from onecurve.model.reading import Reading
 from onecurve.optim import build_optimizer
 from onecurve.strategies.plain import Plain
 from onecurve.tasks import load_task
-from onecurve.tokenizer import Reading
 
 HEADLINE = "Shares of Lindqvist Foods slide after it trims its full-year outlook"
 

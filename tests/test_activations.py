@@ -10,12 +10,12 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from onecurve import activations
-from onecurve.activations import keep_activations
 from onecurve.adapters import add_adapter
 from onecurve.config import PeftSection
 from onecurve.errors import ConfigError
-from onecurve.packing import Packing
+from onecurve.model import activations
+from onecurve.model.activations import keep_activations
+from onecurve.model.packing import Packing
 
 LORA = PeftSection(method="lora", r=4, lora_dropout=0.1, target_modules="all-linear")
 LESS = ["recompute", "selective", "offload"]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend
 
-from onecurve.attention_kernels import fastest_attention
+from onecurve.model.attention_kernels import fastest_attention
 
 
 def order():

@@ -13,13 +13,13 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from onecurve import compilation
-from onecurve.activations import keep_activations
 from onecurve.adapters import add_adapter
-from onecurve.compilation import check_compilation, compile_layers
 from onecurve.config import PeftSection, Recipe
 from onecurve.errors import ConfigError, LaunchError, TrainingError
-from onecurve.packing import Packing
+from onecurve.model import compilation
+from onecurve.model.activations import keep_activations
+from onecurve.model.compilation import check_compilation, compile_layers
+from onecurve.model.packing import Packing
 from onecurve.strategies import check_strategy
 
 SLOW = pytest.mark.slow

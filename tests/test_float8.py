@@ -10,11 +10,11 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from onecurve import float8
 from onecurve.config import Recipe
 from onecurve.errors import ConfigError, LaunchError
-from onecurve.float8 import compute_in_float8, describe_float8, in_full_precision
-from onecurve.model import check_model, load_model
+from onecurve.model import float8
+from onecurve.model.float8 import compute_in_float8, describe_float8, in_full_precision
+from onecurve.model.loading import check_model, load_model
 from onecurve.tasks import load_task
 from onecurve.tasks.base import Survey
 

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig
 
 from onecurve.config import Recipe, TaskSection
-from onecurve.model import load_model
+from onecurve.model.loading import load_model
 from onecurve.optim import build_optimizer
 from onecurve.tasks import load_task
 from onecurve.tasks.base import Survey

@@ -7,11 +7,11 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from onecurve import packing as packing_module
 from onecurve.config import TaskSection
 from onecurve.errors import ConfigError
-from onecurve.packed_attention import Documents, attend
-from onecurve.packing import Packing, pack
+from onecurve.model import packing as packing_module
+from onecurve.model.packed_attention import Documents, attend
+from onecurve.model.packing import Packing, pack
 from onecurve.tasks import load_task
 
 CAUSAL_LM, CLASSIFICATION = (load_task(TaskSection(name=name)) for name in ("causal_lm", "text_classification"))

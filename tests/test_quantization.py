@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from onecurve import quantization
 from onecurve.config import Recipe, TaskSection
 from onecurve.errors import ConfigError, LaunchError
-from onecurve.model import check_model, load_model
+from onecurve.model import quantization
+from onecurve.model.loading import check_model, load_model
 from onecurve.strategies import check_strategy
 from onecurve.tasks import load_task
 from onecurve.tasks.base import Survey

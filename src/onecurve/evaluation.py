@@ -8,12 +8,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from onecurve.attention_kernels import fastest_attention
 from onecurve.config import EvalSection, Recipe
 from onecurve.data.loader import Loader
 from onecurve.data.plan import plan_scoring
 from onecurve.errors import ConfigError
 from onecurve.host import return_memory
+from onecurve.model.attention_kernels import fastest_attention
 from onecurve.ranks.heartbeat import beat
 from onecurve.strategies.base import Strategy
 from onecurve.strategies.snapshot import Snapshot

@@ -16,7 +16,7 @@ from onecurve.card import TrainedOn, model_card
 from onecurve.data import Data
 from onecurve.errors import LaunchError, TrainingError
 from onecurve.host import return_memory
-from onecurve.model import whole_parameters
+from onecurve.model.loading import whole_parameters
 from onecurve.preflight import Checked
 from onecurve.ranks.heartbeat import beat
 from onecurve.strategies.base import Strategy

@@ -8,8 +8,8 @@ from onecurve.data import Data, load_data
 from onecurve.data.cache import cache_root
 from onecurve.errors import ConfigError
 from onecurve.hub import reachable
+from onecurve.model.reading import Reading
 from onecurve.preflight import Checked
-from onecurve.tokenizer import Reading
 
 _READING = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 """A model's config, its tokenizer and its chat template."""

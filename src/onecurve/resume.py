@@ -37,7 +37,7 @@ from onecurve.data.plan import BatchPlan
 from onecurve.errors import ConfigError, TrainingError
 from onecurve.evaluation import Best
 from onecurve.history import History
-from onecurve.identity import weights_identity
+from onecurve.model.identity import weights_identity
 from onecurve.preflight import Checked
 from onecurve.ranks.heartbeat import beat
 from onecurve.ranks.loss import RankLost, is_loss

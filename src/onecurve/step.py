@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onecurve.attention_kernels import fastest_attention
 from onecurve.data.loader import Loader
 from onecurve.data.plan import Step, num_passes
 from onecurve.history import History
+from onecurve.model.attention_kernels import fastest_attention
 from onecurve.ranks.heartbeat import beat
 from onecurve.seeds import start_stream
 from onecurve.strategies.base import Strategy

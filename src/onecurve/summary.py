@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 from onecurve.config import Recipe
 from onecurve.data.encoding import Data, Split
 from onecurve.data.plan import BatchPlan, num_passes
-from onecurve.float8 import describe_float8
 from onecurve.host import describe_threads
-from onecurve.quantization import num_weights
+from onecurve.model.float8 import describe_float8
+from onecurve.model.quantization import num_weights
 from onecurve.tasks.base import Task
 
 if TYPE_CHECKING:

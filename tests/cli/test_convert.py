@@ -98,10 +98,10 @@ def same_tensors(one: Path, other: Path) -> bool:
 
 def start(path, tokenizer=None, task="text_classification"):
     """The model that a run would start from, with `model.path` set so."""
-    from onecurve.model import load_model
+    from onecurve.model.loading import load_model
+    from onecurve.model.reading import Reading
     from onecurve.tasks import load_task
     from onecurve.tasks.base import Survey
-    from onecurve.tokenizer import Reading
 
     overrides = ["--model.path", str(path), *(["--model.tokenizer", str(tokenizer)] if tokenizer else [])]
     folder = Path(path).parent

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from onecurve.activations import keep_activations
+from onecurve.model.activations import keep_activations
 
 pytestmark = [
     pytest.mark.gpu,

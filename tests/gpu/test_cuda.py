@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from onecurve.distributed import computes_natively
-from onecurve.float8 import compute_in_float8
+from onecurve.model.float8 import compute_in_float8
 from tests.launching import train, write_recipe
 from tests.tiny_models import build_tiny_llama
 

@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from onecurve import packed_attention
-from onecurve.packed_attention import Documents, attend
+from onecurve.model import packed_attention
+from onecurve.model.packed_attention import Documents, attend
 
 pytestmark = [
     pytest.mark.gpu,

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from onecurve import quantization
 from onecurve.config import OptimSection, Recipe
 from onecurve.errors import ConfigError, LaunchError
+from onecurve.model import quantization
 from onecurve.optim import build_optimizer, check_optim
 from onecurve.room import moments_per_parameter
 from onecurve.strategies import check_strategy

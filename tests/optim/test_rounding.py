@@ -6,7 +6,7 @@ from torch import nn
 
 from onecurve.config import OptimSection, Recipe
 from onecurve.errors import ConfigError
-from onecurve.model import check_model
+from onecurve.model.loading import check_model
 from onecurve.optim import build_optimizer
 from onecurve.optim.rounding import round_stochastically
 from onecurve.room import moments_per_parameter

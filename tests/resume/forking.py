@@ -53,7 +53,7 @@ WARM = (
     "onecurve.evaluation",
     "onecurve.export",
     "onecurve.faults",
-    "onecurve.model",
+    "onecurve.model.loading",
     "onecurve.resume",
     "onecurve.step",
     "onecurve.strategies.plain",

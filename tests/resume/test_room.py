@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from onecurve.config import ModelSection, OptimSection
-from onecurve.identity import weights_identity
+from onecurve.model.identity import weights_identity
 from onecurve.room import moments_per_parameter
 
 pytestmark = pytest.mark.distributed

@@ -13,7 +13,7 @@ from onecurve.conversion.target import Wanted, card, name_labels
 from onecurve.conversion.weights import read_weights
 from onecurve.errors import ConfigError
 from onecurve.export import save_alone
-from onecurve.tokenizer import load_config, load_tokenizer
+from onecurve.model.reading import load_config, load_tokenizer
 
 _AUTO_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",

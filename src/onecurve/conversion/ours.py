@@ -12,10 +12,10 @@ from onecurve.conversion.merging import merged
 from onecurve.conversion.target import Wanted
 from onecurve.errors import ConfigError
 from onecurve.export import save_alone
-from onecurve.model import load_model
+from onecurve.model.loading import load_model
+from onecurve.model.reading import Reading
 from onecurve.tasks import load_task
 from onecurve.tasks.base import Survey, Task
-from onecurve.tokenizer import Reading
 
 _SAME = ("task", "peft", "seed")
 """What of a recipe a checkpoint's weights mean nothing without; the model may have moved."""

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from onecurve.data.loader import Loader
 from onecurve.data.plan import Step
+from onecurve.model.reading import Reading
 from onecurve.preflight import Checked
 from onecurve.resume import versions
 from onecurve.run_directory import write_atomically
 from onecurve.step import accumulate
 from onecurve.strategies.base import Strategy
 from onecurve.tasks.base import Survey
-from onecurve.tokenizer import Reading
 
 _NAMES_TOLD = 10
 

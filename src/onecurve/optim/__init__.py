@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from onecurve.config import OptimSection, nearest
 from onecurve.errors import ConfigError
+from onecurve.model.quantization import require_bitsandbytes
 from onecurve.optim import optimizers, schedules
-from onecurve.quantization import require_bitsandbytes
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,7 +15,7 @@ def active_dropout(recipe: Recipe, task: Task) -> list[str]:
     Raises:
         ConfigError: The model's config or the adapter's settings cannot be read.
     """
-    from onecurve.tokenizer import load_config
+    from onecurve.model.reading import load_config
 
     found = list(_non_zero(load_config(recipe.model).to_dict()))
     if recipe.peft:

@@ -41,9 +41,9 @@ def _train(argv: list[str], start: Path, folder: Path, steps: int) -> None:
     from onecurve.adapters import virtual_tokens
     from onecurve.checkpoint import load
     from onecurve.data import load_data, plan_run
-    from onecurve.model import check_model, load_model
+    from onecurve.model.loading import check_model, load_model
+    from onecurve.model.reading import Reading
     from onecurve.parity.hf_recording import Examples, Recorder, pieces, recording
-    from onecurve.tokenizer import Reading
 
     transformers.logging.set_verbosity_error()
     precision, _ = check_model(recipe)

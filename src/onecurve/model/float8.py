@@ -62,7 +62,7 @@ def compute_in_float8(model: Any, emulated: bool) -> None:
     """
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
-    from onecurve.float8_linear import Float8Linear
+    from onecurve.model.float8_linear import Float8Linear
 
     layers = {
         module

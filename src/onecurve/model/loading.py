@@ -10,15 +10,15 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from onecurve.activations import keep_activations
 from onecurve.adapters import add_adapter, check_adapter
-from onecurve.compilation import check_compilation, compile_layers
 from onecurve.config import Recipe
 from onecurve.distributed import computes_natively, resolve_precision
 from onecurve.errors import ConfigError
-from onecurve.float8 import check_float8, compute_in_float8
 from onecurve.losses.chunked_head import chunk_logits
-from onecurve.quantization import quantized_loading, require_bitsandbytes, settle_quantized
+from onecurve.model.activations import keep_activations
+from onecurve.model.compilation import check_compilation, compile_layers
+from onecurve.model.float8 import check_float8, compute_in_float8
+from onecurve.model.quantization import quantized_loading, require_bitsandbytes, settle_quantized
 from onecurve.seeds import start_stream
 from onecurve.strategies.precision import DTYPES
 from onecurve.tasks.base import Survey, Task

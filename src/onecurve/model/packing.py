@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from onecurve.config import Recipe
 from onecurve.data.encoding import Split
 from onecurve.errors import ConfigError
-from onecurve.float8 import in_full_precision
 from onecurve.losses.chunked_head import whole_logits
-from onecurve.packed_attention import NAME, Documents
+from onecurve.model.float8 import in_full_precision
+from onecurve.model.packed_attention import NAME, Documents
 from onecurve.tasks.base import Batch, Example, Task
 
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}

@@ -1,0 +1,1 @@
+"""The model: read, loaded or drawn, and how its layers compute."""

@@ -7,7 +7,7 @@ import sys
 
 from onecurve.optim import build_optimizer, lr_at
 from onecurve.preflight import heavy_imports, preflight
-from onecurve.run import Run, due, execute, leave
+from onecurve.run.lifecycle import Run, due, execute, leave
 from onecurve.strategies import build_strategy
 
 

@@ -184,7 +184,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["rank"]:
-        from onecurve.run import execute, leave
+        from onecurve.run.lifecycle import execute, leave
 
         leave(execute(count, sys.argv[2:]))
     main()

@@ -11,7 +11,7 @@ from onecurve.config import Recipe, dump_recipe, load_recipe, resolve
 from onecurve.distributed import asked_world_size
 from onecurve.optim import check_optim
 from onecurve.optional_packages import keep_out_unused
-from onecurve.run_directory import RunDirectory
+from onecurve.run.directory import RunDirectory
 from onecurve.strategies import check_strategy
 from onecurve.tasks import load_task
 from onecurve.tasks.base import Task

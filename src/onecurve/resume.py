@@ -42,7 +42,7 @@ from onecurve.preflight import Checked
 from onecurve.ranks.heartbeat import beat
 from onecurve.ranks.loss import RankLost, is_loss
 from onecurve.room import checkpoint_bytes, model_bytes, require_room
-from onecurve.run import due
+from onecurve.run.lifecycle import due
 from onecurve.strategies.base import Strategy, Window
 
 _BYTES_A_SECOND = 100e6

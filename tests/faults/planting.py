@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 import train
-from onecurve.run import Run
+from onecurve.run.lifecycle import Run
 from onecurve.tasks.text_classification import Task
 
 PLANTS = {

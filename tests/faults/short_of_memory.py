@@ -6,7 +6,7 @@ import resource
 import psutil
 
 import train
-from onecurve.run import Run
+from onecurve.run.lifecycle import Run
 
 _ARENA_MAX = -8
 """Of glibc's malloc.h."""

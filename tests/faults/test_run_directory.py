@@ -126,7 +126,7 @@ def test_a_directory_without_permission_is_said(tmp_path, mode):
     closed.chmod(mode)
     script = (
         "import os, sys; from pathlib import Path\n"
-        "from onecurve.errors import UserError; from onecurve.run_directory import RunDirectory\n"
+        "from onecurve.errors import UserError; from onecurve.run.directory import RunDirectory\n"
         "os.setgid(65534); os.setuid(65534)\n"
         "try: RunDirectory(Path(sys.argv[1])).check('auto', {})\n"
         "except UserError as error: print(error)\n"

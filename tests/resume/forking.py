@@ -269,7 +269,7 @@ def _rank(rank: int, environment: dict[str, str], request: dict[str, Any]) -> No
         os.dup2(os.open(name, os.O_RDONLY if descriptor == 0 else os.O_WRONLY), descriptor)
     os.environ.clear()
     os.environ.update(environment)
-    from onecurve.run import execute, leave
+    from onecurve.run.lifecycle import execute, leave
 
     if request["hang"]:
         _hang_in_the_writer(rank, *request["hang"])

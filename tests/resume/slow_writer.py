@@ -6,7 +6,7 @@ from threading import Event
 import train
 from onecurve.checkpoint import writer
 from onecurve.checkpoint.staging import Staging
-from onecurve.run import Run
+from onecurve.run.lifecycle import Run
 
 
 class Late(Staging):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from onecurve.run import execute
+from onecurve.run.lifecycle import execute
 from tests.launching import ROOT, launch, write_recipe
 from tests.tiny_models import build_tiny_bert, build_tiny_llama
 

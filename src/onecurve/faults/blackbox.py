@@ -18,7 +18,7 @@ from onecurve.data.plan import Step
 from onecurve.model.reading import Reading
 from onecurve.preflight import Checked
 from onecurve.resume import versions
-from onecurve.run_directory import write_atomically
+from onecurve.run.directory import write_atomically
 from onecurve.step import accumulate
 from onecurve.strategies.base import Strategy
 from onecurve.tasks.base import Survey

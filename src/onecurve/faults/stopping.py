@@ -14,8 +14,8 @@ import torch
 from accelerate import Accelerator
 
 from onecurve.config import TrainSection
-from onecurve.run import EX_TEMPFAIL, SIGNALS, Asked
-from onecurve.run_directory import RunDirectory
+from onecurve.run.directory import RunDirectory
+from onecurve.run.lifecycle import EX_TEMPFAIL, SIGNALS, Asked
 
 SAVE, STOP, TIME = "SAVE", "STOP", "the end of its time"
 _STOP_AFTER = "train.stop_after (raise it or leave it out)"

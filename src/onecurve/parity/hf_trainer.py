@@ -15,7 +15,7 @@ from onecurve.distributed import asked_world_size, launched_rank, uses_deepspeed
 from onecurve.errors import LaunchError, UserError
 from onecurve.parity.hf_arguments import training_arguments
 from onecurve.preflight import preflight
-from onecurve.run import leave
+from onecurve.run.lifecycle import leave
 
 
 def main(argv: list[str]) -> int:

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from onecurve.config import Recipe
-from onecurve.run_directory import RunDirectory
+from onecurve.run.directory import RunDirectory
 from onecurve.tracking.continuing import continuing
 from onecurve.tracking.profile import Profile
 

@@ -22,7 +22,7 @@ from onecurve.quiet import hush_optional
 from onecurve.ranks.launcher import end_with_launcher
 from onecurve.ranks.loss import is_loss
 from onecurve.ranks.watch import Watch
-from onecurve.run_directory import RunDirectory
+from onecurve.run.directory import RunDirectory
 from onecurve.run_lock import RunLock
 
 _SECONDS_TO_SPEAK = 20

@@ -1,0 +1,1 @@
+"""One run: how it begins and ends, and the directory that it writes."""

@@ -18,10 +18,10 @@ def main(argv: list[str], run: Run) -> None:
     with heavy_imports(recipe):  # the recipe can be meant: only now what takes seconds
         from onecurve.adapters import virtual_tokens
         from onecurve.data import Loader, load_data, plan_run
-        from onecurve.distributed import start
         from onecurve.evaluation import Best, Evaluator
         from onecurve.export import Exporter
         from onecurve.faults import BadSteps, BlackBox, OutOfMemory, Stopping, fit
+        from onecurve.machine.distributed import start
         from onecurve.model.loading import check_model, load_model
         from onecurve.model.packing import pack
         from onecurve.model.reading import Reading

@@ -13,9 +13,9 @@ from transformers.utils import logging
 
 from onecurve.config import load_recipe
 from onecurve.data import Loader, load_data
-from onecurve.distributed import start
 from onecurve.errors import UserError
 from onecurve.evaluation import Evaluator
+from onecurve.machine.distributed import start
 from onecurve.model.loading import load_model
 from onecurve.model.reading import Reading
 from onecurve.optim import build_optimizer

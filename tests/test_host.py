@@ -8,10 +8,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from onecurve import host
+from onecurve.machine import cores as host
 
 ROOT = Path(__file__).parent.parent
-REPORT = "from onecurve.host import settle; settle(); import torch; print('threads', torch.get_num_threads())"
+REPORT = "from onecurve.machine.cores import settle; settle(); import torch; print('threads', torch.get_num_threads())"
 
 
 def threads_of(*command: str, **environment: str) -> list[int]:
@@ -66,7 +66,7 @@ def test_a_container_or_affinity_limits_the_cores() -> None:
 def test_memory_that_is_kept_is_not_cleared_by_the_kernel_again() -> None:
     code = (
         "import resource, sys, torch\n"
-        "from onecurve import host\n"
+        "from onecurve.machine import cores as host\n"
         "assert sys.argv[1] == 'plain' or host.keep_memory()\n"
         "for i in range(28):\n"  # the heap grows in the first ones
         "    if i == 8: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
@@ -84,7 +84,7 @@ def test_memory_that_is_kept_is_not_cleared_by_the_kernel_again() -> None:
 def test_memory_that_is_kept_is_handed_back_when_it_is_asked_for() -> None:
     code = (
         "import psutil, torch\n"
-        "from onecurve import host\n"
+        "from onecurve.machine import cores as host\n"
         "resident = psutil.Process().memory_info\n"
         "host.keep_memory()\n"
         "torch.ones(100_000_000)\n"

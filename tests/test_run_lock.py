@@ -11,7 +11,7 @@ from time import monotonic
 import pytest
 
 from onecurve.errors import LaunchError, TrainingError
-from onecurve.run_lock import RunLock, ourselves
+from onecurve.machine.run_lock import RunLock, ourselves
 
 HERE = ourselves()
 ELSEWHERE = replace(HERE, host="node7", machine="another boot", pid=4, job="77", token="theirs")
@@ -135,7 +135,7 @@ def test_another_step_of_our_own_job_is_another_run(path):
 def test_of_many_that_find_a_dead_owner_one_takes_over(path):
     script = (
         "import sys; from pathlib import Path; from onecurve.errors import LaunchError\n"
-        "from onecurve.run_lock import RunLock\n"
+        "from onecurve.machine.run_lock import RunLock\n"
         "lock = RunLock(Path(sys.argv[1])); print('ready', flush=True); input()\n"
         "try: lock.acquire(); print('mine', flush=True); input()\n"
         "except LaunchError: print('refused')\n"

@@ -12,7 +12,7 @@ from onecurve.config import EvalSection, Recipe
 from onecurve.data.loader import Loader
 from onecurve.data.plan import plan_scoring
 from onecurve.errors import ConfigError
-from onecurve.host import return_memory
+from onecurve.machine.cores import return_memory
 from onecurve.model.attention_kernels import fastest_attention
 from onecurve.ranks.heartbeat import beat
 from onecurve.strategies.base import Strategy

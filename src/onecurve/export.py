@@ -15,7 +15,7 @@ from torch import Tensor
 from onecurve.card import TrainedOn, model_card
 from onecurve.data import Data
 from onecurve.errors import LaunchError, TrainingError
-from onecurve.host import return_memory
+from onecurve.machine.cores import return_memory
 from onecurve.model.loading import whole_parameters
 from onecurve.preflight import Checked
 from onecurve.ranks.heartbeat import beat

@@ -7,7 +7,7 @@ from onecurve.adapters import check_adapter, virtual_tokens
 from onecurve.data import Data, load_data
 from onecurve.data.cache import cache_root
 from onecurve.errors import ConfigError
-from onecurve.hub import reachable
+from onecurve.machine.hub import reachable
 from onecurve.model.reading import Reading
 from onecurve.preflight import Checked
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from onecurve.config import Recipe, dump_recipe, load_recipe, resolve
-from onecurve.distributed import asked_world_size
+from onecurve.machine.distributed import asked_world_size
+from onecurve.machine.optional_packages import keep_out_unused
 from onecurve.optim import check_optim
-from onecurve.optional_packages import keep_out_unused
 from onecurve.run.directory import RunDirectory
 from onecurve.strategies import check_strategy
 from onecurve.tasks import load_task

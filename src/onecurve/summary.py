@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from onecurve.config import Recipe
 from onecurve.data.encoding import Data, Split
 from onecurve.data.plan import BatchPlan, num_passes
-from onecurve.host import describe_threads
+from onecurve.machine.cores import describe_threads
 from onecurve.model.float8 import describe_float8
 from onecurve.model.quantization import num_weights
 from onecurve.tasks.base import Task

@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from onecurve.checkpoint.folders import steps
+from onecurve.machine.run_lock import RunLock
 from onecurve.run.directory import RunDirectory
 from onecurve.run.lifecycle import Asked, Run
-from onecurve.run_lock import RunLock
 from tests.faults.test_hangs import start_planted
 from tests.launching import ROOT, Finished, command, environment
 from tests.resume.curves import partings

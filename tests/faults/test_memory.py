@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from torch import OutOfMemoryError
 
-from onecurve import memory
 from onecurve.data import BatchPlan
 from onecurve.faults.fitting import _expected, _sizes
+from onecurve.machine import memory
 from tests.launching import write_recipe
 from tests.resume.curves import partings
 from tests.tiny_models import build_tiny_bert, build_tiny_llama

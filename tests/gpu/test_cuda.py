@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from onecurve.distributed import computes_natively
+from onecurve.machine.distributed import computes_natively
 from onecurve.model.float8 import compute_in_float8
 from tests.launching import train, write_recipe
 from tests.tiny_models import build_tiny_llama

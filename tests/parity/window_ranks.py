@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from onecurve.config import OptimSection
-from onecurve.distributed import start, uses_deepspeed
+from onecurve.machine.distributed import start, uses_deepspeed
 from onecurve.optim import build_optimizer
 from onecurve.strategies.base import Strategy
 

@@ -49,7 +49,7 @@ WARM = (
     "train",
     "onecurve.adapters",
     "onecurve.data",
-    "onecurve.distributed",
+    "onecurve.machine.distributed",
     "onecurve.evaluation",
     "onecurve.export",
     "onecurve.faults",

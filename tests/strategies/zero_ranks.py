@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from onecurve.distributed import start
+from onecurve.machine.distributed import start
 from onecurve.strategies.zero import Zero
 
 PASSES, WARM_UP = 2, 3

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onecurve.errors import ConfigError
-from onecurve.quiet import hush_transformers
+from onecurve.machine.log_noise import hush_transformers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from onecurve.quiet import hush_transformers
+from onecurve.machine.log_noise import hush_transformers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from onecurve.data.rows import Broken, Columns, Located
 from onecurve.errors import DataError
-from onecurve.hub import reachable
+from onecurve.machine.hub import reachable
 
 
 @dataclass(frozen=True)

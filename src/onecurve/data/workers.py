@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from typing import Any, TypeVar
 
 from onecurve.errors import LaunchError
-from onecurve.host import num_cores
+from onecurve.machine.cores import num_cores
 from onecurve.ranks.launcher import end_with_parent
 
 Part = TypeVar("Part")

@@ -7,7 +7,7 @@ from contextlib import closing
 
 from onecurve.doctor.findings import Finding, Patient
 from onecurve.doctor.world import World
-from onecurve.hub import reachable
+from onecurve.machine.hub import reachable
 
 _CONNECT_SECONDS = 5
 _CLOCKS_MAY_DIFFER = 1.0

@@ -11,8 +11,8 @@ from datetime import timedelta
 from time import monotonic, sleep
 from typing import Any
 
-from onecurve.distributed import asked_world_size, launched_rank
 from onecurve.errors import LaunchError
+from onecurve.machine.distributed import asked_world_size, launched_rank
 
 _PREFIX = "onecurve doctor"
 _DEFAULT_PORT = 29500

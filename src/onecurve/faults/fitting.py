@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from onecurve import memory
 from onecurve.config import Recipe
 from onecurve.data.loader import Loader
 from onecurve.data.plan import BatchPlan, Step
 from onecurve.errors import LaunchError
-from onecurve.host import ranks_here
+from onecurve.machine import memory
+from onecurve.machine.cores import ranks_here
 from onecurve.preflight import Checked
 from onecurve.room import moments_per_parameter
 from onecurve.step import accumulate

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from onecurve import memory
 from onecurve.config import Recipe
-from onecurve.distributed import uses_deepspeed
-from onecurve.memory import spelt
+from onecurve.machine import memory
+from onecurve.machine.distributed import uses_deepspeed
+from onecurve.machine.memory import spelt
 from onecurve.room import moments_per_parameter
 
 _REMEDIES_TOLD = 3

@@ -12,9 +12,9 @@ from torch import nn
 
 from onecurve.adapters import add_adapter, check_adapter
 from onecurve.config import Recipe
-from onecurve.distributed import computes_natively, resolve_precision
 from onecurve.errors import ConfigError
 from onecurve.losses.chunked_head import chunk_logits
+from onecurve.machine.distributed import computes_natively, resolve_precision
 from onecurve.model.activations import keep_activations
 from onecurve.model.compilation import check_compilation, compile_layers
 from onecurve.model.float8 import check_float8, compute_in_float8

@@ -7,7 +7,7 @@ from typing import Any
 
 from onecurve.config import ModelSection
 from onecurve.errors import ConfigError
-from onecurve.hub import reachable
+from onecurve.machine.hub import reachable
 
 _SET_TOKENIZER = "Set model.tokenizer to where it lies."
 _CONVERT = (

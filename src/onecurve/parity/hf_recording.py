@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback
 
 from onecurve.checkpoint import Alone, Piece, Retention, Writer
 from onecurve.data import Split, Step
-from onecurve.distributed import launched_rank
+from onecurve.machine.distributed import launched_rank
 
 
 class Examples(Dataset[tuple[int, Any]]):

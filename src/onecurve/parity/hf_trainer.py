@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from onecurve.distributed import asked_world_size, launched_rank, uses_deepspeed
 from onecurve.errors import LaunchError, UserError
+from onecurve.machine.distributed import asked_world_size, launched_rank, uses_deepspeed
 from onecurve.parity.hf_arguments import training_arguments
 from onecurve.preflight import preflight
 from onecurve.run.lifecycle import leave

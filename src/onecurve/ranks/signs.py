@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from onecurve.run_lock import Owner, is_running, ourselves
+from onecurve.machine.run_lock import Owner, is_running, ourselves
 
 _FRAME = re.compile(r'File "(.+?)", line (\d+) in (.+)')
 _FRAMES_TOLD = 4

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from onecurve.config import curve_settings, read_yaml
-from onecurve.distributed import launched_rank
 from onecurve.errors import ConfigError, LaunchError, NothingToDo, TrainingError
-from onecurve.run_lock import RunLock
+from onecurve.machine.distributed import launched_rank
+from onecurve.machine.run_lock import RunLock
 
 
 def write_atomically(path: Path, text: str) -> None:

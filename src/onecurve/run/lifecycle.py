@@ -15,15 +15,15 @@ from datetime import timedelta
 from typing import Any, NoReturn
 
 from onecurve.config import manual
-from onecurve.distributed import asked_world_size, launched_rank
 from onecurve.errors import NothingToDo, TrainingError, UserError
-from onecurve.host import let_segments_grow
-from onecurve.quiet import hush_optional
+from onecurve.machine.cores import let_segments_grow
+from onecurve.machine.distributed import asked_world_size, launched_rank
+from onecurve.machine.log_noise import hush_optional
+from onecurve.machine.run_lock import RunLock
 from onecurve.ranks.launcher import end_with_launcher
 from onecurve.ranks.loss import is_loss
 from onecurve.ranks.watch import Watch
 from onecurve.run.directory import RunDirectory
-from onecurve.run_lock import RunLock
 
 _SECONDS_TO_SPEAK = 20
 """How long other ranks leave rank 0 to say a mistake that all of them found."""

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onecurve.config import Recipe
-from onecurve.distributed import uses_deepspeed
 from onecurve.errors import ConfigError
+from onecurve.machine.distributed import uses_deepspeed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from onecurve import memory
-from onecurve.host import ranks_here
+from onecurve.machine import memory
+from onecurve.machine.cores import ranks_here
 from onecurve.strategies.base import Window
 from onecurve.strategies.precision import DTYPES, LossScale
 from onecurve.strategies.zero_sizes import derive, fill, kept_whole, sizes_of

@@ -13,8 +13,8 @@ from accelerate.utils import gather_object
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from onecurve import memory
 from onecurve.errors import TrainingError
+from onecurve.machine import memory
 from onecurve.ranks.heartbeat import last_beat, listen
 
 _WARM_UP = 3

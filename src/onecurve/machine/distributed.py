@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from onecurve.config import TrainSection
 from onecurve.errors import LaunchError
-from onecurve.host import settle
+from onecurve.machine.cores import settle
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -71,14 +71,14 @@ def start(trackers: list[str], project_dir: str, hang_timeout: timedelta = timed
 
     asked = asked_world_size()
     if uses_deepspeed():  # the first to start compiles operators
-        from onecurve.extensions import outlive_killed_compilers
+        from onecurve.machine.extensions import outlive_killed_compilers
 
         outlive_killed_compilers()
     # Mixed precision belongs to the recipe and is carried out by the strategy; "no" overrides the launcher's
     settings = {"mixed_precision": "no", "log_with": trackers or None, "project_dir": project_dir}
     group: dict[str, Any] = {"timeout": hang_timeout + _TIME_TO_BEGIN}
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
-        from onecurve.rendezvous import RESTARTED
+        from onecurve.machine.rendezvous import RESTARTED
 
         group["init_method"] = f"{RESTARTED}://"
     handlers = [

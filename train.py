@@ -19,7 +19,7 @@ def main(argv: list[str], run: Run) -> None:
         from onecurve.adapters import virtual_tokens
         from onecurve.data import Loader, load_data, plan_run
         from onecurve.evaluation import Best, Evaluator
-        from onecurve.export import Exporter
+        from onecurve.export.model_folder import Exporter
         from onecurve.faults import BadSteps, BlackBox, OutOfMemory, Stopping, fit
         from onecurve.machine.distributed import start
         from onecurve.model.loading import check_model, load_model

@@ -51,7 +51,7 @@ WARM = (
     "onecurve.data",
     "onecurve.machine.distributed",
     "onecurve.evaluation",
-    "onecurve.export",
+    "onecurve.export.model_folder",
     "onecurve.faults",
     "onecurve.model.loading",
     "onecurve.resume",

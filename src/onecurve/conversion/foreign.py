@@ -12,7 +12,7 @@ from onecurve.conversion.merging import merged
 from onecurve.conversion.target import Wanted, card, name_labels
 from onecurve.conversion.weights import read_weights
 from onecurve.errors import ConfigError
-from onecurve.export import save_alone
+from onecurve.export.model_folder import save_alone
 from onecurve.model.reading import load_config, load_tokenizer
 
 _AUTO_CLASSES = {

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 
-from onecurve.card import TrainedOn, model_card
 from onecurve.checkpoint import Piece, load, read_manifest, read_state, verify
 from onecurve.config import Recipe, curve_settings, load_recipe, resolve
 from onecurve.conversion.merging import merged
 from onecurve.conversion.target import Wanted
 from onecurve.errors import ConfigError
-from onecurve.export import save_alone
+from onecurve.export.card import TrainedOn, model_card
+from onecurve.export.model_folder import save_alone
 from onecurve.model.loading import load_model
 from onecurve.model.reading import Reading
 from onecurve.tasks import load_task

@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import Tensor
 
-from onecurve.card import TrainedOn, model_card
 from onecurve.data import Data
 from onecurve.errors import LaunchError, TrainingError
+from onecurve.export.card import TrainedOn, model_card
 from onecurve.machine.cores import return_memory
 from onecurve.model.loading import whole_parameters
 from onecurve.preflight import Checked

@@ -1,0 +1,1 @@
+"""The model folder that a run leaves, and its card."""

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from onecurve.adapters import add_adapter
 from onecurve.config import OptimSection, PeftSection
-from onecurve.room import moments_per_parameter
+from onecurve.planning.disk_forecast import moments_per_parameter
 
 TO_HOST = 20e9
 """Bytes a second from an accelerator to page-locked memory, each rank."""

@@ -38,10 +38,10 @@ from onecurve.errors import ConfigError, TrainingError
 from onecurve.evaluation import Best
 from onecurve.history import History
 from onecurve.model.identity import weights_identity
+from onecurve.planning.disk_forecast import checkpoint_bytes, model_bytes, require_room
 from onecurve.preflight import Checked
 from onecurve.ranks.heartbeat import beat
 from onecurve.ranks.loss import RankLost, is_loss
-from onecurve.room import checkpoint_bytes, model_bytes, require_room
 from onecurve.run.lifecycle import due
 from onecurve.strategies.base import Strategy, Window
 

@@ -6,7 +6,7 @@ from onecurve.config import OptimSection, Recipe
 from onecurve.errors import ConfigError, LaunchError
 from onecurve.model import quantization
 from onecurve.optim import build_optimizer, check_optim
-from onecurve.room import moments_per_parameter
+from onecurve.planning.disk_forecast import moments_per_parameter
 from onecurve.strategies import check_strategy
 
 

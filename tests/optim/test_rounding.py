@@ -9,7 +9,7 @@ from onecurve.errors import ConfigError
 from onecurve.model.loading import check_model
 from onecurve.optim import build_optimizer
 from onecurve.optim.rounding import round_stochastically
-from onecurve.room import moments_per_parameter
+from onecurve.planning.disk_forecast import moments_per_parameter
 from onecurve.seeds import start_stream
 from onecurve.strategies import check_strategy
 

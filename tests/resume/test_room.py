@@ -8,7 +8,7 @@ import pytest
 
 from onecurve.config import ModelSection, OptimSection
 from onecurve.model.identity import weights_identity
-from onecurve.room import moments_per_parameter
+from onecurve.planning.disk_forecast import moments_per_parameter
 
 pytestmark = pytest.mark.distributed
 

@@ -11,8 +11,8 @@ from onecurve.config import Recipe
 from onecurve.data.formats import format_of
 from onecurve.doctor.findings import Finding, Patient
 from onecurve.errors import NothingToDo, UserError
+from onecurve.planning.disk_forecast import moments_per_parameter
 from onecurve.preflight import read
-from onecurve.room import moments_per_parameter
 
 
 def check_recipe(patient: Patient) -> Iterator[Finding]:

@@ -13,8 +13,8 @@ from onecurve.data.plan import BatchPlan, Step
 from onecurve.errors import LaunchError
 from onecurve.machine import memory
 from onecurve.machine.cores import ranks_here
+from onecurve.planning.disk_forecast import moments_per_parameter
 from onecurve.preflight import Checked
-from onecurve.room import moments_per_parameter
 from onecurve.step import accumulate
 from onecurve.strategies.base import Strategy
 

@@ -10,7 +10,7 @@ from onecurve.config import Recipe
 from onecurve.machine import memory
 from onecurve.machine.distributed import uses_deepspeed
 from onecurve.machine.memory import spelt
-from onecurve.room import moments_per_parameter
+from onecurve.planning.disk_forecast import moments_per_parameter
 
 _REMEDIES_TOLD = 3
 

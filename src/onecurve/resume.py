@@ -41,7 +41,7 @@ from onecurve.model.identity import weights_identity
 from onecurve.planning.disk_forecast import checkpoint_bytes, model_bytes, require_room
 from onecurve.preflight import Checked
 from onecurve.ranks.heartbeat import beat
-from onecurve.ranks.loss import RankLost, is_loss
+from onecurve.ranks.lost_rank import RankLost, is_loss
 from onecurve.run.lifecycle import due
 from onecurve.strategies.base import Strategy, Window
 

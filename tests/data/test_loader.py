@@ -10,7 +10,7 @@ import torch
 
 from onecurve.config import DataSection
 from onecurve.data import BatchPlan, Data, Loader
-from onecurve.data.ahead import Ahead
+from onecurve.data.prefetch import Ahead
 from onecurve.ranks.heartbeat import beat, last_beat
 from onecurve.tasks.text_classification import Task, TextClassificationSettings
 from tests.data.byte_level import labelled, load, write_jsonl

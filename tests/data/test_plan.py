@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from onecurve.config import Recipe
 from onecurve.data import plan as plan_module
-from onecurve.data.cutting import Cut
+from onecurve.data.micro_batches import Cut
 from onecurve.data.plan import BatchPlan, num_passes, plan_run, plan_scoring
 from onecurve.errors import ConfigError
 

@@ -8,7 +8,7 @@ import pytest
 from torch import OutOfMemoryError
 
 from onecurve.data import BatchPlan
-from onecurve.faults.fitting import _expected, _sizes
+from onecurve.faults.micro_batch_search import _expected, _sizes
 from onecurve.machine import memory
 from tests.launching import write_recipe
 from tests.resume.curves import partings

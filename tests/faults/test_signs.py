@@ -10,8 +10,8 @@ from torch.distributed import DistBackendError
 
 from onecurve.machine.run_lock import ourselves
 from onecurve.ranks.heartbeat import beat, last_beat
-from onecurve.ranks.loss import RankLost, is_loss
-from onecurve.ranks.signs import Sign, Signs, late, lost, tell
+from onecurve.ranks.liveness import Sign, Signs, late, lost, tell
+from onecurve.ranks.lost_rank import RankLost, is_loss
 
 US = ourselves()
 

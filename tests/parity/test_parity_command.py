@@ -9,10 +9,10 @@ import torch
 
 from onecurve.checkpoint import Alone, Piece, Retention, Writer
 from onecurve.cli import main
+from onecurve.parity.distance import distance, largest, num_clipped, relative
 from onecurve.parity.forms import Form, held
-from onecurve.parity.judging import first_parting, measure
-from onecurve.parity.measuring import distance, largest, num_clipped, relative
 from onecurve.parity.running import Launched
+from onecurve.parity.verdict import first_parting, measure
 from tests.launching import ROOT, write_recipe
 from tests.tiny_models import build_tiny_llama
 

@@ -5,7 +5,7 @@ from uuid import uuid4
 import pytest
 from accelerate import PartialState, tracking
 
-from onecurve.tracking.continuing import continuing
+from onecurve.tracking.resumption import continuing
 
 
 def started(tracker, name, run_id):

@@ -29,7 +29,7 @@ def _stage(arguments: argparse.Namespace) -> int:
     checked = read([arguments.recipe, *arguments.overrides])
     # The recipe can be meant: only now what takes seconds to import
     hush_transformers()
-    from onecurve.fetching import stage
+    from onecurve.stage import stage
 
     for line in stage(checked):
         print(line, flush=True)  # noqa: T201

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{arguments.overrides[0]} changes a recipe, and none is given.")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # torch would tell of each attempt to connect with a stack
     from onecurve.doctor.examination import examine
-    from onecurve.doctor.telling import table, to_json
+    from onecurve.doctor.report import table, to_json
     from onecurve.run.lifecycle import leave
 
     report = examine([arguments.recipe, *arguments.overrides] if arguments.recipe else [], arguments.timeout)

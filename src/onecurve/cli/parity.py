@@ -63,7 +63,7 @@ def _positive(text: str) -> int:
 
 
 def _compare(arguments: argparse.Namespace, work_dir: Path) -> int:
-    from onecurve.parity.asking import Asked
+    from onecurve.parity.request import Asked
 
     asked = Asked(
         argv=[arguments.recipe, *arguments.overrides],
@@ -79,7 +79,7 @@ def _compare(arguments: argparse.Namespace, work_dir: Path) -> int:
     checked, sizes = asked.check()
     # The recipe can be meant: only now what takes seconds to import
     from onecurve.parity.comparison import compare
-    from onecurve.parity.telling import table, to_json
+    from onecurve.parity.report import table, to_json
 
     try:
         report = compare(asked, checked, sizes, lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201

@@ -1,7 +1,7 @@
 """Leaving and coming in: checkpoints of ours, and what others leave, written as plain model folders."""
 
-from onecurve.conversion.foreign import convert_adapter, convert_weights
-from onecurve.conversion.ours import convert_checkpoint
+from onecurve.conversion.from_checkpoint import convert_checkpoint
+from onecurve.conversion.from_weights import convert_adapter, convert_weights
 from onecurve.conversion.target import Wanted, check_target
 
 __all__ = ["Wanted", "check_target", "convert_adapter", "convert_checkpoint", "convert_weights"]

@@ -12,9 +12,9 @@ import pyarrow as pa
 
 from onecurve.config import DataSection
 from onecurve.data.cache import cache_root, get_or_write
+from onecurve.data.cache_key import content_key, tokenizer_digest
 from onecurve.data.checking import Report, RowChecker, check_splits
 from onecurve.data.examples import Examples, record_batches, write_batches
-from onecurve.data.keys import content_key, tokenizer_digest
 from onecurve.data.rows import Broken, Located
 from onecurve.data.sources import open_source
 from onecurve.data.workers import in_order

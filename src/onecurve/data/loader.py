@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onecurve.data.ahead import Ahead
 from onecurve.data.encoding import Split
 from onecurve.data.plan import Step
+from onecurve.data.prefetch import Ahead
 from onecurve.ranks.heartbeat import beat
 from onecurve.tasks.base import Batch, Task
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onecurve.config import Recipe
-from onecurve.data.cutting import Cut
+from onecurve.data.micro_batches import Cut
 from onecurve.errors import ConfigError
 from onecurve.seeds import stream_key
 

@@ -2,7 +2,7 @@
 
 from onecurve.faults.bad_steps import BadSteps
 from onecurve.faults.blackbox import BlackBox
-from onecurve.faults.fitting import fit
+from onecurve.faults.micro_batch_search import fit
 from onecurve.faults.out_of_memory import OutOfMemory
 from onecurve.faults.stopping import Stopping
 

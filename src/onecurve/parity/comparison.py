@@ -9,13 +9,13 @@ import torch
 
 from onecurve.checkpoint import read_state
 from onecurve.errors import ConfigError, TrainingError
-from onecurve.parity.asking import Asked
+from onecurve.parity.distance import distance, first_moment, num_clipped
 from onecurve.parity.dropout import active_dropout
 from onecurve.parity.forms import ONE_PROCESS, Form, held
-from onecurve.parity.judging import Parting, Row, first_parting, measure
-from onecurve.parity.measuring import distance, first_moment, num_clipped
 from onecurve.parity.peer import peer_rows
+from onecurve.parity.request import Asked
 from onecurve.parity.running import Launched, Trainer
+from onecurve.parity.verdict import Parting, Row, first_parting, measure
 from onecurve.preflight import Checked
 
 

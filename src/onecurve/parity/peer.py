@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from onecurve.parity.asking import Asked
 from onecurve.parity.forms import ONE_PROCESS, Form
 from onecurve.parity.hf_arguments import DEEPSPEED
-from onecurve.parity.judging import Row, measure
+from onecurve.parity.request import Asked
 from onecurve.parity.running import Launched, launch
+from onecurve.parity.verdict import Row, measure
 
 _SEVERAL = ("ddp", "zero2")
 _RANKS = 2

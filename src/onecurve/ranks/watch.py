@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from onecurve.errors import TrainingError
 from onecurve.machine.run_lock import ourselves
 from onecurve.ranks.heartbeat import last_beat
-from onecurve.ranks.signs import Sign, Signs, answering, late, lost, tell
+from onecurve.ranks.liveness import Sign, Signs, answering, late, lost, tell
 
 _PERIOD_SECONDS = 5.0
 """Between two signs, at most: a shared disk is asked no more often."""

@@ -21,7 +21,7 @@ from onecurve.machine.distributed import asked_world_size, launched_rank
 from onecurve.machine.log_noise import hush_optional
 from onecurve.machine.run_lock import RunLock
 from onecurve.ranks.launcher import end_with_launcher
-from onecurve.ranks.loss import is_loss
+from onecurve.ranks.lost_rank import is_loss
 from onecurve.ranks.watch import Watch
 from onecurve.run.directory import RunDirectory
 

@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from onecurve.config import Recipe
 from onecurve.run.directory import RunDirectory
-from onecurve.tracking.continuing import continuing
 from onecurve.tracking.profile import Profile
+from onecurve.tracking.resumption import continuing
 
 _PLAIN_LINES = 40
 """About as many progress lines as a run writes where there is no terminal."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from onecurve.parity.measuring import Distance, Largest, distance, first_moment, largest, moved, relative, same_samples
+from onecurve.parity.distance import Distance, Largest, distance, first_moment, largest, moved, relative, same_samples
 from onecurve.parity.running import Launched
 
 NORM_FACTOR = 10

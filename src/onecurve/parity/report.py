@@ -7,8 +7,8 @@ from math import isfinite
 from typing import Any
 
 from onecurve.parity.comparison import Report
-from onecurve.parity.judging import NORM_FACTOR, Row
-from onecurve.parity.measuring import Distance, Largest
+from onecurve.parity.distance import Distance, Largest
+from onecurve.parity.verdict import NORM_FACTOR, Row
 
 _HEAD = (
     "launch form",

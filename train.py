@@ -31,16 +31,16 @@ def main(argv: list[str], run: Run) -> None:
         from onecurve.tracking import Tracker
 
         precision, remark = check_model(recipe)  # which imports PEFT where the recipe asks for it
-    reading = Reading(recipe.model, recipe.data.max_length, virtual_tokens(recipe.peft))
-    data = load_data(recipe.data, task, lambda: reading.tokenizer, lambda _: reading.max_length)
+    reading = Reading(recipe.model, recipe.data.max_length, task.auto_processor, virtual_tokens(recipe.peft))
+    data = load_data(recipe.data, task, reading)
     plan = plan_run(data.splits, recipe)
 
     accelerator = start(recipe.tracking.trackers, recipe.output_dir, recipe.train.hang_timeout)
     model = load_model(recipe, task, reading.config, data.survey, precision)
     strategy, run.explain = build_strategy(accelerator, recipe, precision), OutOfMemory(recipe, model, accelerator)
     strategy.prepare(model, build_optimizer(model, recipe.optim), plan.most_passes(accelerator.num_processes))
-    loaders = {split.name: Loader(split, task, reading.tokenizer.pad_token_id, accelerator) for split in data.splits}
-    packed = pack(model, recipe, task, data.splits, reading.tokenizer.pad_token_id)
+    loaders = {split.name: Loader(split, task, reading, accelerator) for split in data.splits}
+    packed = pack(model, recipe, task, data.splits, reading)
     checked, recipe, plan = fit(checked, plan, strategy, loaders["train"])
     evaluate = Evaluator(strategy, recipe, data.survey)
     best = Best(task, recipe.eval, strategy)

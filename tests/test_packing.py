@@ -13,6 +13,7 @@ from onecurve.model import packing as packing_module
 from onecurve.model.packed_attention import Documents, attend
 from onecurve.model.packing import Packing, pack
 from onecurve.tasks import load_task
+from tests.readings import padding
 
 CAUSAL_LM, CLASSIFICATION = (load_task(TaskSection(name=name)) for name in ("causal_lm", "text_classification"))
 SIZES = {
@@ -88,7 +89,7 @@ def agree(one: tuple[Any, Any], other: tuple[Any, Any]) -> None:
 def test_packed_logits_and_gradients_are_those_of_padded_examples(case: str, lengths: tuple[int, ...]) -> None:
     name, *of_model = CASES[case]
     task, model = {"causal_lm": CAUSAL_LM, "text_classification": CLASSIFICATION}[name], build(name, *of_model)
-    batch = task.collate(examples_of(name, lengths), model.config.pad_token_id)
+    batch = task.collate(examples_of(name, lengths), padding(model.config.pad_token_id))
     padded = run(task, model, batch)
     packing, rows = Packing(model), []
     watch = packing.backbone.register_forward_pre_hook(
@@ -104,7 +105,7 @@ def test_packed_logits_and_gradients_are_those_of_padded_examples(case: str, len
 
 def test_activations_are_recomputed_packed() -> None:
     model = build("causal_lm", "Llama", GROUPED)
-    batch = CAUSAL_LM.collate(examples(), 0)
+    batch = CAUSAL_LM.collate(examples(), padding(0))
     padded = run(CAUSAL_LM, model, batch)
     Packing(model)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -113,7 +114,7 @@ def test_activations_are_recomputed_packed() -> None:
 
 def test_left_padding_is_left_out_too() -> None:
     model = build("causal_lm", "Llama", GROUPED)
-    batch = {name: tensor.flip(1) for name, tensor in CAUSAL_LM.collate(examples(), 0).items()}
+    batch = {name: tensor.flip(1) for name, tensor in CAUSAL_LM.collate(examples(), padding(0)).items()}
     padded = run(CAUSAL_LM, model, batch)
     Packing(model)
     agree(padded, run(CAUSAL_LM, model, batch))
@@ -121,7 +122,7 @@ def test_left_padding_is_left_out_too() -> None:
 
 def test_a_generation_with_its_cache_runs_as_before() -> None:
     model = build("causal_lm", "Llama", GROUPED)
-    batch = CAUSAL_LM.collate(examples(), 0)
+    batch = CAUSAL_LM.collate(examples(), padding(0))
     inputs = {name: batch[name].flip(1) for name in ("input_ids", "attention_mask")}
     before = model.generate(**inputs, max_new_tokens=5, do_sample=False)
     Packing(model)
@@ -166,7 +167,7 @@ def ask(asked: str, model: Any, attn: str | None = None, task: Any = CAUSAL_LM) 
     recipe: Any = SimpleNamespace(train=SimpleNamespace(packing=asked), model=SimpleNamespace(attn_implementation=attn))
     name = "causal_lm" if task is CAUSAL_LM else "text_classification"
     splits: Any = [Split(examples_of(name)), Split(examples_of(name, (3, 12)))]
-    return pack(model, recipe, task, splits, 0)
+    return pack(model, recipe, task, splits, padding(0))
 
 
 def is_packed(model: Any) -> bool:

@@ -9,6 +9,7 @@ import torch
 from onecurve.config import TaskSection
 from onecurve.tasks import load_task
 from onecurve.tasks.base import Survey
+from tests.readings import padding, reading
 
 CHAT = [
     {"role": "user", "content": "what is the answer?"},
@@ -78,7 +79,7 @@ class Prepared:
     nats_per_item: float
 
     def batch(self, examples: list[dict[str, Any]] | None = None) -> dict[str, torch.Tensor]:
-        return self.task.collate(examples or self.examples, self.tokenizer.pad_token_id)
+        return self.task.collate(examples or self.examples, padding(self.tokenizer.pad_token_id))
 
     def loss_sum(self, batch: dict[str, torch.Tensor]) -> float:
         with torch.no_grad():
@@ -98,7 +99,8 @@ def prepare(case: Case, folder: Any) -> Prepared:
     with torch.no_grad():
         for weight in model.parameters():  # upstream starts at 0.02, where all logits look alike
             weight.mul_(4)
-    examples = [example for row in case.rows for example in task.encode(row, survey, tokenizer, 128, truncate=True)]
+    read = reading(tokenizer, 128)
+    examples = [example for row in case.rows for example in task.encode(row, survey, read, truncate=True)]
     return Prepared(task, survey, tokenizer, model, examples, case.nats_per_item or math.log(len(tokenizer)))
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from onecurve.tasks import task_names
 from onecurve.tasks.base import IGNORE_INDEX
+from tests.readings import reading
 from tests.tasks.contract import (
     CASES,
     CHECKS,
@@ -81,9 +82,10 @@ def test_examples_are_plain_and_batches_are_by_example(case: Prepared) -> None:
 def test_truncation_is_obeyed_and_only_when_asked(case: Prepared, request: pytest.FixtureRequest) -> None:
     rows = CASES[request.node.callspec.params["case"]].rows
     for row in rows:
-        short = case.task.encode(row, case.survey, case.tokenizer, 4, truncate=True)
+        short = case.task.encode(row, case.survey, reading(case.tokenizer, 4), truncate=True)
         assert all(len(example["input_ids"]) <= 4 for example in short)
-    whole = [example for row in rows for example in case.task.encode(row, case.survey, case.tokenizer, 128, False)]
+    read = reading(case.tokenizer, 128)
+    whole = [example for row in rows for example in case.task.encode(row, case.survey, read, truncate=False)]
     assert whole == case.examples
 
 
@@ -129,8 +131,8 @@ def _predicts_the_token_it_reads(task: Any) -> None:
 def _learns_padding(task: Any) -> None:
     right = task.collate
 
-    def collate(examples: Any, pad_id: int) -> Any:
-        batch = right(examples, pad_id)
+    def collate(examples: Any, reading: Any) -> Any:
+        batch, pad_id = right(examples, reading), reading.tokenizer.pad_token_id
         return {**batch, "labels": batch["labels"].where(batch["attention_mask"] == 1, pad_id)}
 
     task.collate = collate
@@ -139,8 +141,8 @@ def _learns_padding(task: Any) -> None:
 def _reads_padding(task: Any) -> None:
     right = task.collate
 
-    def collate(examples: Any, pad_id: int) -> Any:
-        batch = right(examples, pad_id)
+    def collate(examples: Any, reading: Any) -> Any:
+        batch = right(examples, reading)
         return {**batch, "attention_mask": torch.ones_like(batch["attention_mask"])}
 
     task.collate = collate

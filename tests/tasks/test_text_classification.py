@@ -8,6 +8,7 @@ from onecurve.errors import ConfigError, DataError
 from onecurve.tasks import load_task
 from onecurve.tasks.base import BadRow, Survey
 from onecurve.tasks.text_classification import Task
+from tests.readings import padding, reading
 
 MULTI, NUMBER = "multi_label_classification", "regression"
 
@@ -80,7 +81,7 @@ def test_several_labels_become_a_vector(value: Any, target: list[int], tokenizer
     (row,) = _rows(value)
     task = _task(MULTI)
     task.check(row)
-    (example,) = task.encode(row, Survey(["a", "b", "c"]), tokenizer, 64, truncate=True)
+    (example,) = task.encode(row, Survey(["a", "b", "c"]), reading(tokenizer, 64), truncate=True)
     assert example["labels"] == target and example["num_items"] == 3
 
 
@@ -92,7 +93,7 @@ def test_names_may_be_separated_by_anything() -> None:
 def test_a_number_may_be_text(value: Any, target: float, tokenizer: Any) -> None:
     (row,) = _rows(value)
     _task(NUMBER).check(row)
-    (example,) = _task(NUMBER).encode(row, _task(NUMBER).survey([row]), tokenizer, 64, truncate=True)
+    (example,) = _task(NUMBER).encode(row, _task(NUMBER).survey([row]), reading(tokenizer, 64), truncate=True)
     assert example["labels"] == target and example["num_items"] == 1
 
 
@@ -141,18 +142,18 @@ def test_a_bad_setting_says_why(settings: dict[str, Any], why: str) -> None:
 def test_the_second_text_is_told_from_the_first(tokenizer: Any) -> None:
     task, survey = _task(), Survey(["0", "1"])
     pair, single = {"text": "the dog", "text_pair": "the fox", "label": 1}, {"text": "the dog", "label": 0}
-    examples = [task.encode(row, survey, tokenizer, 64, truncate=True)[0] for row in (pair, single)]
+    examples = [task.encode(row, survey, reading(tokenizer, 64), truncate=True)[0] for row in (pair, single)]
     assert tokenizer.decode(examples[0]["input_ids"]) == "[CLS]the dog[SEP]the fox[SEP]"
-    batch = task.collate(examples, tokenizer.pad_token_id)
+    batch = task.collate(examples, padding(tokenizer.pad_token_id))
     assert batch["token_type_ids"].sum(-1).tolist() == [
         len(tokenizer("the fox", add_special_tokens=False).input_ids) + 1,
         0,
     ]
-    assert "token_type_ids" not in task.collate(examples[1:], tokenizer.pad_token_id)
+    assert "token_type_ids" not in task.collate(examples[1:], padding(tokenizer.pad_token_id))
 
 
 def test_an_example_is_shown_with_its_label_by_name(tokenizer: Any) -> None:
-    (example,) = _task(MULTI).encode(*_rows(["a", "c"]), Survey(["a", "b", "c"]), tokenizer, 64, truncate=True)
+    (example,) = _task(MULTI).encode(*_rows(["a", "c"]), Survey(["a", "b", "c"]), reading(tokenizer, 64), truncate=True)
     assert _task(MULTI).describe(example, Survey(["a", "b", "c"]), tokenizer) == "[CLS]the dog[SEP] -> «a, c»"
 
 

@@ -28,7 +28,7 @@ from onecurve.checkpoint.retention import Retention
 from onecurve.checkpoint.staging import Staging
 from onecurve.checkpoint.tensors import Piece
 from onecurve.errors import TrainingError
-from onecurve.run.directory import write_atomically
+from onecurve.machine.atomic_write import write_atomically
 
 T = TypeVar("T")
 

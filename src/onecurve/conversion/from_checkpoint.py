@@ -40,7 +40,7 @@ def convert_checkpoint(folder: Path, wanted: Wanted) -> int:
     if wanted.merge:
         recipe = _in_float32(recipe)
     asked = recipe.train.mixed_precision
-    reading = Reading(recipe.model, recipe.data.max_length)
+    reading = Reading(recipe.model, recipe.data.max_length, task.auto_processor)
     try:
         survey = Survey(**state["survey"])
         model = load_model(recipe, task, reading.config, survey, "no" if asked in ("auto", "fp8") else asked)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ _UNTOLD = {"is_local", "local_files_only", "name_or_path", "padding", "truncatio
 """What a saved tokenizer says of where it came from and of its latest call; neither changes what we encode."""
 
 
-def content_key(data: str, tokenizer: str, task: Task, survey: Survey, settings: DataSection, max_length: int) -> str:
+def content_key(data: str, processor: str, task: Task, survey: Survey, settings: DataSection, max_length: int) -> str:
     """Return the key of one split's examples.
 
     Args:
         data: The split's digest.
-        tokenizer: The tokenizer's digest.
+        processor: The digest of what reads the rows.
         task: Its module, settings and encoder version count.
         survey: What the training split told; label ids depend on it.
         settings: How files are read and which rows and examples are left out.
@@ -31,22 +30,28 @@ def content_key(data: str, tokenizer: str, task: Task, survey: Survey, settings:
     parts = {
         "layout": _LAYOUT,
         "data": data,
-        "tokenizer": tokenizer,
+        "tokenizer": processor,
         "task": f"{type(task).__module__}.{type(task).__qualname__}",
         "encoder_version": task.encoder_version,
         "task_settings": task.settings.model_dump(mode="json"),
-        "survey": asdict(survey),
+        "survey": _names(survey),
         "settings": settings.model_dump(include=_SETTINGS),
         "max_length": max_length,
     }
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def tokenizer_digest(tokenizer: Any) -> str:
-    """Return a hash of everything the tokenizer would save, its chat template included."""
+def _names(survey: Survey) -> dict[str, Any]:
+    """Return what of a survey the ids depend on: the names; how many rows have each may change."""
+    heads = {name: _names(head) for name, head in survey.heads.items()}
+    return {"labels": survey.labels} | ({"heads": heads} if heads else {})
+
+
+def processor_digest(processor: Any) -> str:
+    """Return a hash of everything that a tokenizer or another processor would save, chat templates included."""
     digest = hashlib.blake2b(digest_size=16)
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
+        processor.save_pretrained(folder)
         for path in sorted(Path(folder).rglob("*")):
             if path.is_file():
                 content = _told(path)

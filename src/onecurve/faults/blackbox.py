@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from onecurve.data.loader import Loader
 from onecurve.data.plan import Step
+from onecurve.machine.atomic_write import write_atomically
 from onecurve.model.reading import Reading
 from onecurve.preflight import Checked
 from onecurve.resume import versions
-from onecurve.run.directory import write_atomically
 from onecurve.step import accumulate
 from onecurve.strategies.base import Strategy
 from onecurve.tasks.base import Survey
@@ -93,8 +93,8 @@ class BlackBox:
         assert len(passes) == len(sums), (len(passes), len(sums))
         return {
             "micro_batches": [
-                self._told(step, position, float(loss_sum), one)
-                for (position, loss_sum), one in zip(sums, passes, strict=True)
+                self._told(step, position, float(loss_sums.sum()), one)
+                for (position, loss_sums), one in zip(sums, passes, strict=True)
             ],
             "gradients": {name: float(norm) for name, norm in largest.items()},
             "weights": weights,

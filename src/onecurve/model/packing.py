@@ -14,13 +14,13 @@ from onecurve.errors import ConfigError
 from onecurve.losses.chunked_head import whole_logits
 from onecurve.model.float8 import in_full_precision
 from onecurve.model.packed_attention import NAME, Documents
-from onecurve.tasks.base import Batch, Example, Task
+from onecurve.tasks.base import Batch, Example, Processing, Task
 
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 """The largest difference, in standard deviations of the logits, that rounding explains."""
 
 
-def pack(model: Any, recipe: Recipe, task: Task, splits: Sequence[Split], pad_id: int) -> str:
+def pack(model: Any, recipe: Recipe, task: Task, splits: Sequence[Split], reading: Processing) -> str:
     """Have a model run its micro-batches packed, if it can and the recipe asks for it.
 
     That it can is shown, not assumed: two training examples must get the logits that they get with padding. Every rank
@@ -31,7 +31,7 @@ def pack(model: Any, recipe: Recipe, task: Task, splits: Sequence[Split], pad_id
         recipe: Its `train.packing` is off, on or auto.
         task: Collates examples and knows what the model is given.
         splits: Of the data; the first is what is trained on.
-        pad_id: The padding token.
+        reading: Made the examples.
 
     Returns:
         With `auto`, why it is not packed where it is not; else nothing.
@@ -48,7 +48,7 @@ def pack(model: Any, recipe: Recipe, task: Task, splits: Sequence[Split], pad_id
         packing = Packing(base)
         # Two passes are not worth compiling for
         with whole_logits(base), in_full_precision(base), torch.compiler.set_stance("force_eager"):
-            reason = _difference(packing, model, task, _two_examples(splits[0]), pad_id)
+            reason = _difference(packing, model, task, _two_examples(splits[0]), reading)
         if reason:
             packing.remove()
     if reason and asked == "on":
@@ -187,11 +187,11 @@ def _two_examples(split: Split) -> list[Example]:
 
 
 @torch.no_grad()
-def _difference(packing: Packing, model: Any, task: Task, examples: list[Example], pad_id: int) -> str:
+def _difference(packing: Packing, model: Any, task: Task, examples: list[Example], reading: Processing) -> str:
     """Run examples packed and padded; return how their logits differ where rounding does not explain it."""
     model.eval()
     device = next(model.parameters()).device
-    batch: Batch = {name: tensor.to(device) for name, tensor in task.collate(examples, pad_id).items()}
+    batch: Batch = {name: tensor.to(device) for name, tensor in task.collate(examples, reading).items()}
     kind = type(packing.base).__name__
     try:
         packed = task.forward(model, batch)
@@ -200,7 +200,12 @@ def _difference(packing: Packing, model: Any, task: Task, examples: list[Example
     packing.enabled = False
     padded = task.forward(model, batch)
     packing.enabled = True
-    apart = float((packed - padded).abs().max() / padded.float().std().clamp_min(1e-12))
-    if apart <= _TOLERANCE[padded.dtype]:
-        return ""
-    return f"{kind} gives packed examples other logits ({apart:.1e} standard deviations apart)"
+    for ours, theirs in zip(_tensors(packed), _tensors(padded), strict=True):
+        apart = float((ours - theirs).abs().max() / theirs.float().std().clamp_min(1e-12))
+        if apart > _TOLERANCE[theirs.dtype]:
+            return f"{kind} gives packed examples other logits ({apart:.1e} standard deviations apart)"
+    return ""
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    return list(outputs.values()) if isinstance(outputs, dict) else [outputs]

@@ -11,18 +11,9 @@ from typing import Any
 
 from onecurve.config import curve_settings, read_yaml
 from onecurve.errors import ConfigError, LaunchError, NothingToDo, TrainingError
+from onecurve.machine.atomic_write import write_atomically
 from onecurve.machine.distributed import launched_rank
 from onecurve.machine.run_lock import RunLock
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one step: a reader sees the old text or the new, never a part."""
-    unfinished = path.with_name(f"{path.name}.incomplete")
-    with open(unfinished, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
-"""The contract between the loop and a task: what a row must hold, and six verbs."""
+"""The contract between the loop and a task: what a row must hold, how it is encoded, and what is learnt from it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -15,9 +16,12 @@ IGNORE_INDEX = -100
 Row = dict[str, Any]
 """One row of the data by the task's own column names."""
 Example = dict[str, Any]
-"""One encoded example: `input_ids` (list of int), `labels`, whatever else `collate` reads, and `num_items` (int)."""
+"""One encoded example: plain values, whatever `collate` reads, and `num_items`, the terms of its loss: a number, or a
+list with one for each of the task's `terms`."""
 Batch = dict[str, "Tensor"]
 """One micro-batch; every tensor's first dimension is the example."""
+Outputs = "Tensor | dict[str, Tensor]"
+"""What a forward pass returns: a tensor, or several by name."""
 
 
 class BadRow(ValueError):
@@ -36,74 +40,141 @@ class Survey:
 
     labels: list[str] = field(default_factory=list)
     """Label names in the order of their ids; empty where the task has none."""
+    label_counts: list[int] = field(default_factory=list)
+    """Training rows (or tokens) of each label, in the same order; empty where nobody counts them."""
+    heads: "dict[str, Survey]" = field(default_factory=dict)
+    """Of a task with several heads, what each is told."""
 
 
-class Task(Protocol):
-    """What a task is. One file in this folder, with a class of this shape named `Task`."""
+class Processing(Protocol):
+    """What turns rows into model inputs; `model.reading.Reading` is the run's."""
 
-    Settings: ClassVar[type[Settings]]
-    settings: Any
-    """An instance of them."""
+    @property
+    def processor(self) -> Any:
+        """The tokenizer, image processor or feature extractor that the task asks for, loaded."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor, or the part of it that reads text."""
+
+    @property
+    def config(self) -> Any:
+        """The model's transformers config."""
+
+    @property
+    def max_length(self) -> int:
+        """The length that an example may have."""
+        ...
+
+
+class Task(ABC):
+    """What a task is: one file in this folder, with a subclass of this class that is named `Task`.
+
+    What is not abstract has a default that suits a task over text.
+    """
+
+    Settings: ClassVar[type[Settings]] = Settings
     columns: ClassVar[Mapping[str, str]]
     """Column -> what it must hold. A name ending in `?` is optional: the file need not have it."""
-    encoder_version: ClassVar[int]
+    encoder_version: ClassVar[int] = 1
     """Raised whenever `encode` changes what it returns, so that old caches are not read."""
+    peft_task_type: ClassVar[str | None] = None
+    """PEFT's name for this kind of model, such as SEQ_CLS or CAUSAL_LM."""
+    lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss"})
+    """The metrics that get better as they fall; `loss` always does."""
+    terms: Mapping[str, float] = {"loss": 1.0}
+    """The terms of the loss by name, each with its weight: the loss is the weighted sum of their means, each mean over
+    the global batch's items of that term."""
+    packages: ClassVar[frozenset[str]] = frozenset()
+    """Packages, beyond what onecurve itself needs, that the task imports."""
 
-    def __init__(self, settings: Any) -> None: ...
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
 
-    def check(self, row: Row) -> None:
-        """Raise `BadRow` when a value has the wrong type, is empty or cannot be meant. Needs no tokenizer."""
+    # Rows
+
+    def check(self, row: Row) -> None:  # noqa: B027  columns that are there need no more
+        """Raise `BadRow` when a value has the wrong type, is empty or is invalid. Needs no tokenizer."""
 
     def survey(self, rows: Iterable[Row]) -> Survey:
         """Read what the training split must tell (label names) from its rows, which passed `check`."""
+        return Survey()
 
-    def check_label(self, row: Row, survey: Survey) -> None:
+    def check_label(self, row: Row, survey: Survey) -> None:  # noqa: B027  a task without labels knows them all
         """Raise `BadRow` when a dev or test row has a label that training never saw."""
 
-    def encode(self, row: Row, survey: Survey, tokenizer: Any, max_length: int, truncate: bool) -> list[Example]:
+    # Examples
+
+    def auto_processor(self) -> type:
+        """Return the transformers class that loads what reads the rows, such as `AutoTokenizer`."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer
+
+    @abstractmethod
+    def encode(self, row: Row, survey: Survey, reading: Processing, truncate: bool) -> list[Example]:
         """Turn one row into examples: one, several (a long document), or none with nothing to learn.
 
-        With `truncate` none is longer than `max_length`; without, it may be, and the caller decides.
+        With `truncate` none is longer than `reading.max_length`; without, it may be, and the caller decides.
         """
 
+    def length(self, example: Example) -> int:
+        """Return the length of an example's longest sequence, which `data.max_length` limits."""
+        return len(example["input_ids"])
+
+    def num_tokens(self, example: Example) -> int:
+        """Return how many tokens a model computes for an example."""
+        return self.length(example)
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Example], reading: Processing) -> Batch:
+        """Pad examples to one batch.
+
+        May run in a thread beside the model, and so draws nothing at random.
+        """
+
+    @abstractmethod
+    def num_items(self, batch: Batch) -> Any:
+        """Count the terms of the loss: exactly what `loss_sum` adds up, and the sum of the examples' `num_items`."""
+
+    @abstractmethod
+    def describe(self, example: Example, survey: Survey, tokenizer: Any) -> str:
+        """Show one example as the model sees it: what is read and what is learnt from."""
+
+    # The model
+
+    @abstractmethod
     def auto_model(self) -> type:
         """Return the transformers `AutoModelFor...` class."""
 
     def model_config(self, survey: Survey) -> dict[str, Any]:
         """Return what the model's config must be told (label names, problem type)."""
+        return {}
 
-    peft_task_type: ClassVar[str | None]
-    """PEFT's name for this kind of model, such as SEQ_CLS or CAUSAL_LM."""
-
-    def collate(self, examples: Sequence[Example], pad_id: int) -> Batch:
-        """Pad examples to one batch: `input_ids`, `attention_mask` (int64 [batch, sequence]), `labels`.
-
-        May run in a thread beside the model, and so draws nothing at random.
-        """
-
-    def num_items(self, batch: Batch) -> int:
-        """Count the terms of the loss: exactly what `loss_sum` adds up, and the sum of the examples' `num_items`."""
-
-    def forward(self, model: "nn.Module", batch: Batch) -> "Tensor":
-        """Return the logits: float [batch, classes] or, where tokens are predicted, [targets, vocabulary].
+    def forward(self, model: "nn.Module", batch: Batch) -> Any:
+        """Return the logits, a tensor or several by name, whose first dimension is the example or the target.
 
         Or what `loss_sum` makes of them, a scalar, where `train.logits` is chunked.
         """
+        return model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
 
-    def loss_sum(self, logits: "Tensor", batch: Batch) -> "Tensor":
-        """Loss *summed* over the batch's items, float32 [], in nats (regression: squared units)."""
+    @abstractmethod
+    def loss_sum(self, outputs: Any, batch: Batch) -> "Tensor":
+        """Loss *summed* over the batch's items, float32 [terms], or [] where there is one term, in nats.
 
-    def predict(self, logits: "Tensor", batch: Batch) -> list[tuple[Any, Any]]:
+        (Regression: squared units.) Every term is computed in every pass, zero where the batch has no item of it: a
+        head that one rank does not run would keep the others waiting.
+        """
+
+    # Scores
+
+    def predict(self, outputs: Any, batch: Batch) -> list[tuple[Any, Any]]:
         """Return (prediction, reference) per example as plain values; empty where only the loss is scored."""
+        return []
 
     def metrics(self, pairs: Sequence[tuple[Any, Any]], loss: float, survey: Survey) -> dict[str, Any]:
         """Score a whole split: names to numbers, and what has parts (per class, confusion) to nested values."""
-
-    lower_is_better: ClassVar[frozenset[str]]
-    """The metrics that get better as they fall; `loss` always does."""
-
-    def describe(self, example: Example, survey: Survey, tokenizer: Any) -> str:
-        """Show one example as the model sees it: what is read and what is learnt from."""
+        return {"loss": loss}
 
 
 def pad(rows: Sequence[Sequence[int]], value: int) -> "Tensor":
@@ -112,3 +183,12 @@ def pad(rows: Sequence[Sequence[int]], value: int) -> "Tensor":
 
     width = max(map(len, rows))
     return torch.tensor([list(row) + [value] * (width - len(row)) for row in rows])
+
+
+def pad_text(examples: Sequence[Example], pad_id: int) -> Batch:
+    """Return `input_ids` and `attention_mask`, int64 [batch, longest], of examples that have `input_ids`.
+
+    The mask comes from lengths, never from `pad_id`: where that is also the end token, an end token stays one.
+    """
+    rows = [example["input_ids"] for example in examples]
+    return {"input_ids": pad(rows, pad_id), "attention_mask": pad([[1] * len(row) for row in rows], 0)}

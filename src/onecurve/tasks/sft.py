@@ -1,15 +1,12 @@
 """Supervised fine-tuning: prompts and conversations of which only the answers are learnt."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
 from onecurve.errors import ConfigError
-from onecurve.losses.next_token import mark_learnt, next_token_logits, next_token_loss_sum
-from onecurve.tasks.base import IGNORE_INDEX, BadRow, Batch, Example, Row, Settings, Survey, pad
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from onecurve.tasks._next_token import NextTokenTask
+from onecurve.tasks.base import IGNORE_INDEX, BadRow, Example, Processing, Row, Settings, Survey
 
 _ROLES = ("system", "user", "assistant")
 
@@ -33,7 +30,7 @@ class _Document(NamedTuple):
     """Whether the tokenizer's own start token still has to come first; a chat template writes it itself."""
 
 
-class Task:
+class Task(NextTokenTask):
     """Learn the answers of conversations.
 
     With a chat template the row is rendered by it once and tokenised once. An answer is what rendering the messages
@@ -47,23 +44,12 @@ class Task:
         "response?": "the answer to learn: non-empty text, with prompt",
         "messages?": "in place of both: a list of {role, content}, role system, user or assistant (in CSV: as JSON)",
     }
-    encoder_version: ClassVar[int] = 1
-    peft_task_type: ClassVar[str | None] = "CAUSAL_LM"
-    lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss", "perplexity"})
-
-    def __init__(self, settings: SftSettings) -> None:
-        self.settings = settings
 
     def check(self, row: Row) -> None:
         _messages(row)
 
-    def survey(self, rows: Iterable[Row]) -> Survey:
-        return Survey()
-
-    def check_label(self, row: Row, survey: Survey) -> None:
-        """Nothing to check: any answer is a target."""
-
-    def encode(self, row: Row, survey: Survey, tokenizer: Any, max_length: int, truncate: bool) -> list[Example]:
+    def encode(self, row: Row, survey: Survey, reading: Processing, truncate: bool) -> list[Example]:
+        tokenizer = reading.tokenizer
         messages = _messages(row)
         if tokenizer.chat_template:
             document = _render_conversation(messages, tokenizer)
@@ -79,46 +65,9 @@ class Task:
             document = _Document(text, [(len(prompt), len(text))], is_ended=False, add_special_tokens=True)
         ids, labels = _tokenise(document, tokenizer)
         if truncate:
-            ids, labels = ids[:max_length], labels[:max_length]
+            ids, labels = ids[: reading.max_length], labels[: reading.max_length]
         num_items = sum(label != IGNORE_INDEX for label in labels[1:])
         return [{"input_ids": ids, "labels": labels, "num_items": num_items}] if num_items else []
-
-    def auto_model(self) -> type:
-        from transformers import AutoModelForCausalLM
-
-        return AutoModelForCausalLM
-
-    def model_config(self, survey: Survey) -> dict[str, Any]:
-        return {}
-
-    def collate(self, examples: Sequence[Example], pad_id: int) -> Batch:
-        # Mask and labels come from lengths, never from pad_id: where it is also the end token, that one is learnt
-        return {
-            "input_ids": pad([e["input_ids"] for e in examples], pad_id),
-            "attention_mask": pad([[1] * len(e["input_ids"]) for e in examples], 0),
-            "labels": pad([e["labels"] for e in examples], IGNORE_INDEX),
-        }
-
-    def num_items(self, batch: Batch) -> int:
-        return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
-
-    def forward(self, model: "nn.Module", batch: Batch) -> "Tensor":
-        return next_token_logits(model, batch, IGNORE_INDEX)
-
-    def loss_sum(self, logits: "Tensor", batch: Batch) -> "Tensor":
-        return next_token_loss_sum(logits, batch["labels"], IGNORE_INDEX)
-
-    def predict(self, logits: "Tensor", batch: Batch) -> list[tuple[Any, Any]]:
-        return []
-
-    def metrics(self, pairs: Sequence[tuple[Any, Any]], loss: float, survey: Survey) -> dict[str, Any]:
-        from onecurve.metrics.perplexity import perplexity
-
-        return {"loss": loss, "perplexity": perplexity(loss)}
-
-    def describe(self, example: Example, survey: Survey, tokenizer: Any) -> str:
-        learnt = [place > 0 and label != IGNORE_INDEX for place, label in enumerate(example["labels"])]
-        return mark_learnt(example["input_ids"], learnt, tokenizer)
 
 
 def _given(row: Row, column: str) -> bool:

@@ -10,10 +10,11 @@ from pydantic import Field, model_validator
 
 from onecurve.config import nearest
 from onecurve.errors import DataError
-from onecurve.tasks.base import BadRow, Batch, Example, Row, Settings, Survey, pad
+from onecurve.tasks import base
+from onecurve.tasks.base import BadRow, Batch, Example, Processing, Row, Settings, Survey, pad, pad_text
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 class TextClassificationSettings(Settings):
@@ -45,7 +46,7 @@ class TextClassificationSettings(Settings):
         return self
 
 
-class Task:
+class Task(base.Task):
     """Say what a text is: one of several labels, any of several, or a number."""
 
     Settings: ClassVar[type[Settings]] = TextClassificationSettings
@@ -54,12 +55,11 @@ class Task:
         "text_pair?": "a second text, such as the hypothesis to a premise",
         "label": "a name or whole number; multi-label: a list of names; regression: a number",
     }
-    encoder_version: ClassVar[int] = 1
     peft_task_type: ClassVar[str | None] = "SEQ_CLS"
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss", "mse", "mae"})
 
     def __init__(self, settings: TextClassificationSettings) -> None:
-        self.settings = settings
+        super().__init__(settings)
         self._problem: _Problem = _PROBLEMS[settings.problem_type](settings.label_separator)
 
     def check(self, row: Row) -> None:
@@ -91,10 +91,10 @@ class Task:
         names = self._problem.names(row["label"])
         _check_known(names, survey.labels, "was never seen in training")
 
-    def encode(self, row: Row, survey: Survey, tokenizer: Any, max_length: int, truncate: bool) -> list[Example]:
-        limit = {"truncation": True, "max_length": max_length} if truncate else {"truncation": False}
+    def encode(self, row: Row, survey: Survey, reading: Processing, truncate: bool) -> list[Example]:
+        limit = {"truncation": True, "max_length": reading.max_length} if truncate else {"truncation": False}
         # verbose=False: what happens to a long example is the caller's to decide and to report
-        encoded = tokenizer(row["text"], row.get("text_pair"), verbose=False, **limit)
+        encoded = reading.tokenizer(row["text"], row.get("text_pair"), verbose=False, **limit)
         label = self._problem.target(row["label"], survey.labels)
         example = {"input_ids": encoded["input_ids"], "labels": label}
         example["num_items"] = len(label) if isinstance(label, list) else 1
@@ -115,11 +115,10 @@ class Task:
             config["label2id"] = {name: index for index, name in enumerate(survey.labels)}
         return config
 
-    def collate(self, examples: Sequence[Example], pad_id: int) -> Batch:
+    def collate(self, examples: Sequence[Example], reading: Processing) -> Batch:
         import torch
 
-        rows = [e["input_ids"] for e in examples]
-        batch = {"input_ids": pad(rows, pad_id), "attention_mask": pad([[1] * len(row) for row in rows], 0)}
+        batch = pad_text(examples, reading.tokenizer.pad_token_id)
         if any("token_type_ids" in e for e in examples):
             kinds = [e.get("token_type_ids", [0] * len(e["input_ids"])) for e in examples]
             batch["token_type_ids"] = pad(kinds, 0)
@@ -129,9 +128,6 @@ class Task:
 
     def num_items(self, batch: Batch) -> int:
         return batch["labels"].numel()
-
-    def forward(self, model: "nn.Module", batch: Batch) -> "Tensor":
-        return model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
 
     def loss_sum(self, logits: "Tensor", batch: Batch) -> "Tensor":
         return self._problem.loss_sum(logits.float(), batch["labels"])

@@ -1,0 +1,45 @@
+"""What tasks share that predict each token from those before it."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from onecurve.losses.next_token import mark_learnt, next_token_logits, next_token_loss_sum
+from onecurve.tasks import base
+from onecurve.tasks.base import IGNORE_INDEX, Batch, Example, Processing, Survey, pad, pad_text
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class NextTokenTask(base.Task):
+    """A causal language model's task: examples have `input_ids` and, of the same length, `labels`."""
+
+    peft_task_type: ClassVar[str | None] = "CAUSAL_LM"
+    lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss", "perplexity"})
+
+    def auto_model(self) -> type:
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM
+
+    def collate(self, examples: Sequence[Example], reading: Processing) -> Batch:
+        labels = pad([e["labels"] for e in examples], IGNORE_INDEX)
+        return pad_text(examples, reading.tokenizer.pad_token_id) | {"labels": labels}
+
+    def num_items(self, batch: Batch) -> int:
+        return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+
+    def forward(self, model: "nn.Module", batch: Batch) -> "Tensor":
+        return next_token_logits(model, batch, IGNORE_INDEX)
+
+    def loss_sum(self, outputs: "Tensor", batch: Batch) -> "Tensor":
+        return next_token_loss_sum(outputs, batch["labels"], IGNORE_INDEX)
+
+    def metrics(self, pairs: Sequence[tuple[Any, Any]], loss: float, survey: Survey) -> dict[str, Any]:
+        from onecurve.metrics.perplexity import perplexity
+
+        return {"loss": loss, "perplexity": perplexity(loss)}
+
+    def describe(self, example: Example, survey: Survey, tokenizer: Any) -> str:
+        learnt = [place > 0 and label != IGNORE_INDEX for place, label in enumerate(example["labels"])]
+        return mark_learnt(example["input_ids"], learnt, tokenizer)

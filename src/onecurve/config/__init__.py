@@ -4,17 +4,15 @@ from onecurve.config.curve import curve_settings
 from onecurve.config.explain import explain
 from onecurve.config.manual import manual
 from onecurve.config.reading import Sources, load_recipe, read_yaml
-from onecurve.config.schema import (
-    DataSection,
-    EvalSection,
-    ModelSection,
-    OptimSection,
-    PeftSection,
-    Recipe,
-    TaskSection,
-    TrackingSection,
-    TrainSection,
-)
+from onecurve.config.recipe import Recipe
+from onecurve.config.sections.data import DataSection
+from onecurve.config.sections.evaluation import EvalSection
+from onecurve.config.sections.model import ModelSection
+from onecurve.config.sections.optim import OptimSection
+from onecurve.config.sections.peft import PeftSection
+from onecurve.config.sections.task import TaskSection
+from onecurve.config.sections.tracking import TrackingSection
+from onecurve.config.sections.train import TrainSection
 from onecurve.config.suggest import nearest
 from onecurve.config.writing import dump_recipe, resolve
 

@@ -3,7 +3,7 @@
 from pydantic import BaseModel
 
 from onecurve.config.reading import USAGE
-from onecurve.config.schema import Recipe
+from onecurve.config.recipe import Recipe
 
 
 def manual() -> str:

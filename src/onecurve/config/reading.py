@@ -8,7 +8,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from onecurve.config.explain import explain
-from onecurve.config.schema import Recipe
+from onecurve.config.recipe import Recipe
 from onecurve.errors import ConfigError
 
 Sources = dict[str, str]

@@ -7,7 +7,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from onecurve.config.reading import Sources
-from onecurve.config.schema import Recipe
+from onecurve.config.recipe import Recipe
 
 
 def resolve(recipe: Recipe, owned: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 
 from onecurve.machine import cores as host
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 REPORT = "from onecurve.machine.cores import settle; settle(); import torch; print('threads', torch.get_num_threads())"
 
 

@@ -1,0 +1,64 @@
+"""The recipe: every key, its type, its default and what it means."""
+
+from pydantic import Field, model_validator
+
+from onecurve.config.sections.base import Section
+from onecurve.config.sections.checkpoint import CheckpointSection
+from onecurve.config.sections.data import DataSection
+from onecurve.config.sections.evaluation import EvalSection
+from onecurve.config.sections.model import ModelSection
+from onecurve.config.sections.optim import OptimSection
+from onecurve.config.sections.peft import PeftSection
+from onecurve.config.sections.task import TaskSection
+from onecurve.config.sections.tracking import TrackingSection
+from onecurve.config.sections.train import TrainSection
+
+
+class Recipe(Section):
+    """A complete run."""
+
+    output_dir: str
+    """The run directory."""
+    seed: int = Field(default=0, ge=0)
+    """Of the data order, new weights and every random draw."""
+    task: TaskSection
+    model: ModelSection
+    data: DataSection
+    peft: PeftSection | None = None
+    """Absent: every weight is trained."""
+    optim: OptimSection = OptimSection()
+    train: TrainSection
+    eval: EvalSection = EvalSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    tracking: TrackingSection = TrackingSection()
+
+    @property
+    def eval_micro_batch_size(self) -> int:
+        """Examples per rank and forward pass when scoring, unless train.micro_batch_tokens says it."""
+        return self.eval.micro_batch_size or self.train.examples_a_pass
+
+    @property
+    def pads(self) -> bool:
+        """Whether a micro-batch is to be thought of as padded; with packing auto it may turn out not to be."""
+        return self.train.packing != "on"
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> "Recipe":
+        train = self.train
+        if (train.max_steps is None) == (train.epochs is None):
+            raise ValueError("set exactly one of train.max_steps and train.epochs")
+        if train.global_batch_size % train.examples_a_pass:
+            raise ValueError(
+                f"train.global_batch_size ({train.global_batch_size}) must be a multiple of "
+                f"train.micro_batch_size ({train.micro_batch_size})"
+            )
+        if self.model.quantization and (self.peft is None or self.model.init == "random"):
+            raise ValueError(
+                f"model.quantization ({self.model.quantization}) is for pretrained weights that stay frozen: set "
+                "peft.method and model.init pretrained, or remove it"
+            )
+        if train.packing == "on" and self.model.attn_implementation not in (None, "sdpa"):
+            raise ValueError("train.packing has its own attention: remove model.attn_implementation, or turn it off")
+        if self.data.eval is None and (self.eval.every or self.eval.best_metric):
+            raise ValueError("eval.every and eval.best_metric need a dev split: set data.eval")
+        return self

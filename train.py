@@ -15,7 +15,7 @@ def main(argv: list[str], run: Run) -> None:
     """Train, evaluate and save what the recipe describes."""
     checked = preflight(argv)
     recipe, task = checked.recipe, checked.task
-    with heavy_imports(recipe):  # the recipe can be meant: only now what takes seconds
+    with heavy_imports(checked):  # the recipe is valid: only now what takes seconds
         from onecurve.adapters import virtual_tokens
         from onecurve.data import Loader, load_data, plan_run
         from onecurve.evaluation import Best, Evaluator

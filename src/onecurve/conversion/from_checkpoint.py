@@ -12,6 +12,7 @@ from onecurve.conversion.target import Wanted
 from onecurve.errors import ConfigError
 from onecurve.export.card import TrainedOn, model_card
 from onecurve.export.model_folder import save_alone
+from onecurve.export.task_file import TaskFile
 from onecurve.model.loading import load_model
 from onecurve.model.reading import Reading
 from onecurve.tasks import load_task
@@ -56,7 +57,8 @@ def convert_checkpoint(folder: Path, wanted: Wanted) -> int:
     scores = {"eval": state["best"]["scores"]} if wanted.best else {}
     data = TrainedOn(survey.labels, state["num_examples"], state["curve"]["data"])
     text = model_card(recipe, data, path.read_text(encoding="utf-8"), step, scores)
-    save_alone(wanted.target, model, tokenizer, text)
+    told = TaskFile.of(recipe.task.name, task, survey, recipe.data.columns, reading.max_length)
+    save_alone(wanted.target, model, tokenizer, text, told)
     return step
 
 

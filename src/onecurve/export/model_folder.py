@@ -15,6 +15,7 @@ from torch import Tensor
 from onecurve.data import Data
 from onecurve.errors import LaunchError, TrainingError
 from onecurve.export.card import TrainedOn, model_card
+from onecurve.export.task_file import TaskFile
 from onecurve.machine.cores import return_memory
 from onecurve.model.loading import whole_parameters
 from onecurve.preflight import Checked
@@ -47,14 +48,17 @@ class Exporter:
         beat("export")
         data = TrainedOn(self.data.survey.labels, len(self.data.train), self.data.fingerprint)
         card = model_card(self.checked.recipe, data, self.checked.config, step, scores)
-        folder = self.checked.directory.path / name
-        if problem := _save(folder, self.strategy, self.accelerator, self.tokenizer, card):
+        recipe, folder = self.checked.recipe, self.checked.directory.path / name
+        task = TaskFile.of(
+            recipe.task.name, self.checked.task, self.data.survey, recipe.data.columns, self.data.max_length
+        )
+        if problem := _save(folder, self.strategy, self.accelerator, self.tokenizer, card, task):
             raise TrainingError(
                 f"{folder} is not there. {problem} Launched again, the run goes on from its newest checkpoint."
             )
 
 
-def save_alone(folder: Path, model: Any, tokenizer: Any, card: str) -> None:
+def save_alone(folder: Path, model: Any, tokenizer: Any, card: str, task: TaskFile | None = None) -> None:
     """Write a model folder from a process of its own: the same folder as at a run's end.
 
     Raises:
@@ -63,11 +67,13 @@ def save_alone(folder: Path, model: Any, tokenizer: Any, card: str) -> None:
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     strategy = Plain(accelerator, "no", 0.0)
     strategy.prepare(model, torch.optim.SGD(model.parameters()), 1)  # nothing steps it
-    if problem := _save(folder, strategy, accelerator, tokenizer, card):
+    if problem := _save(folder, strategy, accelerator, tokenizer, card, task):
         raise LaunchError(problem, where=str(folder))
 
 
-def _save(folder: Path, strategy: Strategy, accelerator: Accelerator, tokenizer: Any, card: str) -> str:
+def _save(
+    folder: Path, strategy: Strategy, accelerator: Accelerator, tokenizer: Any, card: str, task: TaskFile | None
+) -> str:
     """Write, read back, and return what went wrong: empty when nothing did."""
     return_memory()  # the weights are read back beside the model
     adapter = hasattr(strategy.unwrapped(), "peft_config")
@@ -81,6 +87,8 @@ def _save(folder: Path, strategy: Strategy, accelerator: Accelerator, tokenizer:
         _write(unfinished, strategy.unwrapped(), values, main, adapter)
         if main:
             problem = _finish(unfinished, strategy.unwrapped(), values, tokenizer, card)
+            if task:
+                task.write(unfinished)
             if not problem:
                 shutil.rmtree(folder, ignore_errors=True)
                 unfinished.rename(folder)

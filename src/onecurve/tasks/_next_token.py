@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 class NextTokenTask(base.Task):
-    """A causal language model's task: examples have `input_ids` and, of the same length, `labels`."""
+    """A causal language model's task: examples have `input_ids` and, of the same length, `labels`.
+
+    It implements `Generates`, but for the prompt.
+    """
 
     peft_task_type: ClassVar[str | None] = "CAUSAL_LM"
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss", "perplexity"})
@@ -43,3 +46,16 @@ class NextTokenTask(base.Task):
     def describe(self, example: Example, survey: Survey, tokenizer: Any) -> str:
         learnt = [place > 0 and label != IGNORE_INDEX for place, label in enumerate(example["labels"])]
         return mark_learnt(example["input_ids"], learnt, tokenizer)
+
+    def generate(self, model: Any, examples: Sequence[Example], reading: Processing, **options: Any) -> list[str]:
+        import torch
+
+        tokenizer = reading.tokenizer
+        rows = [example["input_ids"] for example in examples]
+        width = max(map(len, rows))
+        # To the left, so that what is written follows each prompt
+        ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(row)) + list(row) for row in rows])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        options = {"pad_token_id": tokenizer.pad_token_id, **options}
+        written = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **options)
+        return tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,8 +20,8 @@ Example = dict[str, Any]
 list with one for each of the task's `terms`."""
 Batch = dict[str, "Tensor"]
 """One micro-batch; every tensor's first dimension is the example."""
-Outputs = "Tensor | dict[str, Tensor]"
-"""What a forward pass returns: a tensor, or several by name."""
+Answer = dict[str, Any]
+"""What a trained model says of one row, as plain values for JSON."""
 
 
 class BadRow(ValueError):
@@ -76,6 +76,8 @@ class Task(ABC):
     Settings: ClassVar[type[Settings]] = Settings
     columns: ClassVar[Mapping[str, str]]
     """Column -> what it must hold. A name ending in `?` is optional: the file need not have it."""
+    targets: ClassVar[frozenset[str]] = frozenset({"label"})
+    """The columns that are learnt, which a trained model is not told."""
     encoder_version: ClassVar[int] = 1
     """Raised whenever `encode` changes what it returns, so that old caches are not read."""
     peft_task_type: ClassVar[str | None] = None
@@ -92,6 +94,13 @@ class Task(ABC):
         self.settings = settings
 
     # Rows
+
+    def read_text(self, text: str) -> Row:
+        """Return the row that a text alone stands for, where a trained model is asked about one."""
+        return {next(iter(self.columns)).removesuffix("?"): text}
+
+    def check_input(self, row: Row) -> None:  # noqa: B027  columns that are there need no more
+        """Raise `BadRow` when what a trained model reads, labels left aside, is empty or invalid."""
 
     def check(self, row: Row) -> None:  # noqa: B027  columns that are there need no more
         """Raise `BadRow` when a value has the wrong type, is empty or is invalid. Needs no tokenizer."""
@@ -115,7 +124,8 @@ class Task(ABC):
     def encode(self, row: Row, survey: Survey, reading: Processing, truncate: bool) -> list[Example]:
         """Turn one row into examples: one, several (a long document), or none with nothing to learn.
 
-        With `truncate` none is longer than `reading.max_length`; without, it may be, and the caller decides.
+        With `truncate` none is longer than `reading.max_length`; without, it may be, and the caller decides. A row that
+        a trained model is asked about has no label, and then neither has its example.
         """
 
     def length(self, example: Example) -> int:
@@ -175,6 +185,34 @@ class Task(ABC):
     def metrics(self, pairs: Sequence[tuple[Any, Any]], loss: float, survey: Survey) -> dict[str, Any]:
         """Score a whole split: names to numbers, and what has parts (per class, confusion) to nested values."""
         return {"loss": loss}
+
+    # Predictions
+
+    def answers(self, outputs: Any, batch: Batch, examples: Sequence[Example], survey: Survey) -> list[Answer]:
+        """Return what a trained model says of each example: `label`, `probability`, `value`, `entities`, ...
+
+        A task that `Generates` need not; one that does neither cannot be asked.
+        """
+        raise NotImplementedError
+
+
+@runtime_checkable
+class Generates(Protocol):
+    """A task whose models write text."""
+
+    def prompt(self, row: Row, reading: Processing) -> Example:
+        """Encode what the model reads before it writes: exactly what stood before an answer in training."""
+
+    def generate(self, model: Any, examples: Sequence[Example], reading: Processing, **options: Any) -> list[str]:
+        """Write on after each prompt and return the new text, special tokens left out.
+
+        Args:
+            model: A transformers or PEFT model.
+            examples: What `prompt` returned.
+            reading: Made them.
+            **options: Of transformers' `generate`.
+        """
+        ...
 
 
 def pad(rows: Sequence[Sequence[int]], value: int) -> "Tensor":

@@ -19,12 +19,15 @@ class Task(NextTokenTask):
 
     columns: ClassVar[Mapping[str, str]] = {"text": "a document: non-empty text"}
 
-    def check(self, row: Row) -> None:
+    def check_input(self, row: Row) -> None:
         text = row.get("text")
         if not isinstance(text, str):
             raise BadRow(f"text must be text; got {type(text).__name__}" if text is not None else "text is missing")
         if not text.strip():
             raise BadRow("text is empty")
+
+    def check(self, row: Row) -> None:
+        self.check_input(row)
 
     def encode(self, row: Row, survey: Survey, reading: Processing, truncate: bool) -> list[Example]:
         tokenizer, size = reading.tokenizer, reading.max_length
@@ -41,3 +44,9 @@ class Task(NextTokenTask):
             ids.append(eos)
         blocks = [ids[start : start + size] for start in range(0, len(ids) - 1, size - 1)]
         return [{"input_ids": block, "labels": block, "num_items": len(block) - 1} for block in blocks]
+
+    def prompt(self, row: Row, reading: Processing) -> Example:
+        ids = reading.tokenizer(row["text"], verbose=False, return_attention_mask=False)["input_ids"]
+        if ids[-1:] == [reading.tokenizer.eos_token_id]:  # the text goes on
+            ids.pop()
+        return {"input_ids": ids}

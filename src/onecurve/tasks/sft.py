@@ -45,6 +45,14 @@ class Task(NextTokenTask):
         "messages?": "in place of both: a list of {role, content}, role system, user or assistant (in CSV: as JSON)",
     }
 
+    targets: ClassVar[frozenset[str]] = frozenset({"response"})
+
+    def read_text(self, text: str) -> Row:
+        return {"prompt": text}
+
+    def check_input(self, row: Row) -> None:
+        _question(row)
+
     def check(self, row: Row) -> None:
         _messages(row)
 
@@ -68,6 +76,28 @@ class Task(NextTokenTask):
             ids, labels = ids[: reading.max_length], labels[: reading.max_length]
         num_items = sum(label != IGNORE_INDEX for label in labels[1:])
         return [{"input_ids": ids, "labels": labels, "num_items": num_items}] if num_items else []
+
+    def prompt(self, row: Row, reading: Processing) -> Example:
+        tokenizer = reading.tokenizer
+        if tokenizer.chat_template:
+            text, special = _render(_question(row), tokenizer, add_generation_prompt=True), False
+        else:
+            text, special = row["prompt"] + self.settings.separator, True
+        encoded = tokenizer(text, add_special_tokens=special, return_attention_mask=False, verbose=False)
+        ids = encoded["input_ids"]
+        if special and ids[-1:] == [tokenizer.eos_token_id]:  # some tokenizers end with it by themselves
+            ids.pop()
+        return {"input_ids": ids}
+
+
+def _question(row: Row) -> list[Message]:
+    """Return the turns that an answer follows."""
+    if not _given(row, "messages"):
+        return [{"role": "user", "content": _text(row.get("prompt"), "prompt")}]
+    messages = _read_messages(row["messages"])
+    if messages[-1]["role"] == "assistant":
+        raise BadRow("messages ends with an assistant turn; what is to be answered must come last")
+    return messages
 
 
 def _given(row: Row, column: str) -> bool:

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from onecurve.config import nearest
 from onecurve.errors import DataError
 from onecurve.tasks import base
-from onecurve.tasks.base import BadRow, Batch, Example, Processing, Row, Settings, Survey, pad, pad_text
+from onecurve.tasks.base import Answer, BadRow, Batch, Example, Processing, Row, Settings, Survey, pad, pad_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,10 +62,13 @@ class Task(base.Task):
         super().__init__(settings)
         self._problem: _Problem = _PROBLEMS[settings.problem_type](settings.label_separator)
 
-    def check(self, row: Row) -> None:
+    def check_input(self, row: Row) -> None:
         _check_text(row.get("text"), "text")
         if row.get("text_pair") is not None:
             _check_text(row["text_pair"], "text_pair")
+
+    def check(self, row: Row) -> None:
+        self.check_input(row)
         if row.get("label") is None:
             raise BadRow("label is missing")
         names = self._problem.names(row["label"])
@@ -95,9 +98,10 @@ class Task(base.Task):
         limit = {"truncation": True, "max_length": reading.max_length} if truncate else {"truncation": False}
         # verbose=False: what happens to a long example is the caller's to decide and to report
         encoded = reading.tokenizer(row["text"], row.get("text_pair"), verbose=False, **limit)
-        label = self._problem.target(row["label"], survey.labels)
-        example = {"input_ids": encoded["input_ids"], "labels": label}
-        example["num_items"] = len(label) if isinstance(label, list) else 1
+        example = {"input_ids": encoded["input_ids"], "num_items": 0}
+        if row.get("label") is not None:
+            label = self._problem.target(row["label"], survey.labels)
+            example |= {"labels": label, "num_items": len(label) if isinstance(label, list) else 1}
         # All zero for a single text, which is also what a model takes them for when it is given none
         if any(encoded.get("token_type_ids") or ()):
             example["token_type_ids"] = encoded["token_type_ids"]
@@ -123,7 +127,8 @@ class Task(base.Task):
             kinds = [e.get("token_type_ids", [0] * len(e["input_ids"])) for e in examples]
             batch["token_type_ids"] = pad(kinds, 0)
         dtype = torch.int64 if self.settings.problem_type == "single_label_classification" else torch.float32
-        batch["labels"] = torch.tensor([e["labels"] for e in examples], dtype=dtype)
+        if all("labels" in e for e in examples):
+            batch["labels"] = torch.tensor([e["labels"] for e in examples], dtype=dtype)
         return batch
 
     def num_items(self, batch: Batch) -> int:
@@ -137,6 +142,9 @@ class Task(base.Task):
 
     def metrics(self, pairs: Sequence[tuple[Any, Any]], loss: float, survey: Survey) -> dict[str, Any]:
         return {"loss": loss, **self._problem.metrics(pairs, survey.labels)}
+
+    def answers(self, outputs: Any, batch: Batch, examples: Sequence[Example], survey: Survey) -> list[Answer]:
+        return [self._problem.answer(row, survey.labels) for row in outputs.float()]
 
     def describe(self, example: Example, survey: Survey, tokenizer: Any) -> str:
         text = tokenizer.decode(example["input_ids"], clean_up_tokenization_spaces=False)
@@ -169,6 +177,12 @@ class _SingleLabel:
         from onecurve.metrics.classification import score_classification
 
         return score_classification(pairs, names)
+
+    def answer(self, logits: "Tensor", names: list[str]) -> Answer:
+        probabilities = logits.softmax(-1).tolist()
+        best = int(logits.argmax())
+        named = dict(zip(names, probabilities, strict=True))
+        return {"label": names[best], "probability": probabilities[best], "probabilities": named}
 
     def show(self, target: int, names: list[str]) -> str:
         return names[target]
@@ -210,6 +224,10 @@ class _MultiLabel:
 
         return score_multilabel(pairs, names)
 
+    def answer(self, logits: "Tensor", names: list[str]) -> Answer:
+        named = dict(zip(names, logits.sigmoid().tolist(), strict=True))
+        return {"label": [name for name, logit in zip(names, logits, strict=True) if logit > 0], "probabilities": named}
+
     def show(self, target: list[int], names: list[str]) -> str:
         return ", ".join(name for name, is_in in zip(names, target, strict=True) if is_in)
 
@@ -238,6 +256,9 @@ class _Regression:
         from onecurve.metrics.regression import score_regression
 
         return score_regression(pairs)
+
+    def answer(self, logits: "Tensor", names: list[str]) -> Answer:
+        return {"value": logits.item()}
 
     def show(self, target: float, names: list[str]) -> str:
         return str(target)

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input",
         metavar="FILE",
-        help="rows, in any format that training reads; -: standard input, JSONL or lines of text",
+        help="rows, in any format that training reads; -: standard input (JSONL, or lines)",
     )
     parser.add_argument("--output", metavar="FILE", help="where to write; standard output when absent")
     parser.add_argument("--batch_size", type=int, default=16, help="rows of one forward pass")

@@ -9,6 +9,7 @@ from onecurve.errors import ConfigError
 from onecurve.prediction.trained import Trained
 from onecurve.tasks.base import Answer, BadRow, Example, Generates, Row, Task
 
+_CUT = "truncated"
 _BATCHES_SORTED = 16
 """Batches among which rows are put together by length."""
 
@@ -25,7 +26,8 @@ def answer(
         max_new_tokens: How far a model that writes text writes.
 
     Yields:
-        The answer to each row, in their order: what the task says, or `error` where the row cannot be used.
+        The answer to each row, in their order: what the task says (and `truncated`, where the row is longer than the
+        model reads), or `error` where the row cannot be used.
     """
     rows = iter(rows)
     while window := list(islice(rows, batch_size * _BATCHES_SORTED)):
@@ -38,7 +40,11 @@ def answer(
             places = order[start : start + batch_size]
             found = _ask(trained, [examples[place] for place in places], max_new_tokens)
             said.update(zip(places, found, strict=True))
-        yield from (said[place] if error is None else {"error": error} for place, error in enumerate(answers))
+        for place, error in enumerate(answers):
+            if error is None:
+                yield said[place] | ({"truncated": True} if examples[place].get(_CUT) else {})
+            else:
+                yield {"error": error}
 
 
 def _encode(trained: Trained, found: Located | Broken) -> Example | str:
@@ -48,11 +54,22 @@ def _encode(trained: Trained, found: Located | Broken) -> Example | str:
     try:
         trained.task.check_input(found.row)
         if isinstance(trained.task, Generates):
-            return trained.task.prompt(found.row, trained)
-        examples = trained.task.encode(_unlabelled(trained.task, found.row), trained.survey, trained, truncate=True)
+            return _fitting(trained, trained.task.prompt(found.row, trained))
+        row = _unlabelled(trained.task, found.row)
+        examples = trained.task.encode(row, trained.survey, trained, truncate=False)
+        if max(map(trained.task.length, examples), default=0) > trained.max_length:
+            examples = trained.task.encode(row, trained.survey, trained, truncate=True)
+            examples = [{**example, _CUT: True} for example in examples]
     except BadRow as error:
         return str(error)
     return examples[0] if examples else "nothing to read"
+
+
+def _fitting(trained: Trained, prompt: Example) -> Example | str:
+    length = trained.task.length(prompt)
+    if length >= trained.max_length:
+        return f"has {length} tokens, and the model reads and writes {trained.max_length} in all"
+    return prompt
 
 
 def _unlabelled(task: Task, row: Row) -> Row:

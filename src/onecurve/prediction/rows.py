@@ -39,10 +39,8 @@ def rows_of_file(trained: Trained, path: str) -> Iterator[Located | Broken]:
     """
     columns = {"id?": "what an answer is told by"}
     columns |= {_optional(name, trained.task): what for name, what in trained.task.columns.items()}
-    settings = DataSection(
-        train=path, columns={k: v for k, v in trained.columns.items() if k not in trained.task.targets}
-    )
-    return read_rows("--input", path, settings, columns)
+    renamed = {name: column for name, column in trained.columns.items() if name not in trained.task.targets}
+    return read_rows("--input", path, DataSection(train=path, columns=renamed), columns)
 
 
 def _optional(name: str, task: Task) -> str:

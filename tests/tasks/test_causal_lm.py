@@ -11,8 +11,11 @@ from onecurve.errors import ConfigError
 from onecurve.tasks.base import IGNORE_INDEX, BadRow, Survey
 from onecurve.tasks.causal_lm import Task
 from tests.readings import padding, reading
+from tests.tasks.contract import Case
 
 TASK = Task(Task.Settings())
+TEXTS = ["the quick brown fox jumps over the lazy dog", "the dog", "we were happy with the film, and they were not."]
+CASES = {"causal_lm": Case([{"text": text} for text in TEXTS])}
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,18 @@ from onecurve.errors import ConfigError
 from onecurve.tasks.base import IGNORE_INDEX, BadRow, Survey
 from onecurve.tasks.sft import SftSettings, Task
 from tests.readings import padding, reading
-from tests.tasks.contract import CHAT
+from tests.tasks.contract import Case
 from tests.tiny_models import CHAT_TEMPLATE
 
 TASK = Task(SftSettings())
 PAIR = {"prompt": "what?", "response": "the dog"}
+CHAT = [
+    {"role": "user", "content": "what is the answer?"},
+    {"role": "assistant", "content": "there is no answer."},
+    {"role": "user", "content": "and the question?"},
+    {"role": "assistant", "content": "none."},
+]
+CASES = {"sft": Case([{"messages": CHAT}, PAIR])}
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,26 @@ from onecurve.tasks import load_task
 from onecurve.tasks.base import BadRow, Survey
 from onecurve.tasks.text_classification import Task
 from tests.readings import padding, reading
+from tests.tasks.contract import Case
 
 MULTI, NUMBER = "multi_label_classification", "regression"
+TEXTS = ["the quick brown fox jumps over the lazy dog", "the dog", "we were happy with the film, and they were not."]
+
+
+def _labelled(*labels: Any, **columns: Any) -> list[dict[str, Any]]:
+    return [{"text": text, "label": label, **columns} for text, label in zip(TEXTS, labels, strict=True)]
+
+
+CASES = {
+    "single_label": Case(_labelled("no", "yes", "maybe"), model="tiny_bert", nats_per_item=math.log(3)),
+    "text_pairs": Case(_labelled(0, 1, 1, text_pair="a dog sleeps"), model="tiny_bert", nats_per_item=math.log(2)),
+    "single_label_on_a_decoder": Case(_labelled(0, 1, 0), nats_per_item=math.log(2)),
+    "multi_label": Case(
+        _labelled(["a", "b"], [], ["c"]), {"problem_type": MULTI}, model="tiny_bert", nats_per_item=math.log(2)
+    ),
+    # Each squared distance to zero is one
+    "regression": Case(_labelled(1, -1, 1.0), {"problem_type": NUMBER}, model="tiny_bert", nats_per_item=1.0),
+}
 
 
 @pytest.fixture(scope="module")

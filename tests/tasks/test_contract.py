@@ -2,6 +2,7 @@ import copy
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,6 @@ from torch.nn import functional
 
 from onecurve.tasks import task_names
 from onecurve.tasks.base import IGNORE_INDEX
-from tests.readings import reading
 from tests.tasks.contract import (
     CHECKS,
     Prepared,
@@ -82,8 +82,8 @@ def test_examples_are_plain_and_batches_are_by_example(case: Prepared) -> None:
 def test_truncation_is_obeyed_and_only_when_asked(case: Prepared, request: pytest.FixtureRequest) -> None:
     rows = CASES[request.node.callspec.params["case"]].rows
     for row in rows:
-        short = case.task.encode(row, case.survey, reading(case.reading.processor, 4), truncate=True)
-        assert all(len(example["input_ids"]) <= 4 for example in short)
+        short = case.task.encode(row, case.survey, replace(case.reading, max_length=4), truncate=True)
+        assert all(case.task.length(example) <= 4 for example in short)
     whole = [example for row in rows for example in case.task.encode(row, case.survey, case.reading, truncate=False)]
     assert whole == case.examples
 

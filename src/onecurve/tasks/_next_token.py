@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from onecurve.losses.next_token import mark_learnt, next_token_logits, next_token_loss_sum
+from onecurve.losses.next_token import mark_learnt, next_token_logits, next_tokens, target_loss_sum
 from onecurve.tasks import base
 from onecurve.tasks.base import IGNORE_INDEX, Batch, Example, Processing, Survey, pad, pad_text
 
@@ -36,7 +36,7 @@ class NextTokenTask(base.Task):
         return next_token_logits(model, batch, IGNORE_INDEX)
 
     def loss_sum(self, outputs: "Tensor", batch: Batch) -> "Tensor":
-        return next_token_loss_sum(outputs, batch["labels"], IGNORE_INDEX)
+        return target_loss_sum(outputs, next_tokens(batch["labels"], IGNORE_INDEX), IGNORE_INDEX)
 
     def metrics(self, pairs: Sequence[tuple[Any, Any]], loss: float, survey: Survey) -> dict[str, Any]:
         from onecurve.metrics.perplexity import perplexity

@@ -1,8 +1,6 @@
 """File formats: how each one yields its rows and the line or row they stand on."""
 
-import codecs
 import csv
-import gzip
 import json
 from collections.abc import Callable, Iterator
 from itertools import groupby
@@ -12,7 +10,9 @@ from typing import IO, Any
 import pyarrow as pa
 
 from onecurve.config import DataSection
+from onecurve.data.conll import read_conll
 from onecurve.data.rows import Broken, Columns, Located
+from onecurve.data.text_files import MARK, open_text, undecodable
 from onecurve.errors import ConfigError, DataError
 
 Records = Iterator[Located | Broken]
@@ -27,12 +27,12 @@ SUFFIXES = {
     ".parquet": "parquet",
     ".txt": "text",
     ".text": "text",
+    ".conll": "conll",
+    ".conllu": "conll",
+    ".iob": "conll",
+    ".bio": "conll",
 }
 """What `data.format: auto` makes of a suffix; `.gz` may follow all but Parquet's."""
-
-_MARK = "\udcff"
-"""Stands for bytes that cannot be decoded; no decoder yields it itself, so its line can be found and named."""
-codecs.register_error("onecurve.mark", lambda error: (_MARK, error.end))  # type: ignore[attr-defined]
 
 _PARQUET_ROWS = 1024
 _MAX_FIELD = 2**31 - 1  # the csv module's own limit is 128 KiB, less than a long document
@@ -59,15 +59,15 @@ def check_encoding(encoding: str) -> None:
 
 def read_jsonl(path: Path, settings: DataSection, columns: Columns) -> Records:
     """Yield one object a line; blank lines are passed over."""
-    with _open_text(path, settings.encoding) as file:
+    with open_text(path, settings.encoding) as file:
         for number, line in enumerate(file, 1):
             if not line.isspace():
                 yield _json_line(line, f"line {number}", settings.encoding)
 
 
 def _json_line(line: str, place: str, encoding: str) -> Located | Broken:
-    if _MARK in line:
-        return Broken(place, _undecodable(encoding))
+    if MARK in line:
+        return Broken(place, undecodable(encoding))
     try:
         return _json_object(json.loads(line.rstrip()), place)
     except json.JSONDecodeError as error:
@@ -84,11 +84,11 @@ def _json_object(value: Any, place: str) -> Located | Broken:
 
 def read_json(path: Path, settings: DataSection, columns: Columns) -> Records:
     """Yield the objects of one list, or of the list under `data`."""
-    with _open_text(path, settings.encoding) as file:
+    with open_text(path, settings.encoding) as file:
         text = file.read()
-    if _MARK in text:
-        line = text.count("\n", 0, text.index(_MARK)) + 1
-        raise DataError(_undecodable(settings.encoding), where=f"{path}, line {line}")
+    if MARK in text:
+        line = text.count("\n", 0, text.index(MARK)) + 1
+        raise DataError(undecodable(settings.encoding), where=f"{path}, line {line}")
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -115,7 +115,7 @@ def read_tsv(path: Path, settings: DataSection, columns: Columns) -> Records:
 
 def _read_delimited(path: Path, settings: DataSection, columns: Columns, delimiter: str) -> Records:
     optional = [name for name in columns.names.values() if columns.is_optional(name)]
-    with _open_text(path, settings.encoding, newline="") as file:
+    with open_text(path, settings.encoding, newline="") as file:
         records = _split_fields(file, delimiter, settings.encoding)
         names: list[str] | None = _header(path, next(records, None), columns) if settings.header else None
         for place, fields in records:
@@ -146,8 +146,8 @@ def _split_fields(file: IO[str], delimiter: str, encoding: str) -> Iterator[tupl
         except csv.Error as error:
             yield place, f"its quotes do not match: {error}."
             continue
-        if any(_MARK in field for field in fields):
-            yield place, _undecodable(encoding)
+        if any(MARK in field for field in fields):
+            yield place, undecodable(encoding)
         elif fields:  # a blank line has none
             yield place, fields
 
@@ -166,10 +166,10 @@ def _header(path: Path, record: tuple[str, list[str] | str] | None, columns: Col
 
 def read_text(path: Path, settings: DataSection, columns: Columns) -> Records:
     """Yield plain text as the column `text`, by document, paragraph or line."""
-    with _open_text(path, settings.encoding) as file:
+    with open_text(path, settings.encoding) as file:
         for place, text in _pieces(file, settings.sample_by):
-            if _MARK in text:
-                yield Broken(place, _undecodable(settings.encoding))
+            if MARK in text:
+                yield Broken(place, undecodable(settings.encoding))
             else:
                 yield Located(place, {"text": text})
 
@@ -211,16 +211,5 @@ READERS: dict[str, Reader] = {
     "tsv": read_tsv,
     "parquet": read_parquet,
     "text": read_text,
+    "conll": read_conll,
 }
-
-
-def _open_text(path: Path, encoding: str, newline: str | None = None) -> IO[str]:
-    if codecs.lookup(encoding).name == "utf-8":
-        encoding = "utf-8-sig"  # reads both, with and without the mark that Windows puts in front
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding=encoding, errors="onecurve.mark", newline=newline)
-    return open(path, encoding=encoding, errors="onecurve.mark", newline=newline)
-
-
-def _undecodable(encoding: str) -> str:
-    return f"has bytes that are not {encoding}; data.encoding says what the file is in."

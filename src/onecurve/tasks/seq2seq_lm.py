@@ -45,13 +45,19 @@ class Task(base.Task):
                 where="model.path",
                 fix="Take a model such as T5, BART, mBART or Marian, or the task sft.",
             )
-        options: dict[str, Any] = {"verbose": False, "return_attention_mask": False, "truncation": truncate}
-        if truncate:
-            options["max_length"] = reading.max_length
-        source = reading.tokenizer(self.settings.prefix + row["source"], **options)["input_ids"]
+        options: dict[str, Any] = {"verbose": False, "return_attention_mask": False}
+        limit = {"truncation": True, "max_length": reading.max_length} if truncate else {}
+        source = reading.tokenizer(self.settings.prefix + row["source"], **options, **limit)["input_ids"]
         if row.get("target") is None:
             return [{"input_ids": source, "num_items": 0}]
-        labels = reading.tokenizer(text_target=row["target"], **options)["input_ids"]
+        labels, eos = (
+            reading.tokenizer(text_target=row["target"], **options)["input_ids"],
+            reading.tokenizer.eos_token_id,
+        )
+        if labels and labels[-1] != eos and eos is not None:  # most tokenizers end with it by themselves
+            labels.append(eos)
+        if truncate:
+            labels = labels[: reading.max_length]
         return [{"input_ids": source, "labels": labels, "num_items": len(labels)}] if labels else []
 
     def length(self, example: Example) -> int:

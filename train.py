@@ -15,7 +15,7 @@ def main(argv: list[str], run: Run) -> None:
     """Train, evaluate and save what the recipe describes."""
     checked = preflight(argv)
     recipe, task = checked.recipe, checked.task
-    with heavy_imports(recipe):  # the recipe can be meant: only now what takes seconds
+    with heavy_imports(checked):  # the recipe is valid: only now what takes seconds
         from onecurve.adapters import virtual_tokens
         from onecurve.data import Loader, load_data, plan_run
         from onecurve.evaluation import Best, Evaluator
@@ -32,19 +32,18 @@ def main(argv: list[str], run: Run) -> None:
         from onecurve.tracking import Tracker
 
         precision, remark = check_model(recipe)  # which imports PEFT where the recipe asks for it
-    reading = Reading(recipe.model, recipe.data.max_length, virtual_tokens(recipe.peft))
-    data = load_data(recipe.data, task, lambda: reading.tokenizer, lambda _: reading.max_length, lambda: reading.labels)
+    reading = Reading(recipe.model, recipe.data.max_length, task.auto_processor, virtual_tokens(recipe.peft))
+    data = load_data(recipe.data, task, reading)
     plan = plan_run(data.splits, recipe)
     accelerator = start(recipe.tracking.trackers, recipe.output_dir, recipe.train.hang_timeout)
     model = load_model(recipe, task, reading.config, data.survey, precision)
     strategy, run.explain = build_strategy(accelerator, recipe, precision), OutOfMemory(recipe, model, accelerator)
-    unused, partial = probe(model, recipe, task, data.train, reading.tokenizer.pad_token_id, precision, accelerator)
+    unused, partial = probe(model, recipe, task, data.train, reading, precision, accelerator)
     strategy.prepare(model, build_optimizer(model, recipe.optim), plan.most_passes(accelerator.num_processes), partial)
-    loaders = {split.name: Loader(split, task, reading.tokenizer.pad_token_id, accelerator) for split in data.splits}
-    packed = pack(strategy, recipe, precision, task, data.splits, reading.tokenizer.pad_token_id)
+    loaders = {split.name: Loader(split, task, reading, accelerator) for split in data.splits}
+    packed = pack(strategy, recipe, precision, task, data.splits, reading)
     checked, recipe, plan = fit(checked, plan, strategy, loaders["train"])
-    evaluate = Evaluator(strategy, recipe, data.survey)
-    best = Best(task, recipe.eval, strategy, data.eval)
+    evaluate, best = Evaluator(strategy, recipe, data.survey), Best(task, recipe.eval, strategy, data.eval)
     checkpoints = Checkpoints(checked, data, plan, strategy, best, accelerator)
     stopping = Stopping(recipe.train, checked.directory, plan.max_steps, accelerator)
     run.begin(checked.directory, checked.config, recipe.train.hang_timeout, checkpoints.resume, stopping.behind)

@@ -181,8 +181,8 @@ def _write_start(work: Work, method: str, folder: Path) -> None:
 
     checked = preflight([str(folder / "recipe.yaml"), "--train.resume", "never"])
     recipe, task = checked.recipe, checked.task
-    reading = Reading(recipe.model, recipe.data.max_length, 0)
-    data = load_data(recipe.data, task, lambda: reading.tokenizer, lambda _: reading.max_length, lambda: reading.labels)
+    reading = Reading(recipe.model, recipe.data.max_length, task.auto_processor)
+    data = load_data(recipe.data, task, reading)
     plan = plan_run(data.splits, recipe)
     with open(folder / "train.jsonl", "w") as file:
         for step in plan.steps(1, work.num_steps):

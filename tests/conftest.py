@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.resume.forking import Forks
-from tests.tiny_models import build_tiny_bert, build_tiny_llama
+from tests.tiny_models import build_tiny_bert, build_tiny_llama, build_tiny_t5
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +24,12 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a seeded BERT."""
     return build_tiny_bert(tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a seeded T5."""
+    return build_tiny_t5(tmp_path_factory.mktemp("models") / "t5")
 
 
 @pytest.fixture(scope="session")

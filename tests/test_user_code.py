@@ -22,10 +22,10 @@ from onecurve.tasks.text_classification import Task as TextClassification
 
 
 class Task(TextClassification):
-    def encode(self, row, survey, tokenizer, max_length, truncate):
+    def encode(self, row, survey, reading, truncate):
         from wording import lower
 
-        return super().encode(row | {"text": lower(row["text"])}, survey, tokenizer, max_length, truncate)
+        return super().encode(row | {"text": lower(row["text"])}, survey, reading, truncate)
 
     def metrics(self, pairs, loss, survey):
         return super().metrics(pairs, loss, survey) | {"agreement": sum(p == r for p, r in pairs) / len(pairs)}

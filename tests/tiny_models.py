@@ -85,7 +85,27 @@ def build_tiny_bert(folder: str | Path, *, weights: bool = True, seed: int = 0, 
     return _write(folder, tokenizer, model_config, BertModel if weights else None, seed)
 
 
-def _tokenizer(first: str, last: str, padding: str, extra: list[str], pairs: bool = False) -> Any:
+def build_tiny_t5(folder: str | Path, *, weights: bool = True, seed: int = 0, **config: Any) -> Path:
+    """Write a T5 of two layers with a byte-level tokenizer that ends every text with eos and has pad.
+
+    Args:
+        folder: Where to write; made when it does not exist.
+        weights: Whether to write weights beside the config.
+        seed: Of the weights.
+        **config: Further T5Config fields, such as dropout_rate.
+    """
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    tokenizer = _tokenizer("<s>", "</s>", "<pad>", extra=[], pairs=True, names={"eos_token": "</s>"})
+    fields = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.1, **config}
+    ids = {"pad_token_id": tokenizer.pad_token_id, "decoder_start_token_id": tokenizer.pad_token_id}
+    model_config = T5Config(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **ids, **fields)
+    return _write(folder, tokenizer, model_config, T5ForConditionalGeneration if weights else None, seed)
+
+
+def _tokenizer(
+    first: str, last: str, padding: str, extra: list[str], pairs: bool = False, names: dict[str, str] | None = None
+) -> Any:
     """Train a byte-level BPE; a single text starts with `first`, and as `pairs` every text ends with `last`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -104,7 +124,7 @@ def _tokenizer(first: str, last: str, padding: str, extra: list[str], pairs: boo
         pair=f"{first} $A {last} $B:1 {last}:1" if pairs else f"{first} $A $B:1",
         special_tokens=[(token, backend.token_to_id(token)) for token in (first, last)],
     )
-    names = {"cls_token": first, "sep_token": last} if pairs else {"bos_token": first, "eos_token": last}
+    names = names or ({"cls_token": first, "sep_token": last} if pairs else {"bos_token": first, "eos_token": last})
     inputs = ["input_ids", "token_type_ids", "attention_mask"] if pairs else ["input_ids", "attention_mask"]
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token=padding, model_input_names=inputs, model_max_length=256, **names

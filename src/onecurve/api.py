@@ -6,14 +6,13 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from onecurve.errors import ConfigError, DataError, TrainingError, UserError
+from onecurve.errors import ConfigError, TrainingError, UserError
 
 _POLL_SECONDS = 0.1
 _CHUNK = 1 << 16
@@ -85,43 +84,31 @@ def predict(
     batch_size: int = 8,
     max_new_tokens: int = 64,
 ) -> list[dict[str, Any]]:
-    """Label or continue texts with a trained model, on the CPU in float32.
+    """Ask a trained model, on the accelerator where there is one, in the precision that it is stored in.
 
     Args:
         model: A run's `model/` folder.
-        inputs: Texts, or rows with `text` and, for pairs, `text_pair`.
-        batch_size: Texts that are labelled at a time; continued ones are so one by one.
-        max_new_tokens: How far a language model continues.
+        inputs: Texts, or rows by the names of the task's columns; labels need not be there.
+        batch_size: Rows of one forward pass.
+        max_new_tokens: How far a language model writes.
 
     Returns:
-        A row per input: `label` and `probability`; `labels`, a probability each, where several may hold; `value` of a
-        regression; or `text`, the continuation.
+        An answer per input, by task: `label`, `probability` and `probabilities`; `value`; `tags` and `entities`; or
+        `text`. `error` where the input cannot be used.
 
     Raises:
-        UserError: No model folder, or an input that is no text.
+        UserError: No model folder.
     """
-    from onecurve.cli.predict import _continue, load_trained
     from onecurve.machine.log_noise import hush_transformers
 
-    folder = Path(model)
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"{str(folder)!r} is no model folder: it has no config.json.")
-    rows = [_input_row(number, given) for number, given in enumerate(inputs)]
     hush_transformers()
-    from argparse import Namespace
+    from onecurve.prediction.answers import answer, check_askable
+    from onecurve.prediction.rows import rows_of_inputs
+    from onecurve.prediction.trained import load_trained
 
-    from transformers import AutoConfig, AutoTokenizer
-
-    config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    classifies = any("SequenceClassification" in name for name in config.architectures or [])
-    trained = load_trained(folder, config, classifies).eval()
-    if not classifies:
-        limit = Namespace(max_new_tokens=max_new_tokens)
-        return [{"text": _continue(trained, tokenizer, row[0], limit)} for row in rows]
-    remaining = iter(rows)
-    size = batch_size if tokenizer.pad_token else 1
-    batches = iter(lambda: list(islice(remaining, size)), [])
-    return [answer for batch in batches for answer in _label(trained, tokenizer, batch)]
+    trained = load_trained(Path(model))
+    check_askable(trained.task, str(model))
+    return list(answer(trained, rows_of_inputs(trained, inputs), batch_size, max_new_tokens))
 
 
 def _recipe_file(recipe: str | os.PathLike[str] | Mapping[str, Any], scratch: Path) -> str:
@@ -197,30 +184,3 @@ def _scores(metrics: Path) -> dict[str, Any]:
         if event["event"] in ("eval", "test") and event["step"] <= last:
             scores |= {f"{event['event']}/{k}": v for k, v in event.items() if k not in ("event", "step", "time")}
     return scores
-
-
-def _input_row(number: int, given: Any) -> tuple[str, str | None]:
-    row = {"text": given} if isinstance(given, str) else given
-    text, pair = (row.get(name) for name in ("text", "text_pair")) if isinstance(row, Mapping) else (None, None)
-    if not isinstance(text, str) or not (pair is None or isinstance(pair, str)):
-        raise DataError(
-            f"must be a text, or a row with text and maybe text_pair; got {given!r}.", where=f"input {number}"
-        )
-    return text, pair
-
-
-def _label(model: Any, tokenizer: Any, rows: Sequence[tuple[str, str | None]]) -> Iterator[dict[str, Any]]:
-    import torch
-
-    texts = [text if pair is None else (text, pair) for text, pair in rows]
-    with torch.no_grad():
-        logits = model(**tokenizer(texts, truncation=True, padding=len(texts) > 1, return_tensors="pt")).logits
-    names, kind = model.config.id2label, model.config.problem_type
-    for row in logits:
-        if kind == "regression":
-            yield {"value": row.item()}
-        elif kind == "multi_label_classification":
-            yield {"labels": {names[i]: p for i, p in enumerate(row.sigmoid().tolist())}}
-        else:
-            best = int(row.argmax())
-            yield {"label": names[best], "probability": float(row.softmax(-1)[best])}

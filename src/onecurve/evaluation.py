@@ -12,6 +12,7 @@ from onecurve.config import EvalSection, Recipe
 from onecurve.data.encoding import Split
 from onecurve.data.loader import Loader
 from onecurve.data.plan import plan_scoring
+from onecurve.losses import terms
 from onecurve.machine.cores import return_memory
 from onecurve.model.attention_kernels import fastest_attention
 from onecurve.ranks.heartbeat import beat
@@ -33,23 +34,27 @@ class Evaluator:
     """The label names."""
 
     def __call__(self, loader: Loader) -> Scores:
-        """Return `loss` (true mean over items) and the task's metrics of the split that `loader` reads."""
+        """Return `loss` (true mean over items) and the task's metrics of the split that `loader` reads.
+
+        Of a task with several terms, `loss/NAME` is each term's mean.
+        """
         task, accelerator, counts = loader.task, loader.accelerator, loader.split.num_items
         step = plan_scoring(loader.split, self.recipe)
-        total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+        total = torch.zeros(len(task.terms), dtype=torch.float64, device=accelerator.device)
         pairs: list[tuple[int, list[Any]]] = []
         self.strategy.model.eval()
         with torch.no_grad(), fastest_attention(accelerator.device):
             for micro_batch in loader.micro_batches(step):
                 beat("evaluation")
                 with self.strategy.autocast():
-                    logits = task.forward(self.strategy.model, micro_batch.batch)
+                    outputs = task.forward(self.strategy.model, micro_batch.batch)
                 if micro_batch.counts:
-                    total += task.loss_sum(logits, micro_batch.batch)
-                    pairs.append((micro_batch.position, task.predict(logits, micro_batch.batch)))
-                del logits  # large: not beside the next ones
+                    total += task.loss_sum(outputs, micro_batch.batch).view(-1)
+                    pairs.append((micro_batch.position, task.predict(outputs, micro_batch.batch)))
+                del outputs  # large: not beside the next ones
         beat("evaluation")
-        loss = float(accelerator.reduce(total, "sum")) / int(counts.sum())
+        losses = terms.means(task.terms, accelerator.reduce(total, "sum").tolist(), step.num_items)
+        loss = terms.total(task.terms, losses)
         of_ids = {
             number: pair
             for position, part in gather_object(pairs)
@@ -59,7 +64,8 @@ class Evaluator:
         flat = [of_ids[number] for number in sorted(of_ids)]
         return_memory()  # metrics import what they need
         scores = [task.metrics(flat, loss, self.survey)] if accelerator.is_main_process else [None]
-        return _broadcast(scores, accelerator)
+        of_terms = {f"loss/{name}": value for name, value in losses.items()} if len(losses) > 1 else {}
+        return _broadcast(scores, accelerator) | of_terms
 
 
 def _broadcast(values: list[Any], accelerator: Accelerator) -> Any:

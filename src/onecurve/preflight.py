@@ -10,7 +10,7 @@ from typing import Any
 from onecurve.config import Recipe, closest, dump_recipe, load_recipe, resolve
 from onecurve.errors import ConfigError
 from onecurve.machine.distributed import asked_world_size
-from onecurve.machine.optional_packages import keep_out_unused
+from onecurve.machine.optional_packages import keep_out_unused, require
 from onecurve.optim import check_optim
 from onecurve.run.directory import RunDirectory
 from onecurve.strategies import check_strategy
@@ -65,6 +65,7 @@ def preflight(argv: list[str]) -> Checked:
         NothingToDo: The run is finished.
     """
     checked = read(argv)
+    require(checked.task.packages, "task.name", checked.recipe.task.name)
     check_strategy(checked.recipe)
     asked_world_size()  # refuses a launch that cannot form one world
     checked.directory.check(checked.recipe.train.resume, checked.resolved)
@@ -72,14 +73,14 @@ def preflight(argv: list[str]) -> Checked:
 
 
 @contextmanager
-def heavy_imports(recipe: Recipe) -> Iterator[None]:
-    """Import what takes seconds, without what this recipe has no use of, and a fifth faster.
+def heavy_imports(checked: Checked) -> Iterator[None]:
+    """Import what takes seconds, without what this run has no use of, and a fifth faster.
 
     Nothing of it dies, so garbage collection need not look at it.
     """
     gc.disable()
     try:
-        keep_out_unused(recipe)
+        keep_out_unused(checked.recipe, checked.task.packages)
         yield
     finally:
         gc.freeze()  # nor later

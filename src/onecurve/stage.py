@@ -31,10 +31,8 @@ def stage(checked: Checked) -> Iterator[str]:
     yield _fetch("model", section.path, section.revision, weights=section.init == "pretrained")
     if section.tokenizer:
         yield _fetch("tokenizer", section.tokenizer, section.revision, weights=False)
-    reading = Reading(section, recipe.data.max_length, virtual_tokens(recipe.peft))
-    data = load_data(
-        recipe.data, checked.task, lambda: reading.tokenizer, lambda _: reading.max_length, lambda: reading.labels
-    )
+    reading = Reading(section, recipe.data.max_length, checked.task.auto_processor, virtual_tokens(recipe.peft))
+    data = load_data(recipe.data, checked.task, reading)
     yield from _examples(data, cache_root(recipe.data.cache_dir))
 
 
@@ -80,9 +78,8 @@ def _weight_files(name: str, revision: str | None) -> list[str]:
 def _examples(data: Data, root: Path) -> Iterator[str]:
     for split in data.splits:
         folder = split.examples.folder
-        yield (
-            f"{split.name}: {len(split):,} examples, {int(split.lengths.sum()):,} tokens, {_size(folder)} in {folder}"
-        )
+        tokens = int(split.num_tokens.sum())
+        yield f"{split.name}: {len(split):,} examples, {tokens:,} tokens, {_size(folder)} in {folder}"
     yield f"examples: {'all found' if data.cached else 'encoded'} in {root}"
 
 

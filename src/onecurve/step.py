@@ -9,6 +9,7 @@ from torch import Tensor
 
 from onecurve.data.loader import Loader
 from onecurve.data.plan import Step, num_passes
+from onecurve.losses import terms
 from onecurve.model.attention_kernels import fastest_attention
 from onecurve.ranks.heartbeat import beat
 from onecurve.run.history import History
@@ -36,20 +37,21 @@ def train_step(
 
     Returns:
         fault (empty where the update was made; else `loss`, `gradient` or `spike`, or why the step was to be left out
-        before it was computed, and then there is nothing more), loss (mean over items, nats), grad_norm (before
-        clipping; None where no update was made), lr, num_items, num_tokens (without padding), num_samples (so far),
-        sample_digest, seconds, ranks (those whose share of the loss is not finite), and skipped where an fp16 overflow
-        left the weights as they were.
+        before it was computed, and then there is nothing more), loss (mean over items, nats; of a task with several
+        terms, their weighted sum, and losses has each), grad_norm (before clipping; None where no update was made), lr,
+        num_items, num_tokens (without padding), num_samples (so far), sample_digest, seconds, ranks (those whose share
+        of the loss is not finite), and skipped where an fp16 overflow left the weights as they were.
     """
     if step.number in history.left_out:
         return {"fault": history.left_out[step.number]}
     started, accelerator = perf_counter(), loader.accelerator
     for group in strategy.optimizer.param_groups:
         group["lr"] = lr
-    sums = torch.stack([loss_sum for _, loss_sum in accumulate(strategy, loader, step, seed)])
+    sums = torch.stack([loss_sums for _, loss_sums in accumulate(strategy, loader, step, seed)])
     beat("update")
     of_ranks = accelerator.gather(sums.double().sum(0, keepdim=True))
-    loss, norm, overflow = float(of_ranks.sum()) / step.num_items, nan, False
+    losses = terms.means(loader.task.terms, of_ranks.sum(0).tolist(), step.num_items)
+    loss, norm, overflow = terms.total(loader.task.terms, losses), nan, False
     if fault := history.fault(loss):
         strategy.discard()
     else:
@@ -70,23 +72,26 @@ def train_step(
         "num_samples": step.num_samples,
         "sample_digest": step.sample_digest,
         "seconds": perf_counter() - started,
-        "ranks": (~of_ranks.isfinite()).nonzero().flatten().tolist(),
+        "ranks": (~of_ranks.isfinite().all(1)).nonzero().flatten().tolist(),
     }
+    if len(losses) > 1:
+        outcome["losses"] = losses
     return outcome | ({"skipped": True} if overflow else {})
 
 
 def accumulate(strategy: Strategy, loader: Loader, step: Step, seed: int) -> list[tuple[int, Tensor]]:
     """Add up the gradients of a step's micro-batches, for an update or to be discarded.
 
-    The loss is the sum over the global batch's items divided by their number, so the gradient does not depend on how
-    that batch is cut into ranks and micro-batches. Both kinds of engine average gradients over ranks; the factor
-    `world_size` cancels that.
+    The loss is the sum over the global batch's items divided by their number, for each term, so the gradient does not
+    depend on how that batch is cut into ranks and micro-batches. Both kinds of engine average gradients over ranks; the
+    factor `world_size` cancels that.
 
     Returns:
-        (position in the step, loss summed over its items) of each micro-batch that this rank computed; zero for one
-        that only kept it in step with the others.
+        (position in the step, loss summed over its items, float32 [terms]) of each micro-batch that this rank computed;
+        zero for one that only kept it in step with the others.
     """
     task, world_size = loader.task, loader.accelerator.num_processes
+    factors = [world_size * scale for scale in terms.scales(task.terms, step.num_items)]
     last = num_passes(len(step.micro_batches), world_size) - 1
     sums = []
     strategy.model.train()
@@ -97,10 +102,10 @@ def accumulate(strategy: Strategy, loader: Loader, step: Step, seed: int) -> lis
             start_stream(seed, "micro_batch", step.number, micro_batch.position)
             beat("forward")
             with strategy.autocast():
-                logits = task.forward(strategy.model, micro_batch.batch)
-            loss_sum = task.loss_sum(logits, micro_batch.batch) * micro_batch.counts
-            del logits  # large, and the backward pass has kept what it needs
+                outputs = task.forward(strategy.model, micro_batch.batch)
+            loss_sums = task.loss_sum(outputs, micro_batch.batch).view(-1) * micro_batch.counts
+            del outputs  # large, and the backward pass has kept what it needs
             beat("backward")
-            strategy.backward(loss_sum * (world_size / step.num_items))
-            sums.append((micro_batch.position, loss_sum.detach()))
+            strategy.backward(terms.weighted(loss_sums, factors))
+            sums.append((micro_batch.position, loss_sums.detach()))
     return sums

@@ -44,8 +44,8 @@ def describe_run(
         *_describe_labels(data.survey, getattr(model, "head_remark", "")),
         *map(_describe_split, data.splits),
         f"columns   {_describe_columns(data.splits)}",
-        f"items     {int(train.num_items.sum()):,} terms of the loss from {int(train.lengths.sum()):,} tokens "
-        f"({train.num_items.sum() / train.lengths.sum():.1%}); at most {data.max_length} tokens an example"
+        f"items     {int(train.num_items.sum()):,} terms of the loss from {int(train.num_tokens.sum()):,} tokens "
+        f"({train.num_items.sum() / train.num_tokens.sum():.1%}); at most {data.max_length} tokens an example"
         + (", read from the cache" if data.cached else ""),
         "example   " + task.describe(train[0], data.survey, tokenizer).rstrip().replace("\n", "\n          "),
     ]

@@ -106,8 +106,9 @@ def start(path, tokenizer=None, task="text_classification", labels=("a", "b", "c
     overrides = ["--model.path", str(path), *(["--model.tokenizer", str(tokenizer)] if tokenizer else [])]
     folder = Path(path).parent
     read, _ = load_recipe([str(recipe(folder, task, path)), *overrides])
-    reading = Reading(read.model, None)
-    model = load_model(read, load_task(read.task), reading.config, Survey(list(labels)), "no")
+    task = load_task(read.task)
+    reading = Reading(read.model, None, task.auto_processor)
+    model = load_model(read, task, reading.config, Survey(list(labels)), "no")
     return model, reading.tokenizer
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from onecurve.config import DataSection
 from onecurve.data.encoding import Data, load_data
-from onecurve.tasks.base import Example, Row, Survey
+from onecurve.tasks.base import Example, Processing, Row, Survey
 from onecurve.tasks.text_classification import Task as TextClassification
 from onecurve.tasks.text_classification import TextClassificationSettings
+from tests.readings import ReadingOf
 
 
 def byte_tokenizer(**settings: Any) -> Any:
@@ -38,11 +39,11 @@ class LoggedTask(TextClassification):
         super().__init__(settings or TextClassificationSettings())
         self.log = log
 
-    def encode(self, row: Row, survey: Survey, tokenizer: Any, max_length: int, truncate: bool) -> list[Example]:
+    def encode(self, row: Row, survey: Survey, reading: Processing, truncate: bool) -> list[Example]:
         if is_for_a_split():
             with open(self.log, "a", encoding="utf-8") as file:
                 file.write(row["text"] + "\n")
-        return super().encode(row, survey, tokenizer, max_length, truncate)
+        return super().encode(row, survey, reading, truncate)
 
     def written(self) -> list[str]:
         """The texts encoded so far."""
@@ -64,4 +65,4 @@ def labelled(*texts: str) -> list[Row]:
 
 def load(settings: DataSection, task: Any, tokenizer: Any = None, max_length: int = 100) -> Data:
     """Load with the byte tokenizer unless another is given."""
-    return load_data(settings, task, lambda: tokenizer or byte_tokenizer(), lambda _: max_length)
+    return load_data(settings, task, ReadingOf(lambda: tokenizer or byte_tokenizer(), max_length))

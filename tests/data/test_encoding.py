@@ -11,6 +11,7 @@ from onecurve.tasks.sft import Task as Sft
 from onecurve.tasks.text_classification import Task as TextClassification
 from onecurve.tasks.text_classification import TextClassificationSettings
 from tests.data.byte_level import byte_tokenizer, labelled, load, write_jsonl
+from tests.readings import ReadingOf
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def test_a_mistake_in_the_data_is_told_before_the_tokenizer_is_loaded(
         raise AssertionError("loaded too early")
 
     with pytest.raises(UserError, match=message) as error:
-        load_data(section(tmp_path, train, **settings), task, tokenizer, lambda _: 100)
+        load_data(section(tmp_path, train, **settings), task, ReadingOf(tokenizer))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "cache").exists()
 
@@ -236,5 +237,5 @@ def test_data_that_changes_while_it_is_encoded_is_not_kept(tmp_path: Path, task:
         return byte_tokenizer()
 
     with pytest.raises(DataError, match=r"data\.train: '.*' changed while it was read"):
-        load_data(settings, task, tokenizer, lambda _: 100)
+        load_data(settings, task, ReadingOf(tokenizer))
     assert len(load(settings, task).train) == 3

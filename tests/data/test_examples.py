@@ -13,6 +13,11 @@ from onecurve.data.encoding import Split
 from onecurve.data.examples import Examples, write_examples
 
 
+def measure(example: dict[str, Any]) -> tuple[int, int]:
+    length = len(example["input_ids"])
+    return length, length
+
+
 def example(number: int, length: int, **more: Any) -> dict[str, Any]:
     return {"input_ids": [number] * length, "labels": number, "num_items": 1 + number, **more}
 
@@ -20,7 +25,7 @@ def example(number: int, length: int, **more: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
     folder = tmp_path_factory.mktemp("examples")
-    assert write_examples(folder, (example(n, n % 7) for n in range(2500))) == 2500
+    assert write_examples(folder, (example(n, n % 7) for n in range(2500)), measure) == 2500
     return Split("train", Report(), Examples(folder))
 
 
@@ -78,24 +83,33 @@ def test_keys_may_come_and_go_and_any_batch_size_gives_the_same(
 ) -> None:
     monkeypatch.setattr(module, "_BATCH_EXAMPLES", batch_examples)
     folder = tmp_path_factory.mktemp("any")
-    write_examples(folder, written)
+    write_examples(folder, written, measure)
     assert [Examples(folder)[n] for n in range(len(written))] == written
 
 
 def test_a_label_that_turns_out_to_be_a_fraction_is_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BATCH_EXAMPLES", 2)
     written = [{"input_ids": [1], "labels": label, "num_items": 1} for label in (1, 2, 1.5, 3)]
-    write_examples(tmp_path, written)
+    write_examples(tmp_path, written, measure)
     assert [Examples(tmp_path)[n]["labels"] for n in range(4)] == [1, 2, 1.5, 3]
 
 
 def test_long_examples_are_written_in_bounded_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BATCH_TOKENS", 100)
-    write_examples(tmp_path, (example(n, 40) for n in range(9)))
+    write_examples(tmp_path, (example(n, 40) for n in range(9)), measure)
     [file] = tmp_path.glob("*.arrow")
     assert pa.ipc.open_file(str(file)).num_record_batches == 3
 
 
 def test_no_example_writes_no_file(tmp_path: Path) -> None:
-    assert write_examples(tmp_path, []) == 0
+    assert write_examples(tmp_path, [], measure) == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_several_terms_have_a_count_each_and_tokens_are_not_the_length(tmp_path: Path) -> None:
+    written = [{"input_ids": [1] * n, "num_items": [n, 2 * n]} for n in (1, 2, 3)]
+    write_examples(tmp_path, written, lambda example: (len(example["input_ids"]), 10 * len(example["input_ids"])))
+    split = Examples(tmp_path)
+    assert split.num_items.tolist() == [[1, 2], [2, 4], [3, 6]]
+    assert split.lengths.tolist() == [1, 2, 3]
+    assert split.num_tokens.tolist() == [10, 20, 30]

@@ -17,6 +17,7 @@ from onecurve.machine.distributed import start
 from onecurve.ranks.heartbeat import beat, last_beat
 from onecurve.tasks.text_classification import Task, TextClassificationSettings
 from tests.data.byte_level import labelled, load, write_jsonl
+from tests.readings import padding
 
 NUM_EXAMPLES = 26
 
@@ -31,12 +32,12 @@ class Watched(Task):
         self.go.set()
         self.fails = False
 
-    def collate(self, examples: Any, pad_id: int) -> Any:
+    def collate(self, examples: Any, reading: Any) -> Any:
         self.threads.append(threading.current_thread().name)
         assert self.go.wait(20)
         if self.fails:
             raise ValueError("a bug in collate")
-        return super().collate(examples, pad_id)
+        return super().collate(examples, reading)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
 def loader(data: Data, ahead: bool, rank: int = 0, world_size: int = 1) -> tuple[Loader, Watched]:
     task = Watched()
     accelerator: Any = SimpleNamespace(process_index=rank, num_processes=world_size, device=torch.device("cpu"))
-    made = Loader(data.train, task, 0, accelerator)
+    made = Loader(data.train, task, padding(0), accelerator)
     assert made._ahead is None  # on a CPU there is nothing to hide it behind
     if ahead:
         made.__dict__["_ahead"] = Ahead(lambda name: made._read(np.frombuffer(name, np.int64)), lambda: None)

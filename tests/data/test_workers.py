@@ -15,7 +15,7 @@ from onecurve.config import DataSection
 from onecurve.data import encoding, workers
 from onecurve.data.workers import in_order
 from onecurve.errors import DataError, LaunchError
-from onecurve.tasks.base import Example, Row, Survey
+from onecurve.tasks.base import Example, Processing, Row, Survey
 from onecurve.tasks.sft import Task as Sft
 from tests.data.byte_level import byte_tokenizer, is_for_a_split, load, write_jsonl
 from tests.launching import ROOT
@@ -34,13 +34,13 @@ class Witnessed(Sft):
         super().__init__(Sft.Settings())
         self.log = log
 
-    def encode(self, row: Row, survey: Survey, tokenizer: Any, max_length: int, truncate: bool) -> list[Example]:
+    def encode(self, row: Row, survey: Survey, reading: Processing, truncate: bool) -> list[Example]:
         if row["prompt"] == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if is_for_a_split():
             with open(self.log, "a", encoding="utf-8") as file:
                 file.write(f"{os.getpid()}\n")
-        return super().encode(row, survey, tokenizer, max_length, truncate)
+        return super().encode(row, survey, reading, truncate)
 
     def processes(self) -> set[int]:
         return set(map(int, self.log.read_text(encoding="utf-8").split()))

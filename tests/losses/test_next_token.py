@@ -13,7 +13,7 @@ from transformers import (
 from onecurve.errors import ConfigError
 from onecurve.losses import cross_entropy as token_loss
 from onecurve.losses.chunked_head import LossHead, chunk_logits, whole_logits
-from onecurve.losses.next_token import next_token_logits, next_token_loss_sum
+from onecurve.losses.next_token import next_token_logits, next_tokens, target_loss_sum
 
 IGNORE = -100
 VOCABULARY = 67
@@ -69,7 +69,7 @@ MODELS = [tied, untied, with_an_adapted_head, with_a_saved_head]
 def test_loss_and_gradients_are_those_of_every_tokens_logits(build):
     ours, theirs, data = build().eval(), build().eval(), batch()
     theirs.load_state_dict(ours.state_dict())
-    loss = next_token_loss_sum(next_token_logits(ours, data, IGNORE), data["labels"], IGNORE)
+    loss = target_loss_sum(next_token_logits(ours, data, IGNORE), next_tokens(data["labels"], IGNORE), IGNORE)
     loss.backward()
     count = int((data["labels"][:, 1:] != IGNORE).sum())
     expected = theirs(**data).loss * count
@@ -116,7 +116,7 @@ def test_chunked_logits_give_the_same_loss_and_gradients(build, monkeypatch):
     chunk_logits(chunked)
     losses = []
     for model in (whole, chunked):
-        loss = next_token_loss_sum(next_token_logits(model, data, IGNORE), data["labels"], IGNORE)
+        loss = target_loss_sum(next_token_logits(model, data, IGNORE), next_tokens(data["labels"], IGNORE), IGNORE)
         (loss / 3).backward()
         losses.append(float(loss.detach()))
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)

@@ -16,6 +16,7 @@ from onecurve.model.packed_attention import Documents, _Kernel, attend
 from onecurve.model.packing import Packing, pack
 from onecurve.strategies.plain import Plain
 from onecurve.tasks import load_task
+from tests.readings import padding
 
 CAUSAL_LM, CLASSIFICATION = (load_task(TaskSection(name=name)) for name in ("causal_lm", "text_classification"))
 SIZES = {
@@ -91,7 +92,7 @@ def agree(one: tuple[Any, Any], other: tuple[Any, Any]) -> None:
 def test_packed_logits_and_gradients_are_those_of_padded_examples(case: str, lengths: tuple[int, ...]) -> None:
     name, *of_model = CASES[case]
     task, model = {"causal_lm": CAUSAL_LM, "text_classification": CLASSIFICATION}[name], build(name, *of_model)
-    batch = task.collate(examples_of(name, lengths), model.config.pad_token_id)
+    batch = task.collate(examples_of(name, lengths), padding(model.config.pad_token_id))
     padded = run(task, model, batch)
     packing, rows = Packing(model), []
     watch = packing.backbone.register_forward_pre_hook(
@@ -107,7 +108,7 @@ def test_packed_logits_and_gradients_are_those_of_padded_examples(case: str, len
 
 def test_activations_are_recomputed_packed() -> None:
     model = build("causal_lm", "Llama", GROUPED)
-    batch = CAUSAL_LM.collate(examples(), 0)
+    batch = CAUSAL_LM.collate(examples(), padding(0))
     padded = run(CAUSAL_LM, model, batch)
     Packing(model)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -116,7 +117,7 @@ def test_activations_are_recomputed_packed() -> None:
 
 def test_left_padding_is_left_out_too() -> None:
     model = build("causal_lm", "Llama", GROUPED)
-    batch = {name: tensor.flip(1) for name, tensor in CAUSAL_LM.collate(examples(), 0).items()}
+    batch = {name: tensor.flip(1) for name, tensor in CAUSAL_LM.collate(examples(), padding(0)).items()}
     padded = run(CAUSAL_LM, model, batch)
     Packing(model)
     agree(padded, run(CAUSAL_LM, model, batch))
@@ -124,7 +125,7 @@ def test_left_padding_is_left_out_too() -> None:
 
 def test_a_generation_with_its_cache_runs_as_before() -> None:
     model = build("causal_lm", "Llama", GROUPED)
-    batch = CAUSAL_LM.collate(examples(), 0)
+    batch = CAUSAL_LM.collate(examples(), padding(0))
     inputs = {name: batch[name].flip(1) for name in ("input_ids", "attention_mask")}
     before = model.generate(**inputs, max_new_tokens=5, do_sample=False)
     Packing(model)

@@ -19,6 +19,7 @@ from onecurve.model import reach
 from onecurve.strategies.base import is_left_out
 from onecurve.tasks import load_task
 from tests.models_with_unused_parts import SIZES
+from tests.readings import padding
 
 CAUSAL_LM, CLASSIFICATION = (load_task(TaskSection(name=name)) for name in ("causal_lm", "text_classification"))
 COMMON = {
@@ -86,7 +87,7 @@ def probe(model: Any, task: Any, split: Split, precision: str = "no") -> tuple[s
 
 
 def without_gradient(model: Any, task: Any, examples: list[dict[str, Any]]) -> set[str]:
-    batch = task.collate(examples, 0)
+    batch = task.collate(examples, padding(0))
     task.loss_sum(task.forward(model.train(), batch), batch).backward()
     return {name for name, parameter in model.named_parameters() if parameter.grad is None}
 

@@ -60,7 +60,8 @@ def test_the_run_directory_says_what_happened(finished):
     steps = finished.events("train")
     assert [step["step"] for step in steps] == list(range(1, 13))
     assert set(steps[0]) >= {
-        "loss", "grad_norm", "lr", "num_items", "num_samples", "tokens_per_second", "sample_digest",
+        "time", "loss", "grad_norm", "lr", "num_items", "num_tokens", "num_samples", "tokens_per_second",
+        "sample_digest",
     }  # fmt: skip
     assert [step["num_samples"] for step in steps[:6]] == [8, 16, 24, 32, 40, 41], (
         "the short last batch counts as it is"

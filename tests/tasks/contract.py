@@ -1,69 +1,53 @@
-"""What the loop relies on in every task, as checks that raise; and one case for each kind of task."""
+"""What the loop relies on in every task, as checks that raise; each task's own test file gives the cases."""
 
+import copy
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from onecurve.config import TaskSection
-from onecurve.tasks import load_task
+from onecurve.data.loader import Loader
+from onecurve.data.plan import BatchPlan
+from onecurve.step import accumulate
+from onecurve.tasks import load_task, task_names
 from onecurve.tasks.base import Survey
+from tests.readings import ReadingOf
 
-CHAT = [
-    {"role": "user", "content": "what is the answer?"},
-    {"role": "assistant", "content": "there is no answer."},
-    {"role": "user", "content": "and the question?"},
-    {"role": "assistant", "content": "none."},
-]
-TEXTS = ["the quick brown fox jumps over the lazy dog", "the dog", "we were happy with the film, and they were not."]
+SEED = 5
 
 
 @dataclass(frozen=True)
 class Case:
     """A task with rows of different lengths, enough for one padded batch."""
 
-    task: str
     rows: list[dict[str, Any]]
     settings: dict[str, Any] = field(default_factory=dict)
     model: str = "tiny_llama"
     """The fixture with the model's folder."""
     nats_per_item: float | None = None
     """What one term of the loss is when every logit is zero; log(vocabulary) when absent."""
+    oracle: Callable[[Any, dict[str, Tensor]], Tensor] = lambda model, batch: model(**batch).loss
+    """The mean loss of a batch as somebody else computes it."""
+    task: str = ""
+    """Filled in with the name of the task whose test file this is in."""
 
 
-def labelled(*labels: Any, **columns: Any) -> list[dict[str, Any]]:
-    return [{"text": text, "label": label, **columns} for text, label in zip(TEXTS, labels, strict=True)]
-
-
-CASES = {
-    "causal_lm": Case("causal_lm", [{"text": text} for text in TEXTS]),
-    "sft": Case("sft", [{"messages": CHAT}, {"prompt": "what?", "response": "the dog"}]),
-    "single_label": Case(
-        "text_classification", labelled("no", "yes", "maybe"), model="tiny_bert", nats_per_item=math.log(3)
-    ),
-    "text_pairs": Case(
-        "text_classification",
-        labelled(0, 1, 1, text_pair="a dog sleeps"),
-        model="tiny_bert",
-        nats_per_item=math.log(2),
-    ),
-    "single_label_on_a_decoder": Case("text_classification", labelled(0, 1, 0), nats_per_item=math.log(2)),
-    "multi_label": Case(
-        "text_classification",
-        labelled(["a", "b"], [], ["c"]),
-        {"problem_type": "multi_label_classification"},
-        model="tiny_bert",
-        nats_per_item=math.log(2),
-    ),
-    "regression": Case(
-        "text_classification",
-        labelled(1, -1, 1.0),  # so that each squared distance to zero is one
-        {"problem_type": "regression"},
-        model="tiny_bert",
-        nats_per_item=1.0,
-    ),
-}
+@cache
+def all_cases() -> dict[str, Case]:
+    """Every case of every task of the folder: what `CASES` of tests/tasks/test_TASK.py holds."""
+    found = {}
+    for name in task_names():
+        for label, case in import_module(f"tests.tasks.test_{name}").CASES.items():
+            found[label] = Case(**{**vars(case), "task": name})
+    return found
 
 
 @dataclass
@@ -72,34 +56,69 @@ class Prepared:
 
     task: Any
     survey: Survey
-    tokenizer: Any
+    reading: Any
     model: Any
     examples: list[dict[str, Any]]
-    nats_per_item: float
+    case: Case
 
-    def batch(self, examples: list[dict[str, Any]] | None = None) -> dict[str, torch.Tensor]:
-        return self.task.collate(examples or self.examples, self.tokenizer.pad_token_id)
+    @property
+    def nats_per_item(self) -> float:
+        return self.case.nats_per_item or math.log(len(self.reading.tokenizer))
 
-    def loss_sum(self, batch: dict[str, torch.Tensor]) -> float:
+    def batch(self, examples: list[dict[str, Any]] | None = None) -> dict[str, Tensor]:
+        return self.task.collate(examples or self.examples, self.reading)
+
+    def loss_sum(self, batch: dict[str, Tensor]) -> float:
         with torch.no_grad():
             return float(self.task.loss_sum(self.task.forward(self.model, batch), batch))
 
+    def gradient(self, micro_batch_size: int, world_size: int = 1) -> Tensor:
+        """The whole model's gradient of one step, its ranks one after another in this process."""
+        items = torch.tensor([e["num_items"] for e in self.examples]).numpy()
+        step = BatchPlan(items, SEED, len(self.examples), micro_batch_size, max_steps=1).step(1)
+        split: Any = SimpleNamespace(take=lambda ids: [self.examples[number] for number in ids])
+        strategy: Any = OneProcess(self.model, world_size)
+        self.model.zero_grad(set_to_none=True)
+        for rank in range(world_size):
+            accelerator: Any = SimpleNamespace(process_index=rank, num_processes=world_size, device=torch.device("cpu"))
+            accumulate(strategy, Loader(split, self.task, self.reading, accelerator), step, SEED)
+        self.model.eval()
+        return torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
+
+
+@dataclass
+class OneProcess:
+    """A strategy whose ranks take turns; gradients are averaged as engines do."""
+
+    model: Any
+    world_size: int
+
+    def begin_pass(self, last: bool) -> None:
+        pass
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        (loss / self.world_size).backward()
+
 
 def prepare(case: Case, folder: Any) -> Prepared:
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig
 
     task = load_task(TaskSection(name=case.task, **case.settings))
     for row in case.rows:
         task.check(row)
     survey = task.survey(case.rows)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder)
+    read = ReadingOf(lambda: task.auto_processor().from_pretrained(folder), 128, config)
     torch.manual_seed(0)
     model = task.auto_model().from_pretrained(folder, **task.model_config(survey)).eval()
     with torch.no_grad():
         for weight in model.parameters():  # upstream starts at 0.02, where all logits look alike
             weight.mul_(4)
-    examples = [example for row in case.rows for example in task.encode(row, survey, tokenizer, 128, truncate=True)]
-    return Prepared(task, survey, tokenizer, model, examples, case.nats_per_item or math.log(len(tokenizer)))
+    examples = [example for row in case.rows for example in task.encode(row, survey, read, truncate=True)]
+    return Prepared(task, survey, read, model, examples, case)
 
 
 def check_batch_is_the_sum_of_its_examples(case: Prepared) -> None:
@@ -116,10 +135,10 @@ def check_num_items_counts_the_terms(case: Prepared) -> None:
     assert case.task.num_items(batch) == sum(example["num_items"] for example in case.examples)
 
 
-def check_transformers_computes_the_same(case: Prepared) -> None:
+def check_the_oracle_computes_the_same(case: Prepared) -> None:
     batch = case.batch()
     with torch.no_grad():
-        loss = float(case.model(**batch).loss)
+        loss = float(case.case.oracle(case.model, batch))
     assert math.isclose(case.loss_sum(batch), loss * case.task.num_items(batch), rel_tol=1e-5)
 
 
@@ -132,9 +151,40 @@ def check_the_metrics_told_are_those_scored(case: Prepared) -> None:
     assert sorted(case.task.metric_names) == sorted(numbers)
 
 
+def check_another_cut_has_the_same_gradient(case: Prepared) -> None:
+    """Other micro-batch sizes without dropout; other numbers of ranks with it, whose masks are keyed by position."""
+    case, whole = copy.copy(case), copy.copy(case)
+    case.model = copy.deepcopy(case.model).double()  # so that what is left is no float noise
+    whole.model = without_dropout(copy.deepcopy(case.model))
+    gradients = [whole.gradient(size) for size in (len(case.examples), 2, 1)]
+    gradients += [whole.gradient(1, world_size) for world_size in (2, 3)]
+    assert bool(gradients[0].any()), "no gradient"
+    for other in gradients[1:]:
+        assert distance(gradients[0], other) < 1e-5
+    one, two = case.gradient(1), case.gradient(1, 2)
+    assert distance(one, gradients[0]) > 1e-3, "there is no dropout to be keyed"
+    assert distance(one, two) < 1e-5
+
+
+def distance(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).norm() / ours.norm())
+
+
+def without_dropout(model: Any) -> Any:
+    """Return a model none of whose modules drops anything."""
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
 CHECKS = [
     check_batch_is_the_sum_of_its_examples,
     check_num_items_counts_the_terms,
-    check_transformers_computes_the_same,
     check_the_metrics_told_are_those_scored,
+    check_the_oracle_computes_the_same,
+    check_another_cut_has_the_same_gradient,
 ]

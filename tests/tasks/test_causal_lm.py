@@ -9,9 +9,13 @@ from hypothesis import strategies as st
 
 from onecurve.errors import ConfigError
 from onecurve.tasks.base import IGNORE_INDEX, BadRow, Survey
-from onecurve.tasks.causal_lm import CausalLmSettings, Task
+from onecurve.tasks.causal_lm import Task
+from tests.readings import padding, reading
+from tests.tasks.contract import Case
 
-TASK = Task(CausalLmSettings())
+TASK = Task(Task.Settings())
+TEXTS = ["the quick brown fox jumps over the lazy dog", "the dog", "we were happy with the film, and they were not."]
+CASES = {"causal_lm": Case([{"text": text} for text in TEXTS])}
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +26,7 @@ def tokenizer(tiny_llama: Path) -> Any:
 
 
 def _encode(text: str, tokenizer: Any, max_length: int = 64) -> list[dict[str, Any]]:
-    return TASK.encode({"text": text}, Survey(), tokenizer, max_length, truncate=False)
+    return TASK.encode({"text": text}, Survey(), reading(tokenizer, max_length), truncate=False)
 
 
 @given(length=st.integers(1, 60), max_length=st.integers(2, 20))
@@ -45,7 +49,7 @@ def test_a_document_starts_with_bos_where_the_tokenizer_adds_it_and_ends_with_on
 
 def test_the_real_end_token_is_learnt_where_padding_shares_it(tokenizer: Any) -> None:
     examples = _encode("the dog", tokenizer) + _encode("the lazy dog sleeps", tokenizer)
-    batch = TASK.collate(examples, pad_id=tokenizer.eos_token_id)
+    batch = TASK.collate(examples, padding(tokenizer.eos_token_id))
     assert (batch["labels"] == tokenizer.eos_token_id).sum() == 2
     assert TASK.num_items(batch) == sum(example["num_items"] for example in examples)
 
@@ -106,7 +110,7 @@ def test_virtual_tokens_of_prompt_learning_are_nobodys_targets(method: str, tiny
     extra = {} if method == "LoraConfig" else {"num_virtual_tokens": 3}
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
     model = peft.get_peft_model(model, getattr(peft, method)(task_type=TASK.peft_task_type, **extra)).eval()
-    batch = TASK.collate(_encode("the dog sleeps", tokenizer) + _encode("the dog", tokenizer), pad_id=0)
+    batch = TASK.collate(_encode("the dog sleeps", tokenizer) + _encode("the dog", tokenizer), padding(0))
     logits = TASK.forward(model, batch)
     assert len(logits) == TASK.num_items(batch)
     batch["labels"][:, 0] = (

@@ -11,11 +11,19 @@ from onecurve.errors import ConfigError
 from onecurve.tasks import load_task
 from onecurve.tasks.base import IGNORE_INDEX, BadRow, Survey
 from onecurve.tasks.sft import SftSettings, Task
-from tests.tasks.contract import CHAT
+from tests.readings import padding, reading
+from tests.tasks.contract import Case
 from tests.tiny_models import CHAT_TEMPLATE
 
 TASK = Task(SftSettings())
 PAIR = {"prompt": "what?", "response": "the dog"}
+CHAT = [
+    {"role": "user", "content": "what is the answer?"},
+    {"role": "assistant", "content": "there is no answer."},
+    {"role": "user", "content": "and the question?"},
+    {"role": "assistant", "content": "none."},
+]
+CASES = {"sft": Case([{"messages": CHAT}, PAIR])}
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +39,11 @@ def tokenizer(chatml: Any) -> Any:
     return copy.deepcopy(chatml)
 
 
-def _encode(row: dict[str, Any], tokenizer: Any, task: Task = TASK, **limit: Any) -> list[dict[str, Any]]:
+def _encode(
+    row: dict[str, Any], tokenizer: Any, task: Task = TASK, max_length: int = 256, truncate: bool = False
+) -> list[dict[str, Any]]:
     task.check(row)
-    return task.encode(row, Survey(), tokenizer, **{"max_length": 256, "truncate": False, **limit})
+    return task.encode(row, Survey(), reading(tokenizer, max_length), truncate)
 
 
 def _shown(row: dict[str, Any], tokenizer: Any, task: Task = TASK, **limit: Any) -> str:
@@ -151,7 +161,7 @@ def test_the_end_token_is_learnt_where_padding_shares_it(template: str | None, t
     tokenizer.chat_template, tokenizer.pad_token = template, tokenizer.eos_token
     rows = [PAIR, {"prompt": "what is it?", "response": "the lazy dog sleeps in the sun"}]
     examples = [example for row in rows for example in _encode(row, tokenizer)]
-    batch = TASK.collate(examples, tokenizer.pad_token_id)
+    batch = TASK.collate(examples, padding(tokenizer.pad_token_id))
     assert (batch["labels"] == tokenizer.eos_token_id).sum(-1).tolist() == [1, 1]
     assert TASK.num_items(batch) == sum(example["num_items"] for example in examples)
     assert batch["attention_mask"].sum() == sum(len(example["input_ids"]) for example in examples)

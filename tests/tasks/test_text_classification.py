@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,27 @@ from onecurve.errors import ConfigError, DataError
 from onecurve.tasks import load_task
 from onecurve.tasks.base import BadRow, Survey
 from onecurve.tasks.text_classification import Task
+from tests.readings import padding, reading
+from tests.tasks.contract import Case
 
 MULTI, NUMBER = "multi_label_classification", "regression"
+TEXTS = ["the quick brown fox jumps over the lazy dog", "the dog", "we were happy with the film, and they were not."]
+
+
+def _labelled(*labels: Any, **columns: Any) -> list[dict[str, Any]]:
+    return [{"text": text, "label": label, **columns} for text, label in zip(TEXTS, labels, strict=True)]
+
+
+CASES = {
+    "single_label": Case(_labelled("no", "yes", "maybe"), model="tiny_bert", nats_per_item=math.log(3)),
+    "text_pairs": Case(_labelled(0, 1, 1, text_pair="a dog sleeps"), model="tiny_bert", nats_per_item=math.log(2)),
+    "single_label_on_a_decoder": Case(_labelled(0, 1, 0), nats_per_item=math.log(2)),
+    "multi_label": Case(
+        _labelled(["a", "b"], [], ["c"]), {"problem_type": MULTI}, model="tiny_bert", nats_per_item=math.log(2)
+    ),
+    # Each squared distance to zero is one
+    "regression": Case(_labelled(1, -1, 1.0), {"problem_type": NUMBER}, model="tiny_bert", nats_per_item=1.0),
+}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +102,7 @@ def test_several_labels_become_a_vector(value: Any, target: list[int], tokenizer
     (row,) = _rows(value)
     task = _task(MULTI)
     task.check(row)
-    (example,) = task.encode(row, Survey(["a", "b", "c"]), tokenizer, 64, truncate=True)
+    (example,) = task.encode(row, Survey(["a", "b", "c"]), reading(tokenizer, 64), truncate=True)
     assert example["labels"] == target and example["num_items"] == 3
 
 
@@ -118,7 +138,7 @@ def test_a_vector_is_read_by_the_labels_of_the_recipe(labels: list[Any], tokeniz
     survey = task.survey(rows)
     assert survey.labels == names
     for row in rows:
-        (example,) = task.encode(row, survey, tokenizer, 64, truncate=True)
+        (example,) = task.encode(row, survey, reading(tokenizer, 64), truncate=True)
         assert example["labels"] == ([int(float(part)) for part in _parts(row["label"])] or [0, 0])
 
 
@@ -170,7 +190,7 @@ def test_names_may_be_separated_by_anything() -> None:
 def test_a_number_may_be_text(value: Any, target: float, tokenizer: Any) -> None:
     (row,) = _rows(value)
     _task(NUMBER).check(row)
-    (example,) = _task(NUMBER).encode(row, _task(NUMBER).survey([row]), tokenizer, 64, truncate=True)
+    (example,) = _task(NUMBER).encode(row, _task(NUMBER).survey([row]), reading(tokenizer, 64), truncate=True)
     assert example["labels"] == target and example["num_items"] == 1
 
 
@@ -223,18 +243,18 @@ def test_a_bad_setting_says_why(settings: dict[str, Any], why: str) -> None:
 def test_the_second_text_is_told_from_the_first(tokenizer: Any) -> None:
     task, survey = _task(), Survey(["0", "1"])
     pair, single = {"text": "the dog", "text_pair": "the fox", "label": 1}, {"text": "the dog", "label": 0}
-    examples = [task.encode(row, survey, tokenizer, 64, truncate=True)[0] for row in (pair, single)]
+    examples = [task.encode(row, survey, reading(tokenizer, 64), truncate=True)[0] for row in (pair, single)]
     assert tokenizer.decode(examples[0]["input_ids"]) == "[CLS]the dog[SEP]the fox[SEP]"
-    batch = task.collate(examples, tokenizer.pad_token_id)
+    batch = task.collate(examples, padding(tokenizer.pad_token_id))
     assert batch["token_type_ids"].sum(-1).tolist() == [
         len(tokenizer("the fox", add_special_tokens=False).input_ids) + 1,
         0,
     ]
-    assert "token_type_ids" not in task.collate(examples[1:], tokenizer.pad_token_id)
+    assert "token_type_ids" not in task.collate(examples[1:], padding(tokenizer.pad_token_id))
 
 
 def test_an_example_is_shown_with_its_label_by_name(tokenizer: Any) -> None:
-    (example,) = _task(MULTI).encode(*_rows(["a", "c"]), Survey(["a", "b", "c"]), tokenizer, 64, truncate=True)
+    (example,) = _task(MULTI).encode(*_rows(["a", "c"]), Survey(["a", "b", "c"]), reading(tokenizer, 64), truncate=True)
     assert _task(MULTI).describe(example, Survey(["a", "b", "c"]), tokenizer) == "[CLS]the dog[SEP] -> «a, c»"
 
 

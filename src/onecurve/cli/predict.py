@@ -1,100 +1,77 @@
-"""Label or continue texts with a trained model."""
+"""Ask a trained model: labels, numbers, entities or text for rows of a file, lines of standard input, or a text."""
 
 import argparse
+import json
 import sys
-from datetime import date
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from onecurve.content.conversations import DATE, CannotRender, render
 from onecurve.errors import ConfigError
-from onecurve.export.adapter_folder import base_of, described_in
-from onecurve.machine.log_noise import hush_transformers
+
+if TYPE_CHECKING:
+    from onecurve.data.rows import Broken, Located
+    from onecurve.prediction.trained import Trained
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     parser.add_argument("model", help="a run's model/ folder")
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="what to ask about")
+    parser.add_argument("--text", action="append", default=[], help="a text to ask about; may be given several times")
     parser.add_argument(
-        "texts", nargs="*", metavar="TEXT", help="what to label or continue; lines of stdin when absent"
+        "--input",
+        metavar="FILE",
+        help="rows, in any format that training reads; -: standard input (JSONL, or lines)",
     )
-    parser.add_argument("--max_new_tokens", type=int, default=64, help="how far a language model continues")
-    parser.add_argument(
-        "--date",
-        type=_day,
-        default=DATE,
-        help=f"what a chat template that prints today's date prints: the run's task.date, by default {DATE}",
-    )
+    parser.add_argument("--output", metavar="FILE", help="where to write; standard output when absent")
+    parser.add_argument("--batch_size", type=int, default=16, help="rows of one forward pass")
+    parser.add_argument("--json", action="store_true", help="write one JSON object a row")
+    parser.add_argument("--max_new_tokens", type=int, default=64, help="how far a language model writes")
+    parser.add_argument("--task", metavar="NAME", help="the task, where the folder has no task.json")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print one line a text: label and probability, or the continuation."""
-    folder = Path(arguments.model)
-    described = described_in(folder)
-    if not (described / "config.json").is_file():
-        raise ConfigError(f"{str(folder)!r} is no model folder: it has no config.json.")
+    """Write one line a row; return 1 where a row could not be used."""
+    texts = [*arguments.texts, *arguments.text]
+    if texts and arguments.input:
+        raise ConfigError("texts and --input were both given.", fix="Give one of them.")
+    if arguments.batch_size < 1:
+        raise ConfigError(f"must be at least 1; got {arguments.batch_size}.", where="--batch_size")
+    from onecurve.machine.log_noise import hush_transformers
+
     hush_transformers()
-    texts = arguments.texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    from transformers import AutoConfig, AutoTokenizer
+    from onecurve.prediction.answers import answer, check_askable, plain
+    from onecurve.prediction.trained import load_trained
 
-    config, tokenizer = AutoConfig.from_pretrained(described), AutoTokenizer.from_pretrained(folder)
-    classifies = any("SequenceClassification" in name for name in config.architectures or [])
-    model = load_trained(folder, config, classifies).eval()
-    for text in texts:
-        answer = _label(model, tokenizer, text) if classifies else _continue(model, tokenizer, text, arguments)
-        print(answer)  # noqa: T201
-    return 0
-
-
-def _day(text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a date such as {DATE}; got {text!r}") from None
-
-
-def load_trained(folder: Path, config: Any, classifies: bool) -> Any:
-    """Load a full model, or an adapter on its base, on the CPU in float32."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    auto = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
-    if not (folder / "adapter_config.json").is_file():
-        return auto.from_pretrained(folder, dtype="float32")
-    from peft import PeftConfig, PeftModel
-
-    import onecurve.adapters.bottleneck  # noqa: F401  registers the bottleneck adapter with PEFT
-    from onecurve.model.generation import read_generation_config
-
-    adapter = PeftConfig.from_pretrained(str(folder))
-    base = auto.from_pretrained(
-        base_of(folder, adapter), config=config, dtype="float32", revision=adapter.revision or "main"
-    )
-    read_generation_config(base, described_in(folder))
-    return PeftModel.from_pretrained(base, folder)
+    trained = load_trained(Path(arguments.model), arguments.task)
+    check_askable(trained.task, arguments.model)
+    asked: list[tuple[Any, Any]] = []
+    rows = _noted(_rows(trained, texts, arguments.input), asked)
+    errors = 0
+    with open(arguments.output, "w", encoding="utf-8") if arguments.output else nullcontext(sys.stdout) as out:
+        for number, told in enumerate(answer(trained, rows, arguments.batch_size, arguments.max_new_tokens)):
+            errors += "error" in told
+            name, text = asked[number]
+            line = json.dumps({"id": name, **told}, ensure_ascii=False) if arguments.json else plain(told, text)
+            print(line, file=out, flush=True)
+    if errors:
+        print(f"onecurve predict: {errors} of {len(asked)} rows could not be used.", file=sys.stderr)  # noqa: T201
+    return int(errors > 0)
 
 
-def _label(model: Any, tokenizer: Any, text: str) -> str:
-    import torch
+def _rows(trained: "Trained", texts: list[str], path: str | None) -> "Iterator[Located | Broken]":
+    from onecurve.prediction.rows import rows_of_file, rows_of_lines, rows_of_texts
 
-    with torch.no_grad():
-        logits = model(**tokenizer(text, truncation=True, return_tensors="pt")).logits[0]
-    if model.config.problem_type == "regression":
-        return f"{logits.item():.4f}\t{text}"
-    if model.config.problem_type == "multi_label_classification":
-        scores = logits.sigmoid()
-        names = [f"{model.config.id2label[i]} {p:.3f}" for i, p in enumerate(scores.tolist()) if p > 0.5]
-        return f"{', '.join(names) or '(none)'}\t{text}"
-    best = int(logits.argmax())
-    return f"{model.config.id2label[best]} {logits.softmax(-1)[best]:.3f}\t{text}"
+    if texts:
+        return rows_of_texts(trained.task, texts)
+    return rows_of_file(trained, path) if path not in (None, "-") else rows_of_lines(trained, sys.stdin)
 
 
-def _continue(model: Any, tokenizer: Any, text: str, arguments: argparse.Namespace) -> str:
-    if tokenizer.chat_template:
-        try:
-            turns = [{"role": "user", "content": text}]
-            text = render(turns, tokenizer, arguments.date, add_generation_prompt=True)
-        except CannotRender as error:
-            raise ConfigError(f"{error}.", where=arguments.model) from None
-    inputs = tokenizer(text, add_special_tokens=not tokenizer.chat_template, return_tensors="pt")
-    output = model.generate(**inputs, max_new_tokens=arguments.max_new_tokens, do_sample=False)
-    return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+def _noted(rows: "Iterator[Located | Broken]", asked: list[tuple[Any, Any]]) -> "Iterator[Located | Broken]":
+    """Pass rows on, and note of each what its answer is told by: its `id`, else its number, and what it begins with."""
+    for number, found in enumerate(rows):
+        row = getattr(found, "row", {})
+        asked.append((row.get("id", number), next((v for k, v in row.items() if k != "id"), found.place)))
+        yield found

@@ -14,6 +14,7 @@ from onecurve.conversion.target import Wanted
 from onecurve.errors import ConfigError
 from onecurve.export.card import TrainedOn, model_card
 from onecurve.export.model_folder import save_alone
+from onecurve.export.task_file import TaskFile
 from onecurve.model.generation import stop_where_answers_end
 from onecurve.model.loading import load_model
 from onecurve.model.reading import Reading
@@ -43,7 +44,7 @@ def convert_checkpoint(folder: Path, wanted: Wanted) -> int:
     if wanted.merge:
         recipe = _in_float32(recipe)
     asked = recipe.train.mixed_precision
-    reading = Reading(recipe.model, recipe.data.max_length)
+    reading = Reading(recipe.model, recipe.data.max_length, task.auto_processor)
     try:
         survey = Survey(**state["survey"])
         model = load_model(recipe, task, reading.config, survey, "no" if asked in ("auto", "fp8") else asked)
@@ -60,7 +61,8 @@ def convert_checkpoint(folder: Path, wanted: Wanted) -> int:
     scores = {"eval": state["best"]["scores"]} if wanted.best else {}
     data = TrainedOn(survey.labels, state["num_examples"], state["curve"]["data"])
     card = partial(model_card, recipe, data, path.read_text(encoding="utf-8"), step, scores)
-    save_alone(wanted.target, model, tokenizer, card)
+    told = TaskFile.of(recipe.task.name, task, survey, recipe.data.columns, reading.max_length)
+    save_alone(wanted.target, model, tokenizer, card, told)
     return step
 
 

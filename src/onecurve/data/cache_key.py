@@ -22,14 +22,14 @@ _SAMPLE_TEXT, _SAMPLE_SIZE = 10_000, 100_000
 
 
 def content_key(
-    data: str, sample: str, tokenizer: str, task: Task, survey: Survey, settings: DataSection, max_length: int
+    data: str, sample: str, processor: str, task: Task, survey: Survey, settings: DataSection, max_length: int
 ) -> str:
     """Return the key of one split's examples.
 
     Args:
         data: The split's digest.
         sample: What some of its rows are encoded to: `sample_digest`.
-        tokenizer: The tokenizer's digest.
+        processor: The digest of what reads the rows.
         task: Its module, settings and encoder version count, and its code where that is the user's own.
         survey: What the training split told; label ids depend on it.
         settings: How files are read and which rows and examples are left out.
@@ -39,11 +39,11 @@ def content_key(
         "layout": _LAYOUT,
         "data": data,
         "sample": sample,
-        "tokenizer": tokenizer,
+        "tokenizer": processor,
         "task": f"{type(task).__module__}.{type(task).__qualname__}",
         "encoder_version": task.encoder_version,
         "task_settings": task.settings.model_dump(mode="json"),
-        "survey": {"labels": survey.labels},
+        "survey": _names(survey),
         "settings": settings.model_dump(include=_SETTINGS),
         "max_length": max_length,
     }
@@ -83,11 +83,17 @@ def _encoded(row: Row, encode: Callable[[Row], list[Example]]) -> list[Example] 
         return str(error)
 
 
-def tokenizer_digest(tokenizer: Any) -> str:
-    """Return a hash of everything the tokenizer would save, its chat template included."""
+def _names(survey: Survey) -> dict[str, Any]:
+    """Return what of a survey the ids depend on: the names; how many rows have each may change."""
+    heads = {name: _names(head) for name, head in survey.heads.items()}
+    return {"labels": survey.labels} | ({"heads": heads} if heads else {})
+
+
+def processor_digest(processor: Any) -> str:
+    """Return a hash of everything that a tokenizer or another processor would save, chat templates included."""
     digest = hashlib.blake2b(digest_size=16)
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
+        processor.save_pretrained(folder)
         for path in sorted(Path(folder).rglob("*")):
             if path.is_file():
                 content = _told(path)

@@ -1,6 +1,6 @@
 """From rows to examples: each split checked, then encoded once, and read from the cache ever after."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -12,14 +12,14 @@ import pyarrow as pa
 
 from onecurve.config import DataSection
 from onecurve.data.cache import cache_root, get_or_write
-from onecurve.data.cache_key import content_key, sample_digest, tokenizer_digest
+from onecurve.data.cache_key import content_key, processor_digest, sample_digest
 from onecurve.data.checking import Report, RowChecker, check_splits
 from onecurve.data.examples import Examples, record_batches, write_batches
 from onecurve.data.rows import Broken, ColumnUse, Located
 from onecurve.data.sources import open_source
 from onecurve.data.workers import in_order
 from onecurve.errors import DataError
-from onecurve.tasks.base import BadRow, Example, Recognises, Row, Survey, Task
+from onecurve.tasks.base import BadRow, Example, Processing, Recognises, Row, Survey, Task
 
 __all__ = ["Data", "Report", "Split", "load_data"]
 
@@ -40,12 +40,17 @@ class Split:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each example: int32 [examples]."""
+        """Length of each example's longest sequence: int32 [examples]."""
         return self.examples.lengths
 
     @property
+    def num_tokens(self) -> np.ndarray:
+        """Tokens that a model computes for each example, without padding: int32 [examples]."""
+        return self.examples.num_tokens
+
+    @property
     def num_items(self) -> np.ndarray:
-        """Terms of the loss of each example: int32 [examples]."""
+        """Terms of the loss of each example: int32 [examples], or [examples, terms] where a task has several terms."""
         return self.examples.num_items
 
     def __len__(self) -> int:
@@ -80,21 +85,13 @@ class Data:
         return [split for split in (self.train, self.eval, self.test) if split is not None]
 
 
-def load_data(
-    settings: DataSection,
-    task: Task,
-    tokenizer: Callable[[], Any],
-    max_length: Callable[[Any], int],
-    known_labels: Callable[[], Sequence[str]] = list,
-) -> Data:
+def load_data(settings: DataSection, task: Task, reading: Processing) -> Data:
     """Check every row of every split, then read its examples from the cache or encode them.
 
     Args:
         settings: The recipe's data section.
         task: Knows what a row must hold and how it is encoded.
-        tokenizer: Loads the tokenizer; called once every row is known to be good.
-        max_length: How many tokens an example may have, given the tokenizer.
-        known_labels: The labels that the model's config names, by id; asked for once every row is known to be good.
+        reading: Loads the processor when it is first asked for: once every row is known to be good.
 
     Raises:
         UserError: A setting, file, row or label that cannot be meant; a cache that cannot be written.
@@ -109,14 +106,13 @@ def load_data(
     checkers = {name: RowChecker(source, task, settings.on_bad_row == "skip") for name, source in sources.items()}
     stamps = {name: checker.source.stamp() for name, checker in checkers.items()}
     survey, reports, samples = check_splits(checkers)
-    loaded = tokenizer()
-    survey = survey.in_model_order(known_labels())
-    encoder = _Encoder(task, survey, loaded, max_length(loaded), settings.on_long, settings.on_bad_row)
-    tokenizer_hash = tokenizer_digest(loaded)  # before any call: a tokenizer remembers its latest one
+    survey = survey.in_model_order(reading.labels)
+    encoder = _Encoder(task, survey, reading, settings.on_long, settings.on_bad_row)
+    processor_hash = processor_digest(reading.processor)  # before any call: a tokenizer remembers its latest one
     splits, keys, hits = {}, {}, []
     for name, checker in checkers.items():
         data, sample = checker.source.digest(), sample_digest(samples[name], encoder.encode_whole)
-        keys[name] = content_key(data, sample, tokenizer_hash, task, survey, settings, encoder.max_length)
+        keys[name] = content_key(data, sample, processor_hash, task, survey, settings, reading.max_length)
         writing = _Writing(encoder, checker, None if name == "train" else survey, stamps[name])
         entry = get_or_write(cache_root(settings.cache_dir), keys[name], writing.write)
         splits[name] = Split(
@@ -129,7 +125,7 @@ def load_data(
         test=splits.get("test"),
         survey=survey,
         fingerprint=keys["train"],
-        max_length=encoder.max_length,
+        max_length=reading.max_length,
         cached=all(hits),
     )
 
@@ -153,16 +149,18 @@ class _Encoder:
 
     task: Task
     survey: Survey
-    tokenizer: Any
-    max_length: int
+    reading: Processing
     on_long: str
     on_bad_row: str
 
     def encode_part(self, rows: list[Located]) -> _Part:
         """Encode rows that belong together, up to the first that ends the run."""
         part = _Part(len(rows))
-        part.batches = list(record_batches(self._examples(rows, part)))
+        part.batches = list(record_batches(self._examples(rows, part), self._measure))
         return part
+
+    def _measure(self, example: Example) -> tuple[int, int]:
+        return self.task.length(example), self.task.num_tokens(example)
 
     def _examples(self, rows: list[Located], part: _Part) -> Iterator[Example]:
         for number, row in enumerate(rows):
@@ -184,13 +182,14 @@ class _Encoder:
             _TooLong: An example is too long and must not be.
         """
         examples = self.encode_whole(row.row)
-        fitting = [example for example in examples if len(example["input_ids"]) <= self.max_length]
+        limit = self.reading.max_length
+        fitting = [example for example in examples if self.task.length(example) <= limit]
         num_long = len(examples) - len(fitting)
         if num_long and self.on_long == "error":
-            raise _TooLong(max(len(example["input_ids"]) for example in examples))
+            raise _TooLong(max(map(self.task.length, examples)))
         if num_long and self.on_long == "truncate":
             fitting = self._encode(row.row, truncate=True)
-            assert all(len(example["input_ids"]) <= self.max_length for example in fitting), "the task did not truncate"
+            assert all(self.task.length(example) <= limit for example in fitting), "the task did not truncate"
             report.truncated += num_long if fitting else 0
             num_long = 0
         report.dropped += num_long
@@ -199,14 +198,14 @@ class _Encoder:
 
     def longest(self, row: Located) -> int:
         """Return the length of a row's longest example."""
-        return max((len(example["input_ids"]) for example in self.encode_whole(row.row)), default=0)
+        return max(map(self.task.length, self.encode_whole(row.row)), default=0)
 
     def encode_whole(self, row: Row) -> list[Example]:
         """Encode one row, however long what it becomes."""
         return self._encode(row, truncate=False)
 
     def _encode(self, row: Row, truncate: bool) -> list[Example]:
-        return self.task.encode(row, self.survey, self.tokenizer, self.max_length, truncate)
+        return self.task.encode(row, self.survey, self.reading, truncate)
 
 
 class _TooLong(Exception):
@@ -266,9 +265,10 @@ class _Writing:
         for other in islice(rows, _ROWS_LOOKED_AT):
             seen += 1
             with suppress(BadRow):
-                num_long += self.encoder.longest(other) > self.encoder.max_length
+                num_long += self.encoder.longest(other) > self.encoder.reading.max_length
+        limit = self.encoder.reading.max_length
         return DataError(
-            f"has {length} tokens, more than the {self.encoder.max_length} an example may have (data.max_length); "
+            f"has {length} tokens, more than the {limit} an example may have (data.max_length); "
             f"so have {num_long} of the first {seen} rows.",
             where=row.place,
             fix="Set data.on_long to truncate (cut them) or drop (leave them out), or raise data.max_length.",

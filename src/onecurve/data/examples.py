@@ -13,18 +13,20 @@ import pyarrow as pa
 
 from onecurve.tasks.base import Example
 
-_LENGTH = "length"
+_LENGTH, _TOKENS = "length", "num_tokens"
 _BATCH_EXAMPLES = 1000
 _BATCH_TOKENS = 1 << 20
 _Getter = Callable[[int], Any]
+Measure = Callable[[Example], tuple[int, int]]
+"""Says how long an example is, and how many tokens it costs."""
 
 
-def write_examples(folder: Path, examples: Iterable[Example]) -> int:
+def write_examples(folder: Path, examples: Iterable[Example], measure: Measure) -> int:
     """Write examples to Arrow files in a folder and return how many; none writes no file.
 
     A key that only some examples have is stored as null in the others. Lists of integers are stored as int32.
     """
-    return write_batches(folder, record_batches(examples))
+    return write_batches(folder, record_batches(examples, measure))
 
 
 def write_batches(folder: Path, batches: Iterable[pa.RecordBatch]) -> int:
@@ -50,9 +52,9 @@ def write_batches(folder: Path, batches: Iterable[pa.RecordBatch]) -> int:
     return count
 
 
-def record_batches(examples: Iterable[Example]) -> Iterator[pa.RecordBatch]:
+def record_batches(examples: Iterable[Example], measure: Measure) -> Iterator[pa.RecordBatch]:
     """Turn examples into Arrow's columns, in batches of bounded size."""
-    for batch in _batches(examples):
+    for batch in _batches(examples, measure):
         columns = {name: _column([example.get(name) for example in batch]) for name in _keys(batch)}
         yield pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
 
@@ -83,14 +85,14 @@ def _numbers(kind: pa.DataType, values: "array[int]") -> pa.Array:
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
 
 
-def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
+def _batches(examples: Iterable[Example], measure: Measure) -> Iterator[list[Example]]:
     batch: list[Example] = []
     tokens = 0
     for example in examples:
-        assert _LENGTH not in example, f"the key '{_LENGTH}' is the cache's own"
-        length = len(example["input_ids"])
-        batch.append({**example, _LENGTH: length})
-        tokens += length
+        assert not {_LENGTH, _TOKENS} & example.keys(), f"the keys '{_LENGTH}' and '{_TOKENS}' are the cache's own"
+        length, num_tokens = measure(example)
+        batch.append({**example, _LENGTH: length, _TOKENS: num_tokens})
+        tokens += num_tokens
         if len(batch) == _BATCH_EXAMPLES or tokens >= _BATCH_TOKENS:
             yield batch
             batch, tokens = [], 0
@@ -134,13 +136,21 @@ class Examples:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of each example: int32 [examples]."""
+        """Length of each example's longest sequence: int32 [examples]."""
         return self._column(_LENGTH)
 
     @cached_property
+    def num_tokens(self) -> np.ndarray:
+        """Tokens that a model computes for each example, without padding: int32 [examples]."""
+        return self._column(_TOKENS)
+
+    @cached_property
     def num_items(self) -> np.ndarray:
-        """Terms of the loss of each example: int32 [examples]."""
-        return self._column("num_items")
+        """Terms of the loss of each example: int32 [examples], or [examples, terms] where a task has several terms."""
+        if not pa.types.is_list(self._batches[0].column("num_items").type):
+            return self._column("num_items")
+        rows = [_view(batch.column("num_items").values).reshape(len(batch), -1) for batch in self._batches]
+        return np.concatenate(rows, dtype=np.int32, casting="same_kind")
 
     def optional(self) -> list[int]:
         """Return, for each key that only some examples have, the first one with it and the first without."""
@@ -172,7 +182,7 @@ class Examples:
     def _batch(self, number: int) -> dict[str, _Getter]:
         if number not in self._getters:
             batch = self._batches[number]
-            names = [name for name in batch.schema.names if name != _LENGTH]
+            names = [name for name in batch.schema.names if name not in (_LENGTH, _TOKENS)]
             self._getters[number] = {name: _getter(batch.column(name)) for name in names}
         return self._getters[number]
 

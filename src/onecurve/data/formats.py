@@ -1,7 +1,5 @@
 """File formats: how each one yields its rows and the line or row they stand on."""
 
-import codecs
-import gzip
 import json
 from collections.abc import Callable, Iterator
 from itertools import groupby
@@ -11,8 +9,10 @@ from typing import IO, Any
 import pyarrow as pa
 
 from onecurve.config import DataSection
+from onecurve.data.conll import read_conll
 from onecurve.data.delimited import Split, are_quoted, split_literally, split_quoted
 from onecurve.data.rows import Broken, Columns, Located
+from onecurve.data.text_files import MARK, open_text, undecodable
 from onecurve.errors import ConfigError, DataError
 
 Records = Iterator[Located | Broken]
@@ -27,12 +27,12 @@ SUFFIXES = {
     ".parquet": "parquet",
     ".txt": "text",
     ".text": "text",
+    ".conll": "conll",
+    ".conllu": "conll",
+    ".iob": "conll",
+    ".bio": "conll",
 }
 """What `data.format: auto` makes of a suffix; `.gz` may follow all but Parquet's."""
-
-_MARK = "\udcff"
-"""Stands for bytes that cannot be decoded; no decoder yields it itself, so its line can be found and named."""
-codecs.register_error("onecurve.mark", lambda error: (_MARK, error.end))  # type: ignore[attr-defined]
 
 _PARQUET_ROWS = 1024
 
@@ -58,15 +58,15 @@ def check_encoding(encoding: str) -> None:
 
 def read_jsonl(path: Path, settings: DataSection, columns: Columns) -> Records:
     """Yield one object a line; blank lines are passed over."""
-    with _open_text(path, settings.encoding) as file:
+    with open_text(path, settings.encoding) as file:
         for number, line in enumerate(file, 1):
             if not line.isspace():
                 yield _json_line(line, f"line {number}", settings.encoding)
 
 
 def _json_line(line: str, place: str, encoding: str) -> Located | Broken:
-    if _MARK in line:
-        return Broken(place, _undecodable(encoding))
+    if MARK in line:
+        return Broken(place, undecodable(encoding))
     try:
         return _json_object(json.loads(line.rstrip()), place)
     except json.JSONDecodeError as error:
@@ -83,11 +83,11 @@ def _json_object(value: Any, place: str) -> Located | Broken:
 
 def read_json(path: Path, settings: DataSection, columns: Columns) -> Records:
     """Yield the objects of one list, or of the list under `data`."""
-    with _open_text(path, settings.encoding) as file:
+    with open_text(path, settings.encoding) as file:
         text = file.read()
-    if _MARK in text:
-        line = text.count("\n", 0, text.index(_MARK)) + 1
-        raise DataError(_undecodable(settings.encoding), where=f"{path}, line {line}")
+    if MARK in text:
+        line = text.count("\n", 0, text.index(MARK)) + 1
+        raise DataError(undecodable(settings.encoding), where=f"{path}, line {line}")
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -116,9 +116,9 @@ def _read_delimited(path: Path, settings: DataSection, columns: Columns, delimit
     optional = [name for name in columns.wanted if columns.is_optional(name)]
     is_quoted = settings.quoting == "minimal"
     if settings.quoting == "auto":
-        with _open_text(path, settings.encoding, newline="") as file:
+        with open_text(path, settings.encoding, newline="") as file:
             is_quoted = delimiter == "," or are_quoted(file, delimiter, path)
-    with _open_text(path, settings.encoding, newline="") as file:
+    with open_text(path, settings.encoding, newline="") as file:
         if is_quoted:
             rows = split_quoted(file, delimiter, path, trusts_quotes=settings.quoting == "minimal")
         else:
@@ -137,8 +137,8 @@ def _read_delimited(path: Path, settings: DataSection, columns: Columns, delimit
 
 
 def _fault(row: Split, width: int, settings: DataSection, is_quoted: bool) -> str:
-    if row.fault or any(_MARK in field for field in row.fields):
-        return row.fault or _undecodable(settings.encoding)
+    if row.fault or any(MARK in field for field in row.fields):
+        return row.fault or undecodable(settings.encoding)
     if len(row.fields) == width:
         return ""
     fault = f"has {len(row.fields)} fields where the {'header' if settings.header else 'first row'} has {width}."
@@ -160,10 +160,10 @@ def _header(path: Path, row: Split | None, columns: Columns, settings: DataSecti
 
 def read_text(path: Path, settings: DataSection, columns: Columns) -> Records:
     """Yield plain text as the column `text`, by document, paragraph or line."""
-    with _open_text(path, settings.encoding) as file:
+    with open_text(path, settings.encoding) as file:
         for place, text in _pieces(file, settings.sample_by):
-            if _MARK in text:
-                yield Broken(place, _undecodable(settings.encoding))
+            if MARK in text:
+                yield Broken(place, undecodable(settings.encoding))
             else:
                 yield Located(place, {"text": text})
 
@@ -212,16 +212,5 @@ READERS: dict[str, Reader] = {
     "tsv": read_tsv,
     "parquet": read_parquet,
     "text": read_text,
+    "conll": read_conll,
 }
-
-
-def _open_text(path: Path, encoding: str, newline: str | None = None) -> IO[str]:
-    if codecs.lookup(encoding).name == "utf-8":
-        encoding = "utf-8-sig"  # reads both, with and without the mark that Windows puts in front
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding=encoding, errors="onecurve.mark", newline=newline)
-    return open(path, encoding=encoding, errors="onecurve.mark", newline=newline)
-
-
-def _undecodable(encoding: str) -> str:
-    return f"has bytes that are not {encoding}; data.encoding says what the file is in."

@@ -11,7 +11,7 @@ from onecurve.data.encoding import Split
 from onecurve.data.plan import Step
 from onecurve.data.prefetch import Ahead
 from onecurve.ranks.heartbeat import beat
-from onecurve.tasks.base import Batch, Task
+from onecurve.tasks.base import Batch, Processing, Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -34,7 +34,7 @@ class Loader:
 
     split: Split
     task: Task
-    pad_id: int
+    reading: Processing
     accelerator: "Accelerator"
 
     def micro_batches(self, step: Step) -> Iterator[MicroBatch]:
@@ -53,7 +53,7 @@ class Loader:
         return list(step.of_rank(self.accelerator.process_index, self.accelerator.num_processes)) if step else []
 
     def _read(self, ids: np.ndarray) -> Batch:
-        batch, device = self.task.collate(self.split.take(ids), self.pad_id), self.accelerator.device
+        batch, device = self.task.collate(self.split.take(ids), self.reading), self.accelerator.device
         if device.type == "cuda":  # only out of pinned memory does a copy keep nobody waiting
             batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
         return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
@@ -70,4 +70,4 @@ class Loader:
 
     def num_tokens(self, step: Step) -> int:
         """Tokens of a step on all ranks, without padding."""
-        return int(self.split.lengths[step.sample_ids].sum())
+        return int(self.split.num_tokens[step.sample_ids].sum())

@@ -28,8 +28,8 @@ class Step:
     """Every example id of the step in plan order, however it is cut: int64 [examples]."""
     micro_batches: list[np.ndarray]
     """The same ids as they are computed together, int64 [examples] each."""
-    num_items: int
-    """Terms of the loss over all micro-batches: what the loss is divided by."""
+    num_items: int | list[int]
+    """Terms of the loss over all micro-batches: what the loss is divided by. Of a task with several terms, a list."""
     samples_before: int
     """Examples seen in the steps before this one."""
     following: "Callable[[], Step | None]" = field(default=lambda: None, repr=False, compare=False)
@@ -71,7 +71,7 @@ class BatchPlan:
     """Every step of a run. Seeking a step costs the same at any step number."""
 
     num_items: np.ndarray
-    """Terms of the loss in each example, int [num_examples]."""
+    """Terms of the loss in each example, int [num_examples], or [num_examples, terms]."""
     seed: int
     global_batch_size: int
     micro_batch_size: int
@@ -125,7 +125,7 @@ class BatchPlan:
             number=number,
             sample_ids=ids,
             micro_batches=self.cut(ids, size) if self.cut else [ids[i : i + size] for i in range(0, len(ids), size)],
-            num_items=int(self.num_items[ids].sum()),
+            num_items=self.num_items[ids].sum(0).tolist(),
             samples_before=epoch * self.num_examples + start,
             following=partial(self.after, number),
         )

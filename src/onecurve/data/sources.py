@@ -10,6 +10,7 @@ from pathlib import Path
 from onecurve.config import DataSection
 from onecurve.data.formats import READERS, SUFFIXES, Records, check_encoding, format_of, parquet_columns
 from onecurve.data.hub import HubSplit, load_hub_split
+from onecurve.data.parallel import ParallelFiles, find_parallel
 from onecurve.data.rows import Broken, Columns, ColumnUse, Located
 from onecurve.errors import ConfigError, DataError
 
@@ -79,7 +80,7 @@ class Source:
     """The setting that names it, such as data.train."""
     spec: str
     """Its value."""
-    parts: tuple[DataFile | HubSplit, ...]
+    parts: tuple[DataFile | ParallelFiles | HubSplit, ...]
     columns: Columns
     use: ColumnUse = field(default_factory=ColumnUse)
     """Which columns were there, as far as rows have been read."""
@@ -93,7 +94,7 @@ class Source:
         for part in self.parts:
             yield from self._rows_of(part)
 
-    def _rows_of(self, part: DataFile | HubSplit) -> Iterator[Located | Broken]:
+    def _rows_of(self, part: DataFile | ParallelFiles | HubSplit) -> Iterator[Located | Broken]:
         unseen = set(self.columns.needed)
         last: Located | None = None
         for record in part.records(self.columns):
@@ -148,7 +149,7 @@ def open_source(
     """
     check_encoding(settings.encoding)
     resolved = Columns.resolve(settings.columns, columns, shapes)
-    return Source(key, spec, tuple(_parts(key, spec, settings)), resolved)
+    return Source(key, spec, tuple(_parts(key, spec, settings, resolved)), resolved)
 
 
 def read_rows(key: str, spec: str, settings: DataSection, columns: Mapping[str, str]) -> Iterator[Located | Broken]:
@@ -156,9 +157,14 @@ def read_rows(key: str, spec: str, settings: DataSection, columns: Mapping[str, 
     return open_source(key, spec, settings, columns).rows()
 
 
-def _parts(key: str, spec: str, settings: DataSection) -> Iterator[DataFile | HubSplit]:
+def _parts(
+    key: str, spec: str, settings: DataSection, columns: Columns
+) -> Iterator[DataFile | ParallelFiles | HubSplit]:
     path = Path(spec).expanduser()
-    if path.is_file():
+    parallel = None if path.is_file() or path.is_dir() else find_parallel(key, path, settings, columns)
+    if parallel:
+        yield parallel
+    elif path.is_file():
         yield _data_file(key, path, settings)
     elif path.is_dir():
         paths = _files_of(path)

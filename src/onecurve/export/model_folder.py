@@ -19,6 +19,7 @@ from onecurve.data import Data
 from onecurve.errors import LaunchError, TrainingError
 from onecurve.export.adapter_folder import write_base
 from onecurve.export.card import TrainedOn, model_card
+from onecurve.export.task_file import TaskFile
 from onecurve.export.usage import usage
 from onecurve.machine.cores import return_memory
 from onecurve.model.generation import stop_where_answers_end
@@ -54,12 +55,17 @@ class Exporter:
         stop_where_answers_end(self.strategy.unwrapped(), self.checked.task, self.tokenizer)
         data = TrainedOn(self.data.survey.labels, len(self.data.train), self.data.fingerprint)
         card = partial(model_card, self.checked.recipe, data, self.checked.config, step, scores)
-        folder = self.checked.directory.path / name
-        if problem := _save(folder, self.strategy, self.accelerator, self.tokenizer, card):
+        recipe, folder = self.checked.recipe, self.checked.directory.path / name
+        task = TaskFile.of(
+            recipe.task.name, self.checked.task, self.data.survey, recipe.data.columns, self.data.max_length
+        )
+        if problem := _save(folder, self.strategy, self.accelerator, self.tokenizer, card, task):
             raise TrainingError(f"{folder} is not there. {problem} {self.checked.directory.again()}")
 
 
-def save_alone(folder: Path, model: Any, tokenizer: Any, card: Callable[[str], str]) -> None:
+def save_alone(
+    folder: Path, model: Any, tokenizer: Any, card: Callable[[str], str], task: TaskFile | None = None
+) -> None:
     """Write a model folder from a process of its own: the same folder as at a run's end.
 
     Args:
@@ -67,6 +73,7 @@ def save_alone(folder: Path, model: Any, tokenizer: Any, card: Callable[[str], s
         model: With or without an adapter.
         tokenizer: Its tokenizer.
         card: Makes the README.md of what is said there about loading the folder.
+        task: What it was trained for, where that is known.
 
     Raises:
         LaunchError: The folder cannot be written, or what was read back is not the model.
@@ -74,12 +81,17 @@ def save_alone(folder: Path, model: Any, tokenizer: Any, card: Callable[[str], s
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     strategy = Plain(accelerator, "no", 0.0)
     strategy.prepare(model, torch.optim.SGD(model.parameters()), 1)  # nothing steps it
-    if problem := _save(folder, strategy, accelerator, tokenizer, card):
+    if problem := _save(folder, strategy, accelerator, tokenizer, card, task):
         raise LaunchError(problem, where=str(folder))
 
 
 def _save(
-    folder: Path, strategy: Strategy, accelerator: Accelerator, tokenizer: Any, card: Callable[[str], str]
+    folder: Path,
+    strategy: Strategy,
+    accelerator: Accelerator,
+    tokenizer: Any,
+    card: Callable[[str], str],
+    task: TaskFile | None,
 ) -> str:
     """Write, read back, and return what went wrong: empty when nothing did."""
     return_memory()  # the weights are read back beside the model
@@ -94,6 +106,8 @@ def _save(
         _write(unfinished, strategy.unwrapped(), values, main, adapter)
         if main:
             problem = _finish(unfinished, folder, strategy.unwrapped(), values, tokenizer, card)
+            if task:
+                task.write(unfinished)
             if not problem:
                 shutil.rmtree(folder, ignore_errors=True)
                 unfinished.rename(folder)

@@ -93,8 +93,8 @@ class BlackBox:
         assert len(passes) == len(sums), (len(passes), len(sums))
         return {
             "micro_batches": [
-                self._told(step, position, float(loss_sum), one)
-                for (position, loss_sum), one in zip(sums, passes, strict=True)
+                self._told(step, position, float(loss_sums.sum()), one)
+                for (position, loss_sums), one in zip(sums, passes, strict=True)
             ],
             "gradients": {name: float(norm) for name, norm in largest.items()},
             "weights": weights,

@@ -78,7 +78,6 @@ def _expected(peaks: dict[int, int], size: int) -> float:
 
 def _measure(size: int, strategy: Strategy, loader: Loader, seed: int) -> int:
     ids = np.argsort(loader.split.lengths, kind="stable")[-size:]
-    items = int(loader.split.num_items[ids].sum())
     passes = 2 * loader.accelerator.num_processes  # gradients lie there only from the second pass on
     try:
         memory.reset_peak(loader.accelerator.device)
@@ -88,7 +87,8 @@ def _measure(size: int, strategy: Strategy, loader: Loader, seed: int) -> int:
             where="train.micro_batch_size",
             fix="Set a number.",
         ) from None
-    accumulate(strategy, loader, Step(1, np.tile(ids, passes), [ids] * passes, items * passes, 0), seed)
+    items = (loader.split.num_items[ids].sum(0) * passes).tolist()
+    accumulate(strategy, loader, Step(1, np.tile(ids, passes), [ids] * passes, items, 0), seed)
     strategy.discard()
     return memory.peak(loader.accelerator.device)
 

@@ -1,4 +1,4 @@
-"""Next-token prediction: what the language-modelling tasks compute alike."""
+"""Next-token prediction: what the tasks that write text compute alike."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -11,12 +11,7 @@ if TYPE_CHECKING:
 
 
 def next_token_logits(model: "nn.Module", batch: "dict[str, Tensor]", ignore_index: int) -> "Tensor":
-    """Return the logits of what is learnt: float [targets, vocabulary], in the order of the batch's targets.
-
-    Or, from a model with a `LossHead`, what `next_token_loss_sum` makes of them: float [], and there are never all.
-
-    The others are never computed: the model's output layer gets the hidden states of these positions only, inside the
-    model's own forward pass, so that wrappers around the model and its layers see what they always see.
+    """Return the logits of what a causal language model learns; `target_logits` of each next token.
 
     Args:
         model: A causal language model, wrapped or not.
@@ -26,9 +21,29 @@ def next_token_logits(model: "nn.Module", batch: "dict[str, Tensor]", ignore_ind
     Raises:
         ConfigError: The model does more to its logits than its output layer.
     """
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    return target_logits(model, inputs, next_tokens(batch["labels"], ignore_index), ignore_index)
+
+
+def target_logits(model: "nn.Module", inputs: "dict[str, Tensor]", targets: "Tensor", ignore_index: int) -> "Tensor":
+    """Return the logits of what is learnt: float [targets, vocabulary], in the order of the batch's targets.
+
+    Or, from a model with a `LossHead`, what `target_loss_sum` makes of them: float [], and there are never all.
+
+    The others are never computed: the model's output layer gets the hidden states of these positions only, inside the
+    model's own forward pass, so that wrappers around the model and its layers see what they always see.
+
+    Args:
+        model: A language model, wrapped or not.
+        inputs: Of its forward pass.
+        targets: int64 [batch, sequence]: the token to predict at each position of the decoder.
+        ignore_index: The target that takes no part.
+
+    Raises:
+        ConfigError: The model does more to its logits than its output layer.
+    """
     from onecurve.losses.chunked_head import LossHead
 
-    targets = _next_tokens(batch["labels"], ignore_index)
     places, width = (targets.flatten() != ignore_index).nonzero().squeeze(1), targets.shape[1]
 
     def select(_: Any, args: "tuple[Tensor, ...]") -> "tuple[Tensor, ...]":
@@ -38,7 +53,6 @@ def next_token_logits(model: "nn.Module", batch: "dict[str, Tensor]", ignore_ind
 
     unwrapped: Any = getattr(model, "module", model)
     head = unwrapped.get_output_embeddings()
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     handle = head.register_forward_pre_hook(select)
     try:
         if isinstance(head, LossHead):
@@ -68,23 +82,20 @@ def _loss_of_chunks(model: "nn.Module", inputs: "dict[str, Tensor]", head: Any, 
     return loss
 
 
-def next_token_loss_sum(logits: "Tensor", labels: "Tensor", ignore_index: int) -> "Tensor":
-    """Return the cross-entropy of each target given the tokens before it, summed: float32 [], in nats.
+def target_loss_sum(logits: "Tensor", targets: "Tensor", ignore_index: int) -> "Tensor":
+    """Return the cross-entropy of the targets, summed: float32 [], in nats.
 
     Args:
-        logits: Of `next_token_logits`: float [targets, vocabulary], or that sum already.
-        labels: int64 [batch, sequence], not shifted; `ignore_index` where nothing is learnt.
-        ignore_index: The label that takes no part.
+        logits: Of `target_logits`: float [targets, vocabulary], or that sum already.
+        targets: int64 [batch, sequence]; `ignore_index` where nothing is learnt.
+        ignore_index: The target that takes no part.
     """
     from onecurve.losses.cross_entropy import cross_entropy_sum
 
-    if not logits.dim():
-        return logits
-    targets = _next_tokens(labels, ignore_index)
-    return cross_entropy_sum(logits, targets[targets != ignore_index])
+    return logits if not logits.dim() else cross_entropy_sum(logits, targets[targets != ignore_index])
 
 
-def _next_tokens(labels: "Tensor", ignore_index: int) -> "Tensor":
+def next_tokens(labels: "Tensor", ignore_index: int) -> "Tensor":
     """Return, at each position, the label of the next: int64 [batch, sequence]."""
     from torch.nn import functional
 

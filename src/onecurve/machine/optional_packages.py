@@ -1,18 +1,45 @@
 """Packages that transformers and PEFT import wherever they are installed, kept out of a run that has no use of them."""
 
 import sys
+from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import Any
 
 from onecurve.config import Recipe
+from onecurve.errors import ConfigError
+
+_DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
+"""Packages that are installed under another name than they are imported."""
 
 
-def keep_out_unused(recipe: Recipe) -> None:
+def require(packages: Iterable[str], where: str, what: str) -> None:
+    """Refuse to start without packages that a recipe needs.
+
+    Args:
+        packages: As they are imported.
+        where: The setting that asks for them.
+        what: Its value.
+
+    Raises:
+        ConfigError: One is not installed.
+    """
+    missing = [name for name in sorted(packages) if find_spec(name) is None]
+    if missing:
+        needed = " ".join(_DISTRIBUTIONS.get(name, name) for name in missing)
+        raise ConfigError(f"{what} needs {', '.join(missing)}.", where=where, fix=f"Install: pip install {needed}")
+
+
+def keep_out_unused(recipe: Recipe, needed: frozenset[str]) -> None:
     """Import transformers, and have it and PEFT find none of what a recipe does not ask for.
 
     bitsandbytes and torchao stay out as long as the process lives; scipy, which transformers needs for the losses of
     object detection alone, can be imported when metrics want it.
+
+    Args:
+        recipe: The run.
+        needed: Packages that its task imports.
     """
-    used = set()
+    used = set(needed)
     if recipe.model.quantization or recipe.optim.name == "adamw_8bit":
         used.add("bitsandbytes")
     if recipe.train.mixed_precision == "fp8":

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from onecurve.tasks.base import Task, Writes
+from onecurve.tasks.base import Generates, Task
 
 
 def stop_where_answers_end(model: Any, task: Task, tokenizer: Any) -> None:
@@ -18,7 +18,7 @@ def stop_where_answers_end(model: Any, task: Task, tokenizer: Any) -> None:
         tokenizer: Its end token is added too where another one is; its padding token where the model has none.
     """
     settings = getattr(model, "generation_config", None)
-    if settings is None or not isinstance(task, Writes):
+    if settings is None or not isinstance(task, Generates):
         return
     if settings.pad_token_id is None:
         settings.pad_token_id = tokenizer.pad_token_id

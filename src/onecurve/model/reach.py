@@ -19,14 +19,14 @@ from onecurve.model.float8 import in_full_precision
 from onecurve.seeds import start_stream
 from onecurve.strategies.base import leave_out
 from onecurve.strategies.precision import DTYPES
-from onecurve.tasks.base import Task
+from onecurve.tasks.base import Processing, Task
 
 _NAMED = 3
 _LAYERDROP = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop", "speech_encoder_layerdrop")
 
 
 def probe(
-    model: Any, recipe: Recipe, task: Task, split: Split, pad_id: int, precision: str, accelerator: Any
+    model: Any, recipe: Recipe, task: Task, split: Split, reading: Processing, precision: str, accelerator: Any
 ) -> tuple[str, list[str]]:
     """Find the trained parameters that the loss does not reach, and freeze those that it never can.
 
@@ -44,7 +44,7 @@ def probe(
         recipe: The run.
         task: Collates examples and knows the loss.
         split: What is trained on.
-        pad_id: The padding token.
+        reading: Made the examples.
         precision: What the run computes in.
         accelerator: The device, and the other ranks.
 
@@ -59,7 +59,7 @@ def probe(
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with _ready(model, recipe, precision, accelerator), _calls() as called:
         passes = [
-            _reached_by(example, model, task, pad_id, recipe.seed, accelerator.device) for example in _varied(split)
+            _reached_by(example, model, task, reading, recipe.seed, accelerator.device) for example in _varied(split)
         ]
     never: list[str] = []
     sometimes: list[str] = []
@@ -195,9 +195,9 @@ def _calls() -> Iterator[set[nn.Module]]:
         handle.remove()
 
 
-def _reached_by(example: Any, model: Any, task: Task, pad_id: int, seed: int, device: torch.device) -> set[int]:
+def _reached_by(example: Any, model: Any, task: Task, reading: Processing, seed: int, device: torch.device) -> set[int]:
     """Return the ids of the parameters that an example's loss depends on."""
-    batch = {name: tensor.to(device) for name, tensor in task.collate([example], pad_id).items()}
+    batch = {name: tensor.to(device) for name, tensor in task.collate([example], reading).items()}
     start_stream(seed, "reach")
     return _leaves(task.loss_sum(task.forward(model, batch), batch))
 

@@ -1,5 +1,6 @@
 """The tokenizer as the run uses it, and how many tokens the model can read."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,8 @@ class Reading:
 
     section: ModelSection
     asked_max_length: int | None
+    auto_processor: Callable[[], type]
+    """Returns the transformers class that loads what reads the rows."""
     reserved: int = 0
     """Positions that an adapter's virtual tokens take."""
 
@@ -45,9 +48,15 @@ class Reading:
         return model_labels(self.config) if self.section.init == "pretrained" else []
 
     @cached_property
+    def processor(self) -> Any:
+        """What reads the rows: a tokenizer that is able to pad, or another processor."""
+        kind: Any = self.auto_processor()
+        return load_tokenizer(self.section) if kind.__name__ == "AutoTokenizer" else load_processor(self.section, kind)
+
+    @property
     def tokenizer(self) -> Any:
-        """The tokenizer, able to pad."""
-        return load_tokenizer(self.section)
+        """The processor, or the part of it that reads text."""
+        return getattr(self.processor, "tokenizer", self.processor)
 
     @cached_property
     def max_length(self) -> int:
@@ -142,6 +151,23 @@ def load_tokenizer(section: ModelSection) -> Any:
                 f"cannot be read: {error.strerror} ({section.chat_template}).", where="model.chat_template"
             ) from None
     return tokenizer
+
+
+def load_processor(section: ModelSection, kind: Any) -> Any:
+    """Load an image processor, a feature extractor, or a processor of several parts.
+
+    Raises:
+        ConfigError: Nothing there that transformers can read.
+    """
+    path = section.tokenizer or section.path
+    key = "model.tokenizer" if section.tokenizer else "model.path"
+    _check_local(path, key, ("preprocessor_config.json", "processor_config.json"), _SET_TOKENIZER)
+    try:
+        return kind.from_pretrained(path, revision=section.revision or "main")
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{path!r} has no processor that can be read: {_first_line(error)}", where=key, fix=_SET_TOKENIZER
+        ) from None
 
 
 def resolve_max_length(asked: int | None, tokenizer: Any, config: Any, reserved: int) -> int:

@@ -47,8 +47,8 @@ def _train(argv: list[str], start: Path, folder: Path, steps: int) -> None:
 
     transformers.logging.set_verbosity_error()
     precision, _ = check_model(recipe)
-    reading = Reading(recipe.model, recipe.data.max_length, virtual_tokens(recipe.peft))
-    data = load_data(recipe.data, task, lambda: reading.tokenizer, lambda _: reading.max_length, lambda: reading.labels)
+    reading = Reading(recipe.model, recipe.data.max_length, task.auto_processor, virtual_tokens(recipe.peft))
+    data = load_data(recipe.data, task, reading)
     ranks = asked_world_size()
     words = training_arguments(recipe, precision, ranks, plan_run(data.splits, recipe).max_steps, folder)
     if not torch.cuda.is_available():
@@ -61,7 +61,7 @@ def _train(argv: list[str], start: Path, folder: Path, steps: int) -> None:
     load(start, pieces(model))
 
     def collate(rows: list[tuple[int, Any]]) -> dict[str, torch.Tensor]:
-        batch = task.collate([example for _, example in rows], reading.tokenizer.pad_token_id)
+        batch = task.collate([example for _, example in rows], reading)
         return {**batch, "sample_ids": torch.tensor([number for number, _ in rows])}
 
     recorder = Recorder(folder, steps)

@@ -14,7 +14,7 @@ from onecurve.tasks.base import Task
 
 def task_names() -> list[str]:
     """Every task the folder holds."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base" and not m.name.startswith("_"))
 
 
 def load_task(section: TaskSection) -> Task:

@@ -1,7 +1,8 @@
-"""The contract between the loop and a task: what a row must hold, and six verbs."""
+"""The contract between the loop and a task: what a row must hold, how it is encoded, and what is learnt from it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
@@ -18,9 +19,12 @@ IGNORE_INDEX = -100
 Row = dict[str, Any]
 """One row of the data by the task's own column names."""
 Example = dict[str, Any]
-"""One encoded example: `input_ids` (list of int), `labels`, whatever else `collate` reads, and `num_items` (int)."""
+"""One encoded example: plain values, whatever `collate` reads, and `num_items`, the terms of its loss: a number, or a
+list with one for each of the task's `terms`."""
 Batch = dict[str, "Tensor"]
 """One micro-batch; every tensor's first dimension is the example."""
+Answer = dict[str, Any]
+"""What a trained model says of one row, as plain values for JSON."""
 
 
 class Settings(BaseModel):
@@ -40,6 +44,10 @@ class Survey:
     the recipe. A later one wins."""
     unseen: list[str] = field(default_factory=list)
     """Labels that no training row has."""
+    label_counts: list[int] = field(default_factory=list)
+    """Training rows (or words) that have each label, in the same order; empty where nobody counts them."""
+    heads: "dict[str, Survey]" = field(default_factory=dict)
+    """Of a task with several heads, what each is told."""
 
     def in_dataset_order(self, declared: Sequence[str]) -> "Survey":
         """Return it with the labels that a dataset declares, those that no row has included.
@@ -49,7 +57,7 @@ class Survey:
         names = set(declared)
         if self.order != "natural" or not self.labels or not set(self.labels) <= names or len(names) < len(declared):
             return self
-        return Survey(list(declared), "dataset", [name for name in declared if name not in self.labels])
+        return self._ordered(list(declared), "dataset", [name for name in declared if name not in self.labels])
 
     def in_model_order(self, known: Sequence[str]) -> "Survey":
         """Return it in the order of the labels that a model was trained on, where they are the same ones."""
@@ -57,78 +65,191 @@ class Survey:
         if self.order == "recipe" or not rows:
             return self
         labels = [name for _, name in sorted(zip(rows, self.labels, strict=True))]
-        return Survey(labels, "model", self.unseen)
+        return self._ordered(labels, "model", self.unseen)
+
+    def _ordered(self, labels: list[str], order: Any, unseen: list[str]) -> "Survey":
+        counts = dict(zip(self.labels, self.label_counts, strict=False))
+        label_counts = [counts.get(name, 0) for name in labels] if counts else []
+        return replace(self, labels=labels, order=order, unseen=unseen, label_counts=label_counts)
 
 
-class Task(Protocol):
-    """What a task is. One file in this folder, with a class of this shape named `Task`."""
+class Processing(Protocol):
+    """What turns rows into model inputs; `model.reading.Reading` is the run's."""
 
-    Settings: ClassVar[type[Settings]]
-    settings: Any
-    """An instance of them."""
+    @property
+    def processor(self) -> Any:
+        """The tokenizer, image processor or feature extractor that the task asks for, loaded."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor, or the part of it that reads text."""
+
+    @property
+    def config(self) -> Any:
+        """The model's transformers config."""
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels that a pretrained model's config names, in the order of its head's rows."""
+        ...
+
+    @property
+    def max_length(self) -> int:
+        """The length that an example may have."""
+        ...
+
+
+class Task(ABC):
+    """What a task is: one file in this folder, with a subclass of this class that is named `Task`.
+
+    What is not abstract has a default that suits a task over text.
+    """
+
+    Settings: ClassVar[type[Settings]] = Settings
     columns: ClassVar[Mapping[str, str]]
     """Column -> what it must hold. A name ending in `?` is optional: the file need not have it."""
-    encoder_version: ClassVar[int]
+    targets: ClassVar[frozenset[str]] = frozenset({"label"})
+    """The columns that are learnt, which a trained model is not told."""
+    encoder_version: ClassVar[int] = 1
     """Raised whenever `encode` changes what it returns, so that old caches are not read."""
+    peft_task_type: ClassVar[str | None] = None
+    """PEFT's name for this kind of model, such as SEQ_CLS or CAUSAL_LM."""
+    metric_names: Sequence[str] = ("loss",)
+    """The numbers among what `metrics` returns under these settings: what `eval.best_metric` may name."""
+    lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss"})
+    """The metrics that get better as they fall; `loss` always does."""
+    terms: Mapping[str, float] = {"loss": 1.0}
+    """The terms of the loss by name, each with its weight: the loss is the weighted sum of their means, each mean over
+    the global batch's items of that term."""
+    packages: ClassVar[frozenset[str]] = frozenset()
+    """Packages, beyond what onecurve itself needs, that the task imports."""
 
-    def __init__(self, settings: Any) -> None: ...
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
 
-    def check(self, row: Row) -> None:
-        """Raise `BadRow` when a value has the wrong type, is empty or cannot be meant. Needs no tokenizer."""
+    # Rows
+
+    def read_text(self, text: str) -> Row:
+        """Return the row that a text alone stands for, where a trained model is asked about one."""
+        return {next(iter(self.columns)).removesuffix("?"): text}
+
+    def check_input(self, row: Row) -> None:  # noqa: B027  columns that are there need no more
+        """Raise `BadRow` when what a trained model reads, labels left aside, is empty or invalid."""
+
+    def check(self, row: Row) -> None:  # noqa: B027  columns that are there need no more
+        """Raise `BadRow` when a value has the wrong type, is empty or is invalid. Needs no tokenizer."""
 
     def survey(self, rows: Iterable[Row]) -> Survey:
         """Read what the training split must tell (label names) from its rows, which passed `check`."""
+        return Survey()
 
-    def check_label(self, row: Row, survey: Survey) -> None:
+    def check_label(self, row: Row, survey: Survey) -> None:  # noqa: B027  a task without labels knows them all
         """Raise `BadRow` when a dev or test row has a label that training never saw."""
 
-    def encode(self, row: Row, survey: Survey, tokenizer: Any, max_length: int, truncate: bool) -> list[Example]:
+    # Examples
+
+    def auto_processor(self) -> type:
+        """Return the transformers class that loads what reads the rows, such as `AutoTokenizer`."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer
+
+    @abstractmethod
+    def encode(self, row: Row, survey: Survey, reading: Processing, truncate: bool) -> list[Example]:
         """Turn one row into examples: one, several (a long document), or none with nothing to learn.
 
-        With `truncate` none is longer than `max_length`; without, it may be, and the caller decides.
+        With `truncate` none is longer than `reading.max_length`; without, it may be, and the caller decides. A row that
+        a trained model is asked about has no label, and then neither has its example.
         """
 
+    def length(self, example: Example) -> int:
+        """Return the length of an example's longest sequence, which `data.max_length` limits."""
+        return len(example["input_ids"])
+
+    def num_tokens(self, example: Example) -> int:
+        """Return how many tokens a model computes for an example."""
+        return self.length(example)
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Example], reading: Processing) -> Batch:
+        """Pad examples to one batch.
+
+        May run in a thread beside the model, and so draws nothing at random.
+        """
+
+    @abstractmethod
+    def num_items(self, batch: Batch) -> Any:
+        """Count the terms of the loss: exactly what `loss_sum` adds up, and the sum of the examples' `num_items`."""
+
+    @abstractmethod
+    def describe(self, example: Example, survey: Survey, tokenizer: Any) -> str:
+        """Show one example as the model sees it: what is read and what is learnt from."""
+
+    # The model
+
+    @abstractmethod
     def auto_model(self) -> type:
         """Return the transformers `AutoModelFor...` class."""
 
     def model_config(self, survey: Survey) -> dict[str, Any]:
         """Return what the model's config must be told (label names, problem type)."""
+        return {}
 
-    peft_task_type: ClassVar[str | None]
-    """PEFT's name for this kind of model, such as SEQ_CLS or CAUSAL_LM."""
-
-    def collate(self, examples: Sequence[Example], pad_id: int) -> Batch:
-        """Pad examples to one batch: `input_ids`, `attention_mask` (int64 [batch, sequence]), `labels`.
-
-        May run in a thread beside the model, and so draws nothing at random.
-        """
-
-    def num_items(self, batch: Batch) -> int:
-        """Count the terms of the loss: exactly what `loss_sum` adds up, and the sum of the examples' `num_items`."""
-
-    def forward(self, model: "nn.Module", batch: Batch) -> "Tensor":
-        """Return the logits: float [batch, classes] or, where tokens are predicted, [targets, vocabulary].
+    def forward(self, model: "nn.Module", batch: Batch) -> Any:
+        """Return the logits, a tensor or several by name, whose first dimension is the example or the target.
 
         Or what `loss_sum` makes of them, a scalar, where `train.logits` is chunked.
         """
+        return model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
 
-    def loss_sum(self, logits: "Tensor", batch: Batch) -> "Tensor":
-        """Loss *summed* over the batch's items, float32 [], in nats (regression: squared units)."""
+    @abstractmethod
+    def loss_sum(self, outputs: Any, batch: Batch) -> "Tensor":
+        """Loss *summed* over the batch's items, float32 [terms], or [] where there is one term, in nats.
 
-    def predict(self, logits: "Tensor", batch: Batch) -> list[tuple[Any, Any]]:
+        (Regression: squared units.) Every term is computed in every pass, zero where the batch has no item of it: a
+        head that one rank does not run would keep the others waiting.
+        """
+
+    # Scores
+
+    def predict(self, outputs: Any, batch: Batch) -> list[tuple[Any, Any]]:
         """Return (prediction, reference) per example as plain values; empty where only the loss is scored."""
+        return []
 
     def metrics(self, pairs: Sequence[tuple[Any, Any]], loss: float, survey: Survey) -> dict[str, Any]:
         """Score a whole split: names to numbers, and what has parts (per class, confusion) to nested values."""
+        return {"loss": loss}
 
-    metric_names: Sequence[str]
-    """The numbers among what `metrics` returns under these settings: what `eval.best_metric` may name."""
+    # Predictions
 
-    lower_is_better: ClassVar[frozenset[str]]
-    """The metrics that get better as they fall; `loss` always does."""
+    def answers(self, outputs: Any, batch: Batch, examples: Sequence[Example], survey: Survey) -> list[Answer]:
+        """Return what a trained model says of each example: `label`, `probability`, `value`, `entities`, ...
 
-    def describe(self, example: Example, survey: Survey, tokenizer: Any) -> str:
-        """Show one example as the model sees it: what is read and what is learnt from."""
+        A task that `Generates` need not; one that does neither cannot be asked.
+        """
+        raise NotImplementedError
+
+
+@runtime_checkable
+class Generates(Protocol):
+    """A task whose models write text."""
+
+    def end_token(self, tokenizer: Any) -> int | None:
+        """Return the token that the model learns to end with; None where that cannot be told."""
+
+    def prompt(self, row: Row, reading: Processing) -> Example:
+        """Encode what the model reads before it writes: exactly what stood before an answer in training."""
+
+    def generate(self, model: Any, examples: Sequence[Example], reading: Processing, **options: Any) -> list[str]:
+        """Write on after each prompt and return the new text, special tokens left out.
+
+        Args:
+            model: A transformers or PEFT model.
+            examples: What `prompt` returned.
+            reading: Made them.
+            **options: Of transformers' `generate`.
+        """
+        ...
 
 
 @runtime_checkable
@@ -140,17 +261,18 @@ class Recognises(Protocol):
     has no `data.columns` and the row has no column of the task's own form but those that the two share."""
 
 
-@runtime_checkable
-class Writes(Protocol):
-    """A task whose model writes text."""
-
-    def end_token(self, tokenizer: Any) -> int | None:
-        """Return the token that the model learns to end with; None where that cannot be told."""
-
-
 def pad(rows: Sequence[Sequence[int]], value: int) -> "Tensor":
     """Right-pad rows of ids to int64 [len(rows), longest]."""
     import torch
 
     width = max(map(len, rows))
     return torch.tensor([list(row) + [value] * (width - len(row)) for row in rows])
+
+
+def pad_text(examples: Sequence[Example], pad_id: int) -> Batch:
+    """Return `input_ids` and `attention_mask`, int64 [batch, longest], of examples that have `input_ids`.
+
+    The mask comes from lengths, never from `pad_id`: where that is also the end token, an end token stays one.
+    """
+    rows = [example["input_ids"] for example in examples]
+    return {"input_ids": pad(rows, pad_id), "attention_mask": pad([[1] * len(row) for row in rows], 0)}

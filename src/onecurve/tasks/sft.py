@@ -1,9 +1,9 @@
 """Supervised fine-tuning: prompts and conversations of which only the answers are learnt."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import date as Date
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator
 
@@ -13,15 +13,13 @@ from onecurve.content.conversations import (
     Document,
     Message,
     answer_end,
+    render,
     render_conversation,
     tokenise,
 )
 from onecurve.errors import ConfigError
-from onecurve.losses.next_token import mark_learnt, next_token_logits, next_token_loss_sum
-from onecurve.tasks.base import IGNORE_INDEX, BadRow, Batch, Example, Row, Settings, Survey, pad
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from onecurve.tasks._next_token import NextTokenTask
+from onecurve.tasks.base import IGNORE_INDEX, BadRow, Example, Processing, Row, Settings, Survey
 
 _ROLES = ("system", "user", "assistant")
 
@@ -43,7 +41,7 @@ class SftSettings(Settings):
     """What a chat template that prints today's date prints, so that the examples are the same every day."""
 
 
-class Task:
+class Task(NextTokenTask):
     """Learn the answers of conversations.
 
     With a chat template the row is rendered by it once and tokenised once. An answer is what rendering the messages
@@ -63,23 +61,19 @@ class Task:
         "Dolly": {"prompt": "instruction", "input?": "context", "response": "response"},
     }
     encoder_version: ClassVar[int] = 2
-    peft_task_type: ClassVar[str | None] = "CAUSAL_LM"
-    metric_names: Sequence[str] = ("loss", "perplexity")
-    lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss", "perplexity"})
+    targets: ClassVar[frozenset[str]] = frozenset({"response"})
 
-    def __init__(self, settings: SftSettings) -> None:
-        self.settings = settings
+    def read_text(self, text: str) -> Row:
+        return {"prompt": text}
+
+    def check_input(self, row: Row) -> None:
+        _question(row)
 
     def check(self, row: Row) -> None:
         _messages(row)
 
-    def survey(self, rows: Iterable[Row]) -> Survey:
-        return Survey()
-
-    def check_label(self, row: Row, survey: Survey) -> None:
-        """Nothing to check: any answer is a target."""
-
-    def encode(self, row: Row, survey: Survey, tokenizer: Any, max_length: int, truncate: bool) -> list[Example]:
+    def encode(self, row: Row, survey: Survey, reading: Processing, truncate: bool) -> list[Example]:
+        tokenizer = reading.tokenizer
         messages = _messages(row)
         if tokenizer.chat_template:
             try:
@@ -99,7 +93,7 @@ class Task:
         ids, learnt = tokenise(document, tokenizer)
         labels = [token if is_learnt else IGNORE_INDEX for token, is_learnt in zip(ids, learnt, strict=True)]
         if truncate:
-            ids, labels = ids[:max_length], labels[:max_length]
+            ids, labels = ids[: reading.max_length], labels[: reading.max_length]
         num_items = sum(label != IGNORE_INDEX for label in labels[1:])
         return [{"input_ids": ids, "labels": labels, "num_items": num_items}] if num_items else []
 
@@ -107,42 +101,33 @@ class Task:
         eos: int | None = tokenizer.eos_token_id
         return answer_end(tokenizer, self.settings.date) if tokenizer.chat_template else eos
 
-    def auto_model(self) -> type:
-        from transformers import AutoModelForCausalLM
+    def prompt(self, row: Row, reading: Processing) -> Example:
+        tokenizer = reading.tokenizer
+        if tokenizer.chat_template:
+            try:
+                text = render(_question(row), tokenizer, self.settings.date, add_generation_prompt=True)
+            except CannotRender as error:
+                raise BadRow(str(error)) from None
+        elif _given(row, "messages"):
+            raise BadRow("has messages, and this model's tokenizer has no chat template")
+        else:
+            text = _question(row)[0]["content"] + self.settings.separator
+        special = not tokenizer.chat_template
+        encoded = tokenizer(text, add_special_tokens=special, return_attention_mask=False, verbose=False)
+        ids = encoded["input_ids"]
+        if special and ids[-1:] == [tokenizer.eos_token_id]:  # some tokenizers end with it by themselves
+            ids.pop()
+        return {"input_ids": ids}
 
-        return AutoModelForCausalLM
 
-    def model_config(self, survey: Survey) -> dict[str, Any]:
-        return {}
-
-    def collate(self, examples: Sequence[Example], pad_id: int) -> Batch:
-        # Mask and labels come from lengths, never from pad_id: where it is also the end token, that one is learnt
-        return {
-            "input_ids": pad([e["input_ids"] for e in examples], pad_id),
-            "attention_mask": pad([[1] * len(e["input_ids"]) for e in examples], 0),
-            "labels": pad([e["labels"] for e in examples], IGNORE_INDEX),
-        }
-
-    def num_items(self, batch: Batch) -> int:
-        return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
-
-    def forward(self, model: "nn.Module", batch: Batch) -> "Tensor":
-        return next_token_logits(model, batch, IGNORE_INDEX)
-
-    def loss_sum(self, logits: "Tensor", batch: Batch) -> "Tensor":
-        return next_token_loss_sum(logits, batch["labels"], IGNORE_INDEX)
-
-    def predict(self, logits: "Tensor", batch: Batch) -> list[tuple[Any, Any]]:
-        return []
-
-    def metrics(self, pairs: Sequence[tuple[Any, Any]], loss: float, survey: Survey) -> dict[str, Any]:
-        from onecurve.metrics.perplexity import perplexity
-
-        return {"loss": loss, "perplexity": perplexity(loss)}
-
-    def describe(self, example: Example, survey: Survey, tokenizer: Any) -> str:
-        learnt = [place > 0 and label != IGNORE_INDEX for place, label in enumerate(example["labels"])]
-        return mark_learnt(example["input_ids"], learnt, tokenizer)
+def _question(row: Row) -> list[Message]:
+    """Return the turns that an answer follows."""
+    if not _given(row, "messages"):
+        return [{"role": "user", "content": _prompt(row)}]
+    messages = _read_messages(row["messages"])
+    if messages[-1]["role"] == "assistant":
+        raise BadRow("messages ends with an assistant turn; what is to be answered must come last")
+    return messages
 
 
 def _given(row: Row, column: str) -> bool:
@@ -167,11 +152,15 @@ def _messages(row: Row) -> list[Message]:
         return messages[: last + 1]
     if not _given(row, "prompt") and not _given(row, "response"):
         raise BadRow("has neither prompt and response nor messages")
-    prompt, response = (_text(row.get(column), column) for column in ("prompt", "response"))
-    about = row.get("input")
-    if _given(row, "input") and not (isinstance(about, str) and about.isspace()):
-        prompt = f"{prompt}\n{_text(about, 'input')}"  # as LLaMA-Factory joins them
+    prompt, response = _prompt(row), _text(row.get("response"), "response")
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+
+
+def _prompt(row: Row) -> str:
+    prompt, about = _text(row.get("prompt"), "prompt"), row.get("input")
+    if not _given(row, "input") or (isinstance(about, str) and about.isspace()):
+        return prompt
+    return f"{prompt}\n{_text(about, 'input')}"  # as LLaMA-Factory joins them
 
 
 def _read_messages(value: Any) -> list[Message]:

@@ -12,10 +12,11 @@ from onecurve.content.label_sets import LabelSets
 from onecurve.content.labels import in_natural_order, label_name, read_name
 from onecurve.errors import DataError
 from onecurve.metrics import NUMBERS
-from onecurve.tasks.base import BadRow, Batch, Example, Row, Settings, Survey, pad
+from onecurve.tasks import base
+from onecurve.tasks.base import Answer, BadRow, Batch, Example, Processing, Row, Settings, Survey, pad, pad_text
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 class TextClassificationSettings(Settings):
@@ -49,7 +50,7 @@ class TextClassificationSettings(Settings):
         return self
 
 
-class Task:
+class Task(base.Task):
     """Say what a text is: one of several labels, any of several, or a number."""
 
     Settings: ClassVar[type[Settings]] = TextClassificationSettings
@@ -63,14 +64,17 @@ class Task:
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss", "mse", "mae"})
 
     def __init__(self, settings: TextClassificationSettings) -> None:
-        self.settings = settings
+        super().__init__(settings)
         self.metric_names: Sequence[str] = ("loss", *NUMBERS[settings.problem_type])
         self._problem: _Problem = _PROBLEMS[settings.problem_type](settings)
 
-    def check(self, row: Row) -> None:
+    def check_input(self, row: Row) -> None:
         _check_text(row.get("text"), "text")
         if row.get("text_pair") is not None:
             _check_text(row["text_pair"], "text_pair")
+
+    def check(self, row: Row) -> None:
+        self.check_input(row)
         if row.get("label") is None:
             raise BadRow("label is missing")
         names = self._problem.names(row["label"])
@@ -96,13 +100,14 @@ class Task:
         names = self._problem.names(row["label"])
         _check_known(names, survey.labels, "was never seen in training")
 
-    def encode(self, row: Row, survey: Survey, tokenizer: Any, max_length: int, truncate: bool) -> list[Example]:
-        limit = {"truncation": True, "max_length": max_length} if truncate else {"truncation": False}
+    def encode(self, row: Row, survey: Survey, reading: Processing, truncate: bool) -> list[Example]:
+        limit = {"truncation": True, "max_length": reading.max_length} if truncate else {"truncation": False}
         # verbose=False: what happens to a long example is the caller's to decide and to report
-        encoded = tokenizer(row["text"], row.get("text_pair"), verbose=False, **limit)
-        label = self._problem.target(row["label"], survey.labels)
-        example = {"input_ids": encoded["input_ids"], "labels": label}
-        example["num_items"] = len(label) if isinstance(label, list) else 1
+        encoded = reading.tokenizer(row["text"], row.get("text_pair"), verbose=False, **limit)
+        example = {"input_ids": encoded["input_ids"], "num_items": 0}
+        if row.get("label") is not None:
+            label = self._problem.target(row["label"], survey.labels)
+            example |= {"labels": label, "num_items": len(label) if isinstance(label, list) else 1}
         # All zero for a single text, which is also what a model takes them for when it is given none
         if any(encoded.get("token_type_ids") or ()):
             example["token_type_ids"] = encoded["token_type_ids"]
@@ -120,22 +125,19 @@ class Task:
             config["label2id"] = {name: index for index, name in enumerate(survey.labels)}
         return config
 
-    def collate(self, examples: Sequence[Example], pad_id: int) -> Batch:
+    def collate(self, examples: Sequence[Example], reading: Processing) -> Batch:
         import torch
 
-        rows = [e["input_ids"] for e in examples]
-        batch = {"input_ids": pad(rows, pad_id), "attention_mask": pad([[1] * len(row) for row in rows], 0)}
+        batch = pad_text(examples, reading.tokenizer.pad_token_id)
         if any("token_type_ids" in e for e in examples):
             batch["token_type_ids"] = pad([e.get("token_type_ids", [0] * len(e["input_ids"])) for e in examples], 0)
         dtype = torch.int64 if self.settings.problem_type == "single_label_classification" else torch.float32
-        batch["labels"] = torch.tensor([e["labels"] for e in examples], dtype=dtype)
+        if all("labels" in e for e in examples):
+            batch["labels"] = torch.tensor([e["labels"] for e in examples], dtype=dtype)
         return batch
 
     def num_items(self, batch: Batch) -> int:
         return batch["labels"].numel()
-
-    def forward(self, model: "nn.Module", batch: Batch) -> "Tensor":
-        return model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
 
     def loss_sum(self, logits: "Tensor", batch: Batch) -> "Tensor":
         return self._problem.loss_sum(logits.float(), batch["labels"])
@@ -145,6 +147,9 @@ class Task:
 
     def metrics(self, pairs: Sequence[tuple[Any, Any]], loss: float, survey: Survey) -> dict[str, Any]:
         return {"loss": loss, **self._problem.metrics(pairs, survey.labels)}
+
+    def answers(self, outputs: Any, batch: Batch, examples: Sequence[Example], survey: Survey) -> list[Answer]:
+        return [self._problem.answer(row, survey.labels) for row in outputs.float()]
 
     def describe(self, example: Example, survey: Survey, tokenizer: Any) -> str:
         text = tokenizer.decode(example["input_ids"], clean_up_tokenization_spaces=False)
@@ -181,6 +186,12 @@ class _SingleLabel:
 
         return score_classification(pairs, names)
 
+    def answer(self, logits: "Tensor", names: list[str]) -> Answer:
+        probabilities = logits.softmax(-1).tolist()
+        best = int(logits.argmax())
+        named = dict(zip(names, probabilities, strict=True))
+        return {"label": names[best], "probability": probabilities[best], "probabilities": named}
+
     def show(self, target: int, names: list[str]) -> str:
         return names[target]
 
@@ -208,6 +219,10 @@ class _MultiLabel:
         from onecurve.metrics.multilabel import score_multilabel
 
         return score_multilabel(pairs, names)
+
+    def answer(self, logits: "Tensor", names: list[str]) -> Answer:
+        named = dict(zip(names, logits.sigmoid().tolist(), strict=True))
+        return {"label": [name for name, logit in zip(names, logits, strict=True) if logit > 0], "probabilities": named}
 
     def show(self, target: list[int], names: list[str]) -> str:
         return ", ".join(name for name, is_in in zip(names, target, strict=True) if is_in)
@@ -240,6 +255,9 @@ class _Regression:
         from onecurve.metrics.regression import score_regression
 
         return score_regression(pairs)
+
+    def answer(self, logits: "Tensor", names: list[str]) -> Answer:
+        return {"value": logits.item()}
 
     def show(self, target: float, names: list[str]) -> str:
         return str(target)

@@ -3,6 +3,7 @@
 import json
 import sys
 from math import isfinite
+from time import time
 from typing import Any
 
 from accelerate import Accelerator
@@ -68,7 +69,7 @@ class Tracker:
         """Append one line to metrics.jsonl and send its numbers to the trackers."""
         if not self.main:
             return
-        line = {"event": event, "step": step, **_finite(values)}
+        line = {"event": event, "step": step, "time": round(time(), 3), **_finite(values)}
         self.directory.append(json.dumps(line, allow_nan=False))
         numbers = {f"{event}/{k}": v for k, v in values.items() if isinstance(v, (int, float))}
         self.accelerator.log(numbers, step=step)
@@ -77,7 +78,7 @@ class Tracker:
         """Record what one optimizer step returned; return the step."""
         outcome = {name: value for name, value in outcome.items() if name not in ("fault", "ranks")}
         seconds = outcome.pop("seconds")
-        self.tokens, self.seconds = self.tokens + outcome.pop("num_tokens"), self.seconds + seconds
+        self.tokens, self.seconds = self.tokens + outcome["num_tokens"], self.seconds + seconds
         self.total_seconds += seconds
         self.steps += 1
         rate = self.tokens / self.seconds

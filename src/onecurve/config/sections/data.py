@@ -16,8 +16,9 @@ class DataSection(Section):
     """The test split, scored once at the end."""
     columns: dict[str, str] = Field(default_factory=dict)
     """What the task needs -> what the file calls it (a position from 0 where a CSV has no header); '': read none."""
-    format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "text"] = "auto"
-    """auto: by the file's suffix."""
+    format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "text", "conll", "parallel"] = "auto"
+    """auto: by the file's suffix. parallel: a file a column, line by line; `columns` names their suffixes, such as
+    {source: en, target: de}, and `train`, `eval` and `test` the path before them."""
     encoding: str = "utf-8"
     """Of text files."""
     header: bool = True

@@ -1,0 +1,60 @@
+"""task.json beside the weights: what was learnt, so that a model can be asked exactly as it was trained."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from onecurve.errors import ConfigError
+from onecurve.tasks.base import Survey, Task
+
+NAME = "task.json"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """What a trained model's reader has to know."""
+
+    name: str
+    """Of the task, as a recipe names it."""
+    settings: dict[str, Any]
+    """The task's own, resolved."""
+    survey: Survey
+    columns: dict[str, str]
+    """What the task needs -> what the training data called it."""
+    max_length: int
+    """The length that an example might have in training."""
+
+    @classmethod
+    def of(cls, name: str, task: Task, survey: Survey, columns: dict[str, str], max_length: int) -> "TaskFile":
+        """Describe what a run trains."""
+        return cls(name, task.settings.model_dump(mode="json"), survey, columns, max_length)
+
+    def write(self, folder: Path) -> None:
+        """Write it into a model folder."""
+        text = json.dumps({"version": _VERSION, **asdict(self)}, indent=1, ensure_ascii=False)
+        (folder / NAME).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> "TaskFile | None":
+        """Read that of a model folder; None where it has none.
+
+        Raises:
+            ConfigError: It cannot be read, or another version wrote it.
+        """
+        path = folder / NAME
+        if not path.is_file():
+            return None
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values.pop("version") != _VERSION:
+                raise ConfigError("another version of onecurve wrote it.", where=str(path))
+            return cls(**{**values, "survey": _survey(values["survey"])})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"cannot be read: {error}.", where=str(path)) from None
+
+
+def _survey(values: dict[str, Any]) -> Survey:
+    heads = {name: _survey(head) for name, head in values.get("heads", {}).items()}
+    return Survey(**{**values, "heads": heads})

@@ -1,0 +1,1 @@
+"""Asking a trained model: its folder loaded, rows read without labels, answers in the task's own words."""

@@ -1,0 +1,111 @@
+"""What a trained model says of rows, one answer a row, in their order."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from onecurve.data.rows import Broken, Located
+from onecurve.errors import ConfigError
+from onecurve.prediction.trained import Trained
+from onecurve.tasks.base import Answer, BadRow, Example, Generates, Row, Task
+
+_CUT = "truncated"
+_BATCHES_SORTED = 16
+"""Batches among which rows are put together by length."""
+
+
+def answer(
+    trained: Trained, rows: Iterable[Located | Broken], batch_size: int, max_new_tokens: int
+) -> Iterator[Answer]:
+    """Ask a model about rows.
+
+    Args:
+        trained: The model.
+        rows: By the task's own column names; labels need not be there.
+        batch_size: Rows of one forward pass.
+        max_new_tokens: How far a model that writes text writes.
+
+    Yields:
+        The answer to each row, in their order: what the task says (and `truncated`, where the row is longer than the
+        model reads), or `error` where the row cannot be used.
+    """
+    rows = iter(rows)
+    while window := list(islice(rows, batch_size * _BATCHES_SORTED)):
+        encoded = [_encode(trained, row) for row in window]
+        answers = [value if isinstance(value, str) else None for value in encoded]
+        examples = {place: value for place, value in enumerate(encoded) if not isinstance(value, str)}
+        order = sorted(examples, key=lambda place: -trained.task.length(examples[place]))
+        said: dict[int, Answer] = {}
+        for start in range(0, len(order), batch_size):
+            places = order[start : start + batch_size]
+            found = _ask(trained, [examples[place] for place in places], max_new_tokens)
+            said.update(zip(places, found, strict=True))
+        for place, error in enumerate(answers):
+            if error is None:
+                yield said[place] | ({"truncated": True} if examples[place].get(_CUT) else {})
+            else:
+                yield {"error": error}
+
+
+def _encode(trained: Trained, found: Located | Broken) -> Example | str:
+    """Return a row as an example, or why it is none."""
+    if isinstance(found, Broken):
+        return found.reason
+    try:
+        trained.task.check_input(found.row)
+        if isinstance(trained.task, Generates):
+            return _fitting(trained, trained.task.prompt(found.row, trained))
+        row = _unlabelled(trained.task, found.row)
+        examples = trained.task.encode(row, trained.survey, trained, truncate=False)
+        if max(map(trained.task.length, examples), default=0) > trained.max_length:
+            examples = trained.task.encode(row, trained.survey, trained, truncate=True)
+            examples = [{**example, _CUT: True} for example in examples]
+    except BadRow as error:
+        return str(error)
+    return examples[0] if examples else "nothing to read"
+
+
+def _fitting(trained: Trained, prompt: Example) -> Example | str:
+    length = trained.task.length(prompt)
+    if length >= trained.max_length:
+        return f"has {length} tokens, and the model reads and writes {trained.max_length} in all"
+    return prompt
+
+
+def _unlabelled(task: Task, row: Row) -> Row:
+    return {name: value for name, value in row.items() if name not in task.targets}
+
+
+def _ask(trained: Trained, examples: list[Example], max_new_tokens: int) -> list[Answer]:
+    import torch
+
+    task = trained.task
+    with torch.inference_mode():
+        if isinstance(task, Generates):
+            texts = task.generate(trained.model, examples, trained, max_new_tokens=max_new_tokens, do_sample=False)
+            return [{"text": text} for text in texts]
+        batch = {name: tensor.to(trained.model.device) for name, tensor in task.collate(examples, trained).items()}
+        return task.answers(task.forward(trained.model, batch), batch, examples, trained.survey)
+
+
+def check_askable(task: Task, name: str) -> None:
+    """Raise `ConfigError` where a task's models have nothing to say of a row."""
+    if not isinstance(task, Generates) and type(task).answers is Task.answers:
+        raise ConfigError(f"a model trained for {name} has no answers to give.")
+
+
+def plain(told: Answer, text: Any) -> str:
+    """Return an answer as a line for a terminal: what is said, then what it was said of."""
+    if "error" in told:
+        return f"error: {told['error']}\t{text}"
+    if "text" in told:
+        return str(told["text"])
+    if "value" in told:
+        return f"{told['value']:.4f}\t{text}"
+    if "entities" in told:
+        found = ", ".join(f"{one['type']} {one['text']!r}" for one in told["entities"])
+        return f"{found or '(none)'}\t{text}"
+    label, probabilities = told["label"], told["probabilities"]
+    if isinstance(label, list):
+        return f"{', '.join(f'{name} {probabilities[name]:.3f}' for name in label) or '(none)'}\t{text}"
+    return f"{label} {told['probability']:.3f}\t{text}"

@@ -1,0 +1,139 @@
+"""A trained model folder, loaded: a full model or an adapter on its base, and the task that it was trained for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onecurve.config import ModelSection, TaskSection
+from onecurve.errors import ConfigError
+from onecurve.export.adapter_folder import base_of, described_in
+from onecurve.export.task_file import NAME, TaskFile
+from onecurve.machine.distributed import computes_natively
+from onecurve.model.generation import read_generation_config
+from onecurve.model.reading import load_tokenizer
+from onecurve.tasks import load_task, task_names
+from onecurve.tasks.base import Survey, Task
+
+_HALF = {"bfloat16": "bf16", "float16": "fp16"}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model to be asked, and all that is needed to ask it. It serves as the task's `Processing`."""
+
+    task: Task
+    survey: Survey
+    columns: dict[str, str]
+    processor: Any
+    model: Any
+    """On its device, in evaluation mode."""
+    max_length: int
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor, or the part of it that reads text."""
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels that it was trained on."""
+        return self.survey.labels
+
+    @property
+    def config(self) -> Any:
+        """The model's transformers config."""
+        return self.model.config
+
+
+def load_trained(folder: Path, task_name: str | None = None) -> Trained:
+    """Load a model folder onto the accelerator where there is one, in the precision it is stored in.
+
+    Args:
+        folder: A run's model/, or what `onecurve checkpoint convert` wrote.
+        task_name: The task to ask it for, where the folder has no task.json.
+
+    Raises:
+        ConfigError: No model folder, no task that is known, or weights that cannot be read.
+    """
+    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise ConfigError(f"{str(folder)!r} is not a model folder: it has no config.json and no adapter_config.json.")
+    known = TaskFile.read(folder) or _guess(folder, task_name)
+    task = load_task(TaskSection(name=known.name, **known.settings))
+    processor = load_tokenizer(ModelSection(path=str(folder)))
+    model = _load_model(folder, task, known.survey)
+    model.to(_device()).eval()
+    return Trained(task, known.survey, known.columns, processor, model, known.max_length)
+
+
+def _guess(folder: Path, task_name: str | None) -> TaskFile:
+    """Find what a folder without task.json, such as a converted one, can be asked for."""
+    from transformers import AutoConfig
+
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{str(folder)!r} has no {NAME}: it is an adapter that another tool wrote.")
+    config = AutoConfig.from_pretrained(folder)
+    names = [task_name] if task_name else [name for name in task_names() if _loads(name, config)]
+    if len(names) != 1:
+        found = f"{' and '.join(names)} fit it" if names else "no task fits it"
+        raise ConfigError(
+            f"{str(folder)!r} has no {NAME} that says what it was trained for, and {found}.",
+            fix="Name one with --task.",
+        )
+    labels = [config.id2label[number] for number in sorted(config.id2label or {})]
+    kind = load_task(TaskSection(name=names[0])).Settings
+    told = {key: getattr(config, key) for key in kind.model_fields if getattr(config, key, None) is not None}
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    length = limit if isinstance(limit, int) and limit > 0 else 2048
+    return TaskFile(names[0], told, Survey(labels), {}, length)
+
+
+def _loads(name: str, config: Any) -> bool:
+    """Whether a task's kind of model is the one that a config names."""
+    mapping = getattr(load_task(TaskSection(name=name)).auto_model(), "_model_mapping", {})
+    if type(config) not in mapping:
+        return False
+    found = mapping[type(config)]
+    classes = found if isinstance(found, tuple) else (found,)
+    return any(kind.__name__ in (config.architectures or ()) for kind in classes)
+
+
+def _load_model(folder: Path, task: Task, survey: Survey) -> Any:
+    auto: Any = task.auto_model()
+    try:
+        if not (folder / "adapter_config.json").is_file():
+            return auto.from_pretrained(folder, dtype=_dtype(folder))
+        return _load_adapter(folder, auto, task, survey)
+    except (OSError, ValueError, RuntimeError) as error:
+        line = str(error).strip().split("\n")[0]
+        raise ConfigError(f"{str(folder)!r} cannot be loaded: {line}") from None
+
+
+def _load_adapter(folder: Path, auto: Any, task: Task, survey: Survey) -> Any:
+    from peft import PeftConfig, PeftModel
+    from transformers import AutoConfig
+
+    import onecurve.adapters.bottleneck  # noqa: F401  registers the bottleneck adapter with PEFT
+
+    adapter, described = PeftConfig.from_pretrained(str(folder)), described_in(folder)
+    base = base_of(folder, adapter)
+    told: dict[str, Any] = task.model_config(survey)
+    if (described / "config.json").is_file():
+        told = {"config": AutoConfig.from_pretrained(described)}
+    revision = adapter.revision or "main"
+    model = auto.from_pretrained(base, dtype=_dtype(base, revision), revision=revision, **told)
+    read_generation_config(model, described)
+    return PeftModel.from_pretrained(model, str(folder))
+
+
+def _dtype(path: str | Path, revision: str = "main") -> str:
+    """Return the precision that weights are stored in, or float32 where this device could only emulate it."""
+    from transformers import AutoConfig
+
+    stored = str(AutoConfig.from_pretrained(path, revision=revision).dtype or "float32").removeprefix("torch.")
+    return "float32" if stored in _HALF and not computes_natively(_HALF[stored]) else stored
+
+
+def _device() -> Any:
+    import torch
+
+    return torch.accelerator.current_accelerator() or torch.device("cpu")

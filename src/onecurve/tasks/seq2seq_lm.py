@@ -1,0 +1,123 @@
+"""Sequence to sequence: a source text, of which an encoder-decoder writes the target, such as its translation."""
+
+from collections.abc import Mapping, Sequence
+from reprlib import repr as short
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from onecurve.errors import ConfigError
+from onecurve.losses.next_token import target_logits, target_loss_sum
+from onecurve.tasks import base
+from onecurve.tasks.base import IGNORE_INDEX, BadRow, Batch, Example, Processing, Row, Settings, Survey, pad, pad_text
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Seq2SeqLmSettings(Settings):
+    prefix: str = ""
+    """What stands before every source, such as T5's "translate English to German: "."""
+
+
+class Task(base.Task):
+    """Write the target of a source.
+
+    The decoder reads the target shifted by one, as the model itself shifts it (T5 and BART begin with a start token,
+    mBART with the language), and every token of the target, its end token included, is learnt.
+    """
+
+    Settings: ClassVar[type[Settings]] = Seq2SeqLmSettings
+    columns: ClassVar[Mapping[str, str]] = {"source": "what is read: non-empty text", "target": "what is written of it"}
+    targets: ClassVar[frozenset[str]] = frozenset({"target"})
+    peft_task_type: ClassVar[str | None] = "SEQ_2_SEQ_LM"
+    metric_names: Sequence[str] = ("loss", "perplexity")
+    lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss", "perplexity"})
+
+    def check_input(self, row: Row) -> None:
+        _check_text(row, "source")
+
+    def check(self, row: Row) -> None:
+        self.check_input(row)
+        _check_text(row, "target")
+
+    def encode(self, row: Row, survey: Survey, reading: Processing, truncate: bool) -> list[Example]:
+        if not reading.config.is_encoder_decoder:
+            raise ConfigError(
+                f"{reading.config.model_type} has no encoder and decoder, which seq2seq_lm needs.",
+                where="model.path",
+                fix="Take a model such as T5, BART, mBART or Marian, or the task sft.",
+            )
+        options: dict[str, Any] = {"verbose": False, "return_attention_mask": False}
+        limit = {"truncation": True, "max_length": reading.max_length} if truncate else {}
+        source = reading.tokenizer(self.settings.prefix + row["source"], **options, **limit)["input_ids"]
+        if row.get("target") is None:
+            return [{"input_ids": source, "num_items": 0}]
+        labels, eos = (
+            reading.tokenizer(text_target=row["target"], **options)["input_ids"],
+            reading.tokenizer.eos_token_id,
+        )
+        if labels and labels[-1] != eos and eos is not None:  # most tokenizers end with it by themselves
+            labels.append(eos)
+        if truncate:
+            labels = labels[: reading.max_length]
+        return [{"input_ids": source, "labels": labels, "num_items": len(labels)}] if labels else []
+
+    def length(self, example: Example) -> int:
+        return max(len(example["input_ids"]), len(example.get("labels", ())))
+
+    def num_tokens(self, example: Example) -> int:
+        return len(example["input_ids"]) + len(example.get("labels", ()))
+
+    def auto_model(self) -> type:
+        from transformers import AutoModelForSeq2SeqLM
+
+        return AutoModelForSeq2SeqLM
+
+    def collate(self, examples: Sequence[Example], reading: Processing) -> Batch:
+        batch = pad_text(examples, reading.tokenizer.pad_token_id)
+        if all("labels" in e for e in examples):
+            batch["labels"] = pad([e["labels"] for e in examples], IGNORE_INDEX)
+        return batch
+
+    def num_items(self, batch: Batch) -> int:
+        return int((batch["labels"] != IGNORE_INDEX).sum())
+
+    def forward(self, model: "nn.Module", batch: Batch) -> "Tensor":
+        unwrapped: Any = getattr(model, "module", model)
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        inputs["decoder_input_ids"] = unwrapped.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+        return target_logits(model, inputs, batch["labels"], IGNORE_INDEX)
+
+    def loss_sum(self, outputs: "Tensor", batch: Batch) -> "Tensor":
+        return target_loss_sum(outputs, batch["labels"], IGNORE_INDEX)
+
+    def metrics(self, pairs: Sequence[tuple[Any, Any]], loss: float, survey: Survey) -> dict[str, Any]:
+        from onecurve.metrics.perplexity import perplexity
+
+        return {"loss": loss, "perplexity": perplexity(loss)}
+
+    def end_token(self, tokenizer: Any) -> int | None:
+        eos: int | None = tokenizer.eos_token_id
+        return eos
+
+    def prompt(self, row: Row, reading: Processing) -> Example:
+        (example,) = self.encode({"source": row["source"]}, Survey(), reading, truncate=False)
+        return example
+
+    def generate(self, model: Any, examples: Sequence[Example], reading: Processing, **options: Any) -> list[str]:
+        batch = pad_text(examples, reading.tokenizer.pad_token_id)
+        inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        return reading.tokenizer.batch_decode(model.generate(**inputs, **options), skip_special_tokens=True)
+
+    def describe(self, example: Example, survey: Survey, tokenizer: Any) -> str:
+        source, target = (tokenizer.decode(example[name]) for name in ("input_ids", "labels"))
+        return f"{source} -> «{target}»"
+
+
+def _check_text(row: Row, column: str) -> None:
+    value = row.get(column)
+    if value is None:
+        raise BadRow(f"{column} is missing")
+    if not isinstance(value, str):
+        raise BadRow(f"{column} must be text; got {short(value)} ({type(value).__name__})")
+    if not value.strip():
+        raise BadRow(f"{column} is empty")

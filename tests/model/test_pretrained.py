@@ -185,7 +185,7 @@ DAMAGED = {
     ),
     "one tensor lost": ("roberta", without("layer.1.output.dense.weight"), r"1 missing \(roberta.encoder.layer.1.out"),
     "embeddings lost": ("tied llama", without("embed_tokens"), r"missing \(model.embed_tokens.weight\)"),
-    "half a pooler": ("distilbert", without("ffn.lin1.bias"), r"2 missing \(distilbert.transformer.layer.0.ffn.lin1.b"),
+    "a bias lost": ("distilbert", without("ffn.lin1.bias"), r"2 missing \(distilbert.transformer.layer.0.ffn.lin1.b"),
 }
 
 

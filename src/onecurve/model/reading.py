@@ -87,14 +87,14 @@ def set_padding(config: Any, tokenizer: Any, pretrained: bool) -> None:
             fix="Take the tokenizer that belongs to the model.",
         )
     own = getattr(text, "pad_token_id", None)
-    if pretrained and own not in (None, pad) and _places_texts_by_padding(config):
-        return  # padding comes last, so that these weights read a text right with either id, but only from their places
+    if pretrained and own not in (None, pad) and _counts_from_padding(config):
+        return  # these weights know the positions they were trained with, and padding, which comes last, moves none
     for part in (config, text):
         part.pad_token_id = pad
 
 
-def _places_texts_by_padding(config: Any) -> bool:
-    """Whether a model's first position follows from the padding id, as RoBERTa's does."""
+def _counts_from_padding(config: Any) -> bool:
+    """Whether a model counts its positions from the padding id, as RoBERTa does."""
     import torch
     from transformers import AutoModel
 

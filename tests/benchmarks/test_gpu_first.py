@@ -162,6 +162,12 @@ def test_the_whole_of_it_is_rehearsed_on_a_cpu(tmp_path):
     }
     assert not failed
     assert done.returncode == 0 and len(results) == sum(map(len, PARTS.values()))
-    assert {name for name, result in results.items() if result["status"] == "skipped"} <= {
-        "6 compile", "6 fp8", "7 against a peer",
-    }  # fmt: skip
+    only_on_gpus = {
+        "2 tests of activations",
+        "2 tests of curves, fp32",
+        "2 tests of curves, others",
+        "6 compile",
+        "6 fp8",
+    }
+    skipped = {name for name, result in results.items() if result["status"] == "skipped"}
+    assert skipped <= {*only_on_gpus, "7 against a peer"}

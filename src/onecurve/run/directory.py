@@ -181,8 +181,8 @@ class RunDirectory:
 
     def _write_status(self, status: str, *, step: int, exit_code: int | None = None, reason: str = "") -> None:
         entry = {"status": status, "step": step, "exit_code": exit_code, "reason": reason}
-        # Of Slurm, so that a batch script can tell its own launch's status from another's
-        entry |= {"job": self.lock.us.job, "restarts": self.lock.us.restarts}
+        if self.lock.us.job:  # so that a batch script can tell its own launch's status from another's
+            entry |= {"job": self.lock.us.job, "restarts": self.lock.us.restarts}
         write_atomically(self.path / "status.json", json.dumps(entry, indent=1) + "\n")
 
     def again(self) -> str:

@@ -152,6 +152,34 @@ def test_an_adapter_leaves_as_an_adapter_or_merged(folder, adapted, tmp_path, ca
         torch.testing.assert_close(logits(tmp_path / name, kind), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_run_without_checkpoints_is_its_model_folder(folder, adapted, classified, tmp_path, capsys):
+    for name, run in (("adapted", adapted), ("whole", classified)):
+        (tmp_path / name).mkdir()
+        shutil.copy(run.output_dir / "config.yaml", tmp_path / name)
+        shutil.copytree(run.output_dir / "model", tmp_path / name / "model", symlinks=True)
+    assert convert(tmp_path / "adapted", tmp_path / "merged", "--merge") == 0
+    kind = "AutoModelForCausalLM"
+    expected = logits(folder / "llama", kind, adapter=adapted.output_dir / "model")
+    torch.testing.assert_close(logits(tmp_path / "merged", kind), expected, rtol=1e-4, atol=1e-5)
+    said = refusal(capsys, tmp_path / "adapted", tmp_path / "new")
+    assert f"'{tmp_path / 'adapted' / 'model'}' is a PEFT adapter" in said
+    assert f"'{tmp_path / 'whole' / 'model'}' is no adapter" in refusal(
+        capsys, tmp_path / "whole", tmp_path / "new", "--merge"
+    )
+
+
+def test_an_adapter_whose_base_is_gone_is_refused_by_the_base_s_name(adapted, tmp_path, capsys):
+    shutil.copytree(adapted.output_dir / "model", tmp_path / "model", symlinks=True)
+    for link in (tmp_path / "model").rglob("model.safetensors"):
+        link.unlink()
+        link.symlink_to(tmp_path / "gone" / "llama" / "model.safetensors")
+    settings = tmp_path / "model" / "adapter_config.json"
+    for named in (tmp_path / "gone" / "llama", tmp_path / "elsewhere" / "base"):
+        settings.write_text(json.dumps({**json.loads(settings.read_text()), "base_model_name_or_path": str(named)}))
+        said = refusal(capsys, tmp_path / "model", tmp_path / "new", "--merge")
+        assert f"no such folder: '{tmp_path / 'gone' / 'llama'}'" in said
+
+
 def test_a_run_starts_from_a_converted_checkpoint(folder, classified, tmp_path):
     assert convert(classified.output_dir, tmp_path / "model", "--which", "best") == 0
     path = recipe(folder, "text_classification", tmp_path / "model", optim={"lr": 1e-12})

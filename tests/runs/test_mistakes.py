@@ -67,6 +67,12 @@ MISTAKES = {
     "unknown optimizer setting": (["--optim.beta3", "0.9"], {}, GOOD, "Did you mean 'optim.beta2'?"),
     "unknown adapter": (["--peft.method", "lorra"], {}, GOOD, "'lora'"),
     "unknown adapter field": (["--peft.method", "lora", "--peft.rr", "8"], {}, GOOD, "Did you mean 'peft.r'?"),
+    "adapter on random weights": (
+        ["--peft.method", "lora", "--model.init", "random"],
+        {},
+        GOOD,
+        "model.init: an adapter on weights drawn at random could not be loaded again",
+    ),
     "wrong type": (["--optim.lr", "fast"], {}, GOOD, "optim.lr: must be a number; got 'fast'."),
     "impossible value": (["--optim.lr", "-1"], {}, GOOD, "optim.lr: must be greater than 0; got -1."),
     "batch not a multiple": (["--train.micro_batch_size", "3"], {}, GOOD, "(4) must be a multiple of"),

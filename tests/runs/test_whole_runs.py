@@ -111,35 +111,42 @@ def test_the_model_folder_loads_with_plain_from_pretrained_and_knows_its_labels(
     assert "| test | accuracy |" in (finished.output_dir / "model" / "README.md").read_text()
 
 
-def test_predict_labels_a_sentence_with_a_full_model_and_with_an_adapter(forks, finished, recipe, tmp_path):
-    adapter = forks.train(recipe, tmp_path / "run", "python", "--peft.method", "lora", "--train.max_steps", "40")
-    for run in (finished, adapter):
-        command = [sys.executable, "-c", "from onecurve.cli import main; raise SystemExit(main())", "predict"]
-        texts = ["profit 1 rises in Oslo", "loss 2 rises in Oslo"]
-        done = subprocess.run(
-            [*command, str(run.output_dir / "model"), *texts], cwd=tmp_path, capture_output=True, text=True, check=True
-        )
-        lines = done.stdout.splitlines()
-        assert [line.split()[0] for line in lines] in (["up", "down"], ["up", "up"], ["down", "down"])
-        assert len(lines) == 2
-
-
-def test_a_learning_adapter_saves_its_head_and_is_what_was_scored(forks, recipe, folder, tmp_path):
-    from peft import AutoPeftModelForSequenceClassification
-    from transformers import AutoTokenizer
-
+@pytest.fixture(scope="module")
+def learnt(forks, recipe, tmp_path_factory):
+    """A LoRA run under DDP that learns its rows."""
     steps = ["--train.max_steps", "80", "--optim.lr", "2e-2"]
-    run = forks.train(recipe, tmp_path / "run", "ddp", "--peft.method", "lora", *steps)
-    saved = load_file(run.output_dir / "model" / "adapter_model.safetensors")
-    assert any("classifier" in name for name in saved)
-    model = AutoPeftModelForSequenceClassification.from_pretrained(run.output_dir / "model", num_labels=2).eval()
-    tokenizer = AutoTokenizer.from_pretrained(run.output_dir / "model")
-    right = 0
-    for row in ROWS:
-        with torch.no_grad():
-            logits = model(**tokenizer(row["text"], return_tensors="pt")).logits
-        right += ("down", "up")[int(logits.argmax())] == row["label"]
-    assert run.events("test")[0]["accuracy"] == pytest.approx(right / len(ROWS))
+    return forks.train(recipe, tmp_path_factory.mktemp("learnt") / "run", "ddp", "--peft.method", "lora", *steps)
+
+
+def test_predict_says_what_plain_transformers_computes(learnt, finished, tmp_path):
+    from transformers import pipeline
+
+    rows = ROWS[1:3]
+    texts = [row["text"] for row in rows]
+    for run in (finished, learnt):
+        model = run.output_dir / "model"
+        command = [sys.executable, "-m", "onecurve", "predict", str(model), *texts]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        expected = pipeline("text-classification", str(model))(texts)
+        lines = [line.partition("\t") for line in done.stdout.splitlines()]
+        assert [text for *_, text in lines] == texts
+        for (said, *_), one in zip(lines, expected, strict=True):
+            label, _, probability = said.partition(" ")
+            assert label == one["label"]
+            assert float(probability) == pytest.approx(one["score"], abs=1e-3)
+    assert [one["label"] for one in expected] == [row["label"] for row in rows], "the adapter has learnt this"
+
+
+def test_a_learning_adapter_saves_its_head_and_is_what_was_scored(learnt):
+    from peft import AutoPeftModelForSequenceClassification
+    from transformers import pipeline
+
+    model = learnt.output_dir / "model"
+    assert any("classifier" in name for name in load_file(model / "adapter_model.safetensors"))
+    assert AutoPeftModelForSequenceClassification.from_pretrained(model).config.id2label == {0: "down", 1: "up"}
+    found = pipeline("text-classification", str(model))([row["text"] for row in ROWS])
+    right = sum(one["label"] == row["label"] for one, row in zip(found, ROWS, strict=True))
+    assert learnt.events("test")[0]["accuracy"] == pytest.approx(right / len(ROWS))
     assert right > 30, "nothing was learnt"
 
 
@@ -182,18 +189,41 @@ def test_evaluation_counts_each_example_once_at_any_world_size(forks, recipe, fi
     assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-6)
 
 
+def plain_losses(folder):
+    """The loss of each row, computed by PEFT on the adapter's folder."""
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    import onecurve.adapters.bottleneck  # noqa: F401  registers the bottleneck adapter with PEFT
+
+    model = PeftModel.from_pretrained(
+        AutoModelForSequenceClassification.from_pretrained(folder / "base"), folder
+    ).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    losses = []
+    for row in ROWS:
+        label = torch.tensor([model.config.label2id[row["label"]]])
+        with torch.no_grad():
+            losses.append(model(**tokenizer(row["text"], return_tensors="pt"), labels=label).loss)
+    return torch.stack(losses)
+
+
 @pytest.mark.parametrize(
-    "method", ["bottleneck", *(pytest.param(m, marks=pytest.mark.slow) for m in ("ia3", "prefix_tuning", "dora"))]
+    "method",
+    ["bottleneck", *(pytest.param(m, marks=pytest.mark.slow) for m in ("ia3", "prefix_tuning", "dora", "vera"))],
 )
-def test_adapters_draw_one_curve_under_zero_3_and_are_saved_whole(forks, recipe, folder, tmp_path, method):
+def test_adapters_draw_one_curve_under_zero_3_and_are_saved_whole(forks, recipe, tmp_path, method):
     overrides = {
         "dora": ["--peft.method", "lora", "--peft.use_dora", "true"],
         "prefix_tuning": ["--peft.method", "prefix_tuning", "--peft.num_virtual_tokens", "4"],
     }.get(method, ["--peft.method", method])
-    short = ["--train.max_steps", "4"]
+    short = ["--train.max_steps", "4", "--optim.lr", "2e-2", "--train.mixed_precision", "no"]
     one = forks.train(recipe, tmp_path / "one", "python", *overrides, *short)
     three = forks.train(recipe, tmp_path / "three", "zero3", *overrides, *short)
     ours, theirs = ([step["loss"] for step in run.events("train")] for run in (one, three))
     assert theirs == pytest.approx(ours, rel=1e-6)
-    ours, theirs = (load_file(run.output_dir / "model" / "adapter_model.safetensors") for run in (one, three))
-    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+    assert ours[-1] != pytest.approx(ours[0], rel=1e-3), "nothing was trained"
+    for run in (one, three):
+        losses = plain_losses(run.output_dir / "model")
+        assert run.events("test")[0]["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
+    torch.testing.assert_close(plain_losses(three.output_dir / "model"), plain_losses(one.output_dir / "model"))

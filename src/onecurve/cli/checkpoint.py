@@ -114,9 +114,9 @@ def _differences(a: Path, b: Path) -> Iterator[str]:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    source, target = Path(arguments.source), Path(arguments.target)
+    source, target = _source(Path(arguments.source)), Path(arguments.target)
     ours = _is_ours(source)
-    _check_convert(arguments, ours)
+    _check_convert(arguments, source, ours)
     hush_transformers()
     from onecurve.conversion import Wanted, check_target, convert_adapter, convert_checkpoint, convert_weights
 
@@ -131,22 +131,27 @@ def _convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_convert(arguments: argparse.Namespace, ours: bool) -> None:
-    source = Path(arguments.source)
+def _source(path: Path) -> Path:
+    """Take a run without checkpoints, which is the default, for its model/."""
+    has_run = (path / "config.yaml").is_file() and (path / "model").is_dir()
+    return path / "model" if has_run and not any((path / "checkpoints").glob("step-*")) else path
+
+
+def _check_convert(arguments: argparse.Namespace, source: Path, ours: bool) -> None:
     if not source.is_dir():
-        raise ConfigError(f"no such folder: {arguments.source!r}.")
+        raise ConfigError(f"no such folder: {str(source)!r}.")
     adapter = (source / "adapter_config.json").is_file()
     if adapter and not arguments.merge:
         raise ConfigError(
-            f"{arguments.source!r} is a PEFT adapter, which is a plain folder already.",
+            f"{str(source)!r} is a PEFT adapter, which is a plain folder already.",
             fix="To start a run from it, merge it into its base: --merge.",
         )
     if arguments.merge and not adapter and not ours:
-        raise ConfigError(f"{arguments.source!r} is no adapter: there is nothing to merge.", fix="Leave out --merge.")
+        raise ConfigError(f"{str(source)!r} is no adapter: there is nothing to merge.", fix="Leave out --merge.")
     if ours and arguments.labels:
         raise ConfigError("A checkpoint of ours knows its labels.", fix="Leave out --labels.")
     if arguments.which and not ours:
-        raise ConfigError(f"{arguments.source!r} is no checkpoint of ours, with two sets of weights.", where="--which")
+        raise ConfigError(f"{str(source)!r} is no checkpoint of ours, with two sets of weights.", where="--which")
 
 
 def _is_ours(path: Path) -> bool:

@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-
 BASE = "base"
 """The folder in an adapter's folder that stands for its base."""
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -76,6 +73,9 @@ def _name_magnitudes_twice(file: Path) -> None:
 
     transformers 5.23 finds no `lora_magnitude_vector`, says so in a table of its log, and computes without: measured.
     """
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
     with safe_open(file, framework="pt") as stored:
         if not any(name.endswith(_MAGNITUDE) for name in stored.keys()):
             return

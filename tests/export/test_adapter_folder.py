@@ -61,6 +61,10 @@ def parent(tmp_path_factory, tiny_bert, tiny_llama):
         export(tiny_bert, parent / f"labels-{number}", number)
     export(tiny_llama, parent / "language", None)
     export(sharded(tiny_llama, parent / "shards"), parent / "sharded", None)
+    half = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype="bfloat16")
+    half.save_pretrained(parent / "half-base")
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(parent / "half-base")
+    export(parent / "half-base", parent / "half", None)
     export(tiny_bert, parent / "moved-from" / "model", 3)
     (parent / "moved-from").rename(parent / "moved-to")
     edited = shutil.copytree(parent / "moved-to" / "model", parent / "edited", symlinks=True) / "adapter_config.json"
@@ -95,6 +99,15 @@ def test_every_reader_of_a_language_model_knows_where_it_stops(read, name, reade
         assert (one[0], one[2]) == (0.0, [2, 4])
 
 
+def test_transformers_rounds_an_adapter_on_a_base_in_half_precision_which_the_card_says(read, parent):
+    for reader in ("peft", "autopeft"):
+        assert read["half"][reader][::2] == [0.0, [2, 4]]
+    for reader in ("transformers", "pipeline"):
+        assert 0.0 < read["half"][reader][0] < 0.05
+    assert "transformers rounds the adapter to bfloat16" in (parent / "half" / "README.md").read_text()
+    assert "rounds" not in (parent / "language" / "README.md").read_text()
+
+
 def test_the_weights_of_the_base_are_links(parent, tiny_bert):
     folder = parent / "labels-3"
     assert (folder / BASE / "model.safetensors").resolve() == (tiny_bert / "model.safetensors").resolve()
@@ -116,7 +129,7 @@ def test_the_change_that_the_card_names_lets_autopeft_load_a_moved_folder(read):
 
 
 def test_the_card_of_a_prompt_or_a_bottleneck_says_what_it_takes(read, parent):
-    for name, said in (("prompt", "transformers alone does not load prompt_tuning"), ("bottleneck", "onecurve's own")):
+    for name, said in (("prompt", "transformers alone loads no prompt_tuning"), ("bottleneck", "onecurve's own")):
         assert len(read[name]["card"]) == 2
         assert all(found == [0.0, names(3), None] for found in read[name]["card"])
         assert said in (parent / name / "README.md").read_text()

@@ -72,7 +72,7 @@ def _with_peft(folder: Path, kind: str, model: Any, base: Base, plain: bool) -> 
         first = "The method is onecurve's own: it loads where onecurve is installed and imported, and cannot be merged."
         imports = ["import onecurve.adapters.bottleneck  # PEFT learns of the method here"]
     else:
-        first = "As a PEFT model:" if plain else f"transformers alone does not load {method}; PEFT does:"
+        first = _rounding(model) + "As a PEFT model:" if plain else f"transformers alone loads no {method}; PEFT does:"
         imports = []
     imports.append("from peft import PeftModel")
     generates = model.get_base_model().can_generate()
@@ -96,6 +96,13 @@ def _with_peft(folder: Path, kind: str, model: Any, base: Base, plain: bool) -> 
     if not base.linked:
         return [first, "", *_code(there), f"Its base is `{base.name}`.", ""]
     return [first, "", *_code(here), *_about(folder, kind, base), *_code(there)]
+
+
+def _rounding(model: Any) -> str:
+    kept = str(model.get_base_model().dtype).removeprefix("torch.")
+    if kept == "float32":
+        return ""
+    return f"transformers rounds the adapter to {kept}, as it holds the base; PEFT keeps it as it was trained. "
 
 
 def _about(folder: Path, kind: str, base: Base) -> list[str]:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from onecurve.model import packed_attention
 from onecurve.model.attention_kernels import fastest_attention
-from onecurve.model.loading import packed_attention
 from onecurve.model.packed_attention import Documents, _Kernel, attend
 from onecurve.model.packing import Packing
 from tests.gpu.devices import CPU_AND_GPU, apart

@@ -13,8 +13,8 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from onecurve.adapters import add_adapter
 from onecurve.config import PeftSection
 from onecurve.errors import ConfigError
+from onecurve.model import activations
 from onecurve.model.activations import keep_activations
-from onecurve.model.loading import activations
 from onecurve.model.packing import Packing
 
 LORA = PeftSection(method="lora", r=4, lora_dropout=0.1, target_modules="all-linear")

@@ -16,9 +16,9 @@ from transformers import (
 from onecurve.adapters import add_adapter
 from onecurve.config import PeftSection, Recipe
 from onecurve.errors import ConfigError, LaunchError, TrainingError
+from onecurve.model import compilation
 from onecurve.model.activations import keep_activations
 from onecurve.model.compilation import check_compilation, compile_layers
-from onecurve.model.loading import compilation
 from onecurve.model.packing import Packing
 from onecurve.strategies import check_strategy
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
-from onecurve.model.loading import packed_attention
+from onecurve.model import packed_attention
 from onecurve.model.packed_attention import NAME, _has_kernel, _Kernel, _kernel
 from onecurve.model.packing import Packing
 from tests.varlen_kernel import document_by_document

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from onecurve.config import TaskSection
 from onecurve.errors import ConfigError
-from onecurve.model.loading import packed_attention
-from onecurve.model.loading import packing as packing_module
+from onecurve.model import packed_attention
+from onecurve.model import packing as packing_module
 from onecurve.model.packed_attention import Documents, _Kernel, attend
 from onecurve.model.packing import Packing, pack
 from onecurve.strategies.plain import Plain

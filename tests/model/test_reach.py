@@ -15,7 +15,7 @@ from onecurve.config import TaskSection
 from onecurve.data import examples as stored_examples
 from onecurve.data.examples import Examples, record_batches, write_batches
 from onecurve.errors import ConfigError, TrainingError
-from onecurve.model.loading import reach
+from onecurve.model import reach
 from onecurve.strategies.base import is_left_out
 from onecurve.tasks import load_task
 from tests.models_with_unused_parts import SIZES

@@ -4,7 +4,7 @@ from torch import nn
 
 from onecurve.config import OptimSection, Recipe
 from onecurve.errors import ConfigError, LaunchError
-from onecurve.model.loading import quantization
+from onecurve.model import quantization
 from onecurve.optim import build_optimizer, check_optim
 from onecurve.planning.disk_forecast import moments_per_parameter
 from onecurve.strategies import check_strategy

@@ -3,7 +3,7 @@
 from typing import Any
 
 import train
-from onecurve.model.loading import reach
+from onecurve.model import reach
 from onecurve.strategies.plain import Plain
 
 UNUSED = "pooler"

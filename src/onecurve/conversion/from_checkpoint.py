@@ -14,7 +14,7 @@ from onecurve.conversion.target import Wanted
 from onecurve.errors import ConfigError
 from onecurve.export.card import TrainedOn, model_card
 from onecurve.export.model_folder import save_alone
-from onecurve.export.model_folder.task_file import TaskFile
+from onecurve.export.task_file import TaskFile
 from onecurve.model.generation import stop_where_answers_end
 from onecurve.model.loading import load_model
 from onecurve.model.reading import Reading

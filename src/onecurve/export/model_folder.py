@@ -19,7 +19,7 @@ from onecurve.data import Data
 from onecurve.errors import LaunchError, TrainingError
 from onecurve.export.adapter_folder import write_base
 from onecurve.export.card import TrainedOn, model_card
-from onecurve.export.model_folder.task_file import TaskFile
+from onecurve.export.task_file import TaskFile
 from onecurve.export.usage import usage
 from onecurve.machine.cores import return_memory
 from onecurve.model.generation import stop_where_answers_end

@@ -7,7 +7,7 @@ from typing import Any
 from onecurve.config import ModelSection, TaskSection
 from onecurve.errors import ConfigError
 from onecurve.export.adapter_folder import base_of, described_in
-from onecurve.export.model_folder.task_file import NAME, TaskFile
+from onecurve.export.task_file import NAME, TaskFile
 from onecurve.machine.distributed import computes_natively
 from onecurve.model.generation import read_generation_config
 from onecurve.model.reading import load_tokenizer

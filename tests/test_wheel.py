@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from onecurve import __version__, files
+from onecurve import __version__
+from onecurve.machine import files
 from tests.launching import ROOT, environment
 
 SHIPPED = ("train.py", "accelerate_configs", "ds_configs", "recipes", "quickstart")

@@ -12,8 +12,9 @@ from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, L
 
 from onecurve.config import Recipe
 from onecurve.errors import ConfigError, LaunchError
+from onecurve.model import float8
 from onecurve.model.float8 import compute_in_float8, describe_float8, in_full_precision
-from onecurve.model.loading import check_model, float8, load_model
+from onecurve.model.loading import check_model, load_model
 from onecurve.tasks import load_task
 from onecurve.tasks.base import Survey
 

@@ -11,7 +11,8 @@ from transformers import AutoConfig
 
 from onecurve.config import Recipe, TaskSection
 from onecurve.errors import ConfigError, LaunchError
-from onecurve.model.loading import check_model, load_model, quantization
+from onecurve.model import quantization
+from onecurve.model.loading import check_model, load_model
 from onecurve.strategies import check_strategy
 from onecurve.tasks import load_task
 from onecurve.tasks.base import Survey

@@ -232,6 +232,7 @@ def test_a_run_with_a_task_and_a_metric_of_its_own_from_another_folder(project, 
     assert "a finished run with another task.source_hash" in again.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_ranks_and_workers_have_the_user_s_task(recipe, tmp_path):
     rows = [{"text": f"Profit {i}", "label": ("up", "down")[i % 2]} for i in range(3000)]  # several parts, so workers

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from onecurve.cli import main
 from onecurve.content.conversations import DATE, CannotRender, render, render_conversation
 from tests.launching import ROOT
 from tests.tiny_models import CHAT_TEMPLATE
@@ -100,11 +99,3 @@ def test_a_tokenizers_special_tokens_are_gathered_once(tokenizer: Any, monkeypat
 def test_nothing_else_renders() -> None:
     found = {path.name for path in (ROOT / "src").rglob("*.py") if "apply_chat_template" in path.read_text("utf-8")}
     assert found == {"conversations.py"}
-
-
-@pytest.mark.parametrize("value", ["today", "2024-13-01", "26 Jul 2024"])
-def test_predict_refuses_what_is_no_date(value: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["predict", "folder", "text", "--date", value])
-    assert ended.value.code == 2
-    assert f"must be a date such as 2024-07-26; got {value!r}" in capsys.readouterr().err

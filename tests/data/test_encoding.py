@@ -58,12 +58,13 @@ def test_ids_are_the_models_where_it_knows_the_same_labels(
     tmp_path: Path, task: TextClassification, known: list[str], labels: list[str]
 ) -> None:
     settings = section(tmp_path, labelled("one", "two"), eval=labelled("dev"))
-    data = load_data(settings, task, byte_tokenizer, lambda _: 64, lambda: known)
+    read = ReadingOf(byte_tokenizer, 64, labels=known)
+    data = load_data(settings, task, read)
     assert (data.survey.labels, data.survey.order == "model") == (labels, labels == ["b", "a"])
     assert [example["labels"] for example in data.train.take([0, 1])] == [labels.index("a"), labels.index("b")]
     assert data.eval is not None and data.eval[0]["labels"] == labels.index("a")
     fixed = TextClassification(TextClassificationSettings(labels=["a", "b"]))
-    assert load_data(settings, fixed, byte_tokenizer, lambda _: 64, lambda: known).survey.labels == ["a", "b"]
+    assert load_data(settings, fixed, read).survey.labels == ["a", "b"]
 
 
 def test_a_split_that_is_not_named_is_none(tmp_path: Path, task: TextClassification) -> None:

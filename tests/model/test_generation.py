@@ -110,11 +110,11 @@ def test_predict_stops_where_the_adapters_folder_says(
     adapter: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, before_the_stop = adapter
-    assert main(["predict", str(folder), "what?", "--max_new_tokens", "9"]) == 0
+    assert main(["predict", str(folder), "what?", "--max_new_tokens", "9", "--task", "sft"]) == 0
     said = capsys.readouterr().out.rstrip("\n")
     assert said.startswith(before_the_stop)
     (folder / "generation_config.json").unlink()
-    assert main(["predict", str(folder), "what?", "--max_new_tokens", "9"]) == 0
+    assert main(["predict", str(folder), "what?", "--max_new_tokens", "9", "--task", "sft"]) == 0
     assert len(capsys.readouterr().out.rstrip("\n")) > len(said)
 
 

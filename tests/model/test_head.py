@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, LlamaConfig, RobertaConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    LlamaConfig,
+    RobertaConfig,
+)
 
 from onecurve.config import ModelSection, Recipe, TaskSection
 from onecurve.content.labels import head_rows, model_labels
@@ -142,8 +149,8 @@ def test_the_labels_of_a_config_are_by_id() -> None:
 
 def test_weights_that_are_drawn_give_labels_no_order(tmp_path: Path) -> None:
     folder = build_tiny_bert(tmp_path, id2label=MNLI)
-    assert Reading(ModelSection(path=str(folder)), None).labels == NAMES
-    assert Reading(ModelSection(path=str(folder), init="random"), None).labels == []
+    assert Reading(ModelSection(path=str(folder)), None, lambda: AutoTokenizer).labels == NAMES
+    assert Reading(ModelSection(path=str(folder), init="random"), None, lambda: AutoTokenizer).labels == []
 
 
 def test_what_nothing_names_has_no_row() -> None:

@@ -172,7 +172,7 @@ def ask(asked: str, model: Any, attn: str | None = None, task: Any = CAUSAL_LM, 
     splits: Any = [Split(examples_of(name)), Split(examples_of(name, (3, 12)))]
     strategy = Plain(Accelerator(cpu=True), precision, 1.0)
     strategy.prepare(model, torch.optim.SGD(model.parameters()), 1)
-    return pack(strategy, recipe, precision, task, splits, 0)
+    return pack(strategy, recipe, precision, task, splits, padding(0))
 
 
 def is_packed(model: Any) -> bool:

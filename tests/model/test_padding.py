@@ -78,7 +78,8 @@ def prepare(folder: Path, task: str = "text_classification", **model: Any) -> tu
             "train": {"max_steps": 1, "global_batch_size": 48, "micro_batch_size": 2},
         }
     )
-    return recipe, load_task(recipe.task), Reading(recipe.model, None)
+    task = load_task(recipe.task)
+    return recipe, task, Reading(recipe.model, None, task.auto_processor)
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -24,7 +24,6 @@ from onecurve.model.loading import load_model
 from onecurve.model.reading import Reading, set_padding
 from onecurve.tasks import load_task
 from tests.launching import write_recipe
-from tests.readings import padding
 from tests.tiny_models import build_tiny_bert, build_tiny_llama
 
 ROWS = [
@@ -87,14 +86,14 @@ def test_loss_and_gradients_are_the_same_under_every_cut(tmp_path: Path, kind: s
     recipe, task, reading = prepare(MODELS[kind](tmp_path))
     survey = task.survey(ROWS)
     model = load_model(recipe, task, reading.config, survey, "no").double().eval()
-    examples = [e for row in ROWS for e in task.encode(row, survey, reading(reading.tokenizer, 100), truncate=True)]
+    examples = [e for row in ROWS for e in task.encode(row, survey, reading, truncate=True)]
     assert len({len(example["input_ids"]) for example in examples}) > 5, "nothing to pad"
     found = []
     for size in (1, 3, 16):
         model.zero_grad()
         total = 0.0
         for start in range(0, len(examples), size):
-            batch = task.collate(examples[start : start + size], padding(reading.tokenizer.pad_token_id))
+            batch = task.collate(examples[start : start + size], reading)
             loss = task.loss_sum(task.forward(model, batch), batch)
             loss.backward()
             total += loss.item()

@@ -125,7 +125,8 @@ def test_the_base_of_an_encoder_gives_its_pooler(tmp_path: Path) -> None:
 
 
 def test_a_trained_head_stays_and_one_for_other_labels_is_drawn(tmp_path: Path) -> None:
-    save(tmp_path, "roberta", transformers.AutoModelForSequenceClassification, num_labels=3)
+    names = {"id2label": dict(enumerate("abc")), "label2id": {name: n for n, name in enumerate("abc")}}
+    save(tmp_path, "roberta", transformers.AutoModelForSequenceClassification, **names)
     stored = load_file(tmp_path / "model.safetensors")
     same, other = load(tmp_path), load(tmp_path, labels="ab")
     assert same.new_weights == ""

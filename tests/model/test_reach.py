@@ -83,7 +83,7 @@ def build(task: Any, kind: str, fields: dict[str, Any]) -> Any:
 def probe(model: Any, task: Any, split: Split, precision: str = "no") -> tuple[str, list[str]]:
     recipe: Any = SimpleNamespace(seed=0, peft=None, model=SimpleNamespace(quantization=None))
     accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=1, state=SimpleNamespace())
-    return reach.probe(model, recipe, task, split, 0, precision, accelerator)
+    return reach.probe(model, recipe, task, split, padding(0), precision, accelerator)
 
 
 def without_gradient(model: Any, task: Any, examples: list[dict[str, Any]]) -> set[str]:
@@ -177,7 +177,7 @@ def test_such_examples_are_found(tmp_path: Any, monkeypatch: pytest.MonkeyPatch,
     examples = texts(CLASSIFICATION, (7,) * 9)
     for number in (4, 6):
         examples[number]["token_type_ids"] = [0] * 8
-    write_batches(tmp_path, record_batches(examples))
+    write_batches(tmp_path, record_batches(examples, lambda example: (len(example["input_ids"]),) * 2))
     assert sorted(Examples(tmp_path).optional()) == [0, 4]
 
 

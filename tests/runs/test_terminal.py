@@ -109,7 +109,7 @@ def test_the_quickstarts_prediction(trained):
         # Accelerate's launcher for DeepSpeed, and torchrun, say something of their own unless these are set (README)
         ([*command("zero2"), "train.py"], {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}),
         (
-            [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "train.py"],
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"],
             {"OMP_NUM_THREADS": "1"},
         ),
         ([sys.executable, "-m", "onecurve", "train", "--launch", "ddp"], {}),

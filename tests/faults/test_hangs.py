@@ -91,14 +91,14 @@ def test_a_process_that_is_stopped_is_named(forks, recipe, tmp_path):
 def test_a_run_that_was_suspended_whole_goes_on(forks, recipe, tmp_path):
     """As by Slurm, for a job of more weight: time in which nobody ran is no silence."""
     folder, sign = tmp_path / "run", tmp_path / "run" / "ranks" / "rank-00001.json"
-    started = start_planted(forks, recipe, folder, "ddp", "slow:1:5", "--train.hang_timeout", "16")
+    started = start_planted(forks, recipe, folder, "ddp", "slow:1:5", "--train.hang_timeout", "12")
     while not (sign.exists() and json.loads(sign.read_text())["step"] == 5):
         assert started.under_way, started.wait().stderr
         time.sleep(0.05)
     for number in (signal.SIGSTOP, signal.SIGCONT):
         for pid in started.pids:
             os.kill(pid, number)
-        time.sleep(20 if number == signal.SIGSTOP else 0)
+        time.sleep(15 if number == signal.SIGSTOP else 0)
     ended = started.wait()
     assert ended.exit_code == 0, ended.stderr
     assert not (folder / "ranks").exists()

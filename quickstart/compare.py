@@ -3,34 +3,34 @@
 import json
 import os
 import sys
-import warnings
 from collections import Counter
 from math import nan
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging
-
-from onecurve.config import load_recipe
-from onecurve.data import Loader, load_data
 from onecurve.errors import UserError
-from onecurve.evaluation import Evaluator
-from onecurve.machine.distributed import start
-from onecurve.model.loading import load_model
-from onecurve.model.reading import Reading
-from onecurve.optim import build_optimizer
-from onecurve.strategies.plain import Plain
-from onecurve.tasks import load_task
+from onecurve.machine.log_noise import hush_transformers
+from onecurve.preflight import heavy_imports, read
 
 HEADLINE = "Shares of Lindqvist Foods slide after it trims its full-year outlook"
 
 
 def compare(run_dir: Path) -> str:
     """Return the table, where the model lies, and a command to try it with."""
-    recipe, _ = load_recipe([str(run_dir / "config.yaml")])
-    task = load_task(recipe.task)
-    reading = Reading(recipe.model, recipe.data.max_length)
-    data = load_data(recipe.data, task, lambda: reading.tokenizer, lambda _: reading.max_length)
+    checked = read([str(run_dir / "config.yaml")])
+    recipe, task = checked.recipe, checked.task
+    with heavy_imports(checked):
+        hush_transformers()
+        from onecurve.adapters import virtual_tokens
+        from onecurve.data import Loader, load_data
+        from onecurve.evaluation import Evaluator
+        from onecurve.machine.distributed import start
+        from onecurve.model.loading import load_model
+        from onecurve.model.reading import Reading
+        from onecurve.optim import build_optimizer
+        from onecurve.strategies.plain import Plain
+    reading = Reading(recipe.model, recipe.data.max_length, task.auto_processor, virtual_tokens(recipe.peft))
+    data = load_data(recipe.data, task, reading)
     assert data.test is not None and data.survey.labels, "compare.py reads runs of one label a text with data.test"
 
     # The same seed draws the same weights: this is the model as it stood before the first step
@@ -38,7 +38,7 @@ def compare(run_dir: Path) -> str:
     model = load_model(recipe, task, reading.config, data.survey, "no")
     strategy = Plain(accelerator, "no", recipe.optim.max_grad_norm)
     strategy.prepare(model, build_optimizer(model, recipe.optim), 1)
-    loader = Loader(data.test, task, reading.tokenizer.pad_token_id, accelerator)
+    loader = Loader(data.test, task, reading, accelerator)
     untrained = Evaluator(strategy, recipe, data.survey)(loader)
 
     commonest = Counter(data.train[i]["labels"] for i in range(len(data.train))).most_common(1)[0][0]
@@ -69,9 +69,6 @@ def command() -> str:
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("ignore")
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
         print("\n" + compare(Path(sys.argv[1])))  # noqa: T201
     except UserError as error:

@@ -5,13 +5,47 @@ import os
 # Before anything heavy is imported, and for the processes that tests start
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
 from tests.resume.forking import Forks
 from tests.tiny_models import build_tiny_bert, build_tiny_llama, build_tiny_t5
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seconds", type=float, help="begin no further test once so much time has passed")
+
+
+class Budget:
+    """Leaves out the tests that have not begun when the time is up, and says how many."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.ends, self.left_out = seconds, monotonic() + seconds, 0
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """A test of each file in turn, so that no file is left out whole."""
+        seen: Counter[Path] = Counter()
+        turns = {item: seen.update([item.path]) or seen[item.path] for item in items}
+        items.sort(key=turns.__getitem__)
+
+    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+        if monotonic() < self.ends:
+            return None
+        self.left_out += 1
+        return True  # nothing of it is run, not even its fixtures
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        terminalreporter.write_line(f"{self.left_out} tests left out: {self.seconds:g} s were up (--seconds)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if (seconds := config.getoption("--seconds")) is not None:
+        config.pluginmanager.register(Budget(seconds))
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import resource
 import shutil
 import subprocess
 import threading
+from concurrent import futures
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,17 @@ def test_a_full_disk_stops_the_run_where_the_recipe_says_so(small_disk, asked):
         writer.wait() if asked == "wait" else writer.save(3, big(3), {})
     assert [report.step for report in writer.finished()] == [1, 2]
     assert writer.wait() == []
+
+
+def test_a_failure_that_is_still_to_be_raised_is_not_reported_before(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file where the folder has to be")
+    writer = Writer(tmp_path / "checkpoints", Alone(), Retention(1))
+    writer.save(1, big(1), {})
+    futures.wait([writer.under_way])
+    assert writer.finished() == []
+    with pytest.raises(TrainingError, match="step 1 could not be saved"):
+        writer.save(2, big(2), {})
+    assert [report.step for report in writer.finished()] == [1]
 
 
 def test_one_rank_with_a_full_disk_is_everybodys_failure(small_disk):

@@ -45,29 +45,44 @@ def start(tmp_path, monkeypatch):
 KILLS_ITSELF = "os.kill(os.getpid(), signal.SIGKILL)"
 
 
+TELLS_RANK_0 = """
+told = os.path.join(os.path.dirname(__file__), 'rank 1')
+if rank:
+    open(told + '.writing', 'w').write(str(os.getpid()))
+    os.rename(told + '.writing', told)
+while not os.path.exists(told):
+    time.sleep(0.01)
+"""
+AFTER_RANK_1 = f"{TELLS_RANK_0}\nwhile rank == 0 and os.path.exists(f'/proc/{{open(told).read()}}'): time.sleep(0.01)\n"
+"""Rank 0 goes on once the launcher has seen rank 1 end."""
+
+
 @pytest.mark.parametrize(
-    ("script", "code"),
+    ("script", "code", "codes"),
     [
-        ("sys.exit(0)", 0),
-        ("sys.exit(75)", 75),
-        ("time.sleep(60 * rank)\nsys.exit(2)", 2),  # rank 1 has nothing to add to a user's mistake
-        (f"time.sleep(rank)\nif rank == 0: {KILLS_ITSELF}\nsys.exit(3)", 3),
-        ("time.sleep(1 - rank)\nsys.exit([3, 1][rank])", 1),  # the first to fail is why the other does
-        (KILLS_ITSELF, 137),
+        ("sys.exit(0)", 0, {0: 0, 1: 0}),
+        ("sys.exit(75)", 75, {0: 75, 1: 75}),
+        # Rank 1 has nothing to add to a user's mistake
+        ("time.sleep(3600 * rank)\nsys.exit(2)", 2, {0: 2, 1: -signal.SIGTERM}),
+        (f"if rank == 0: {KILLS_ITSELF}\nsys.exit(3)", 3, {0: -signal.SIGKILL, 1: 3}),
+        (f"{AFTER_RANK_1}if rank: {KILLS_ITSELF}\nsys.exit(3)", 3, {0: 3, 1: -signal.SIGKILL}),
+        (f"{AFTER_RANK_1}sys.exit([3, 1][rank])", 1, {0: 3, 1: 1}),  # the first to fail is why the other does
+        (KILLS_ITSELF, 137, dict.fromkeys(range(2), -signal.SIGKILL)),
     ],
 )
-def test_the_code_is_that_of_the_first_rank_that_failed_by_itself(start, script, code):
-    began = time.monotonic()
+def test_the_code_is_that_of_the_first_rank_that_failed_by_itself(start, script, code, codes):
     launched = start(script)
     assert launched.wait() == code
-    assert time.monotonic() - began < 20
+    assert launched.codes == codes
     assert launched.reason(code).startswith("train.py was killed by SIGKILL") == (code == 137)
 
 
 def test_ranks_that_do_not_end_after_another_failed_are_ended(start, monkeypatch):
     monkeypatch.setattr(launch, "_SECONDS_TO_SAY_WHY", 0.5)
     monkeypatch.setattr(launch, "_SECONDS_TO_LEAVE", 0.5)
-    launched = start("signal.signal(signal.SIGTERM, signal.SIG_IGN)\nif rank: time.sleep(60)\nsys.exit(3)")
+    launched = start(
+        f"signal.signal(signal.SIGTERM, signal.SIG_IGN)\n{TELLS_RANK_0}\nif rank: time.sleep(3600)\nsys.exit(3)"
+    )
     assert launched.wait() == 3
     assert launched.codes == {0: 3, 1: -signal.SIGKILL}
 

@@ -199,7 +199,7 @@ def start(settings: DataSection, task: LoggedTask, seconds: float, count: int) -
 
 def test_of_two_processes_that_start_at_once_one_encodes(settings: DataSection, task: LoggedTask) -> None:
     both = start(settings, task, seconds=0.2, count=2)
-    said = [process.communicate(timeout=60)[0].split() for process in both]
+    said = [process.communicate(timeout=300)[0].split() for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert said[0][1:] == said[1][1:]
     assert task.written() == [*TEXTS, "dev"]
@@ -207,7 +207,7 @@ def test_of_two_processes_that_start_at_once_one_encodes(settings: DataSection, 
 
 def test_what_a_killed_writer_leaves_is_not_read_and_is_cleared_away(settings: DataSection, task: LoggedTask) -> None:
     [process] = start(settings, task, seconds=1, count=1)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not task.written() and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)

@@ -11,7 +11,8 @@ from tests.resume.curves import partings
 
 pytestmark = pytest.mark.distributed
 
-LONG = ["--train.max_steps", "400"]
+LONG = ["--train.max_steps", "100000"]
+"""More steps than any machine makes before it is asked to stop."""
 
 
 def wait_for_step(started, step):

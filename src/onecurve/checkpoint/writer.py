@@ -139,7 +139,7 @@ class Writer:
         return self._drain()
 
     def finished(self) -> list[SaveReport]:
-        """Return, without waiting and whatever became of them, the reports not returned before.
+        """Return, without waiting, the reports not returned before, but for a failure that is still to be raised.
 
         Ranks finish at slightly different times: for telling, not for deciding.
         """
@@ -151,18 +151,19 @@ class Writer:
         self.under_way = None
         report = future.result()
         self.reports.append(report)
-        if report.error:
+        if report.error and self.on_error == "stop":
             self.failed = report
 
     def _drain(self) -> list[SaveReport]:
-        told, self.reports = self.reports, []
+        told = [report for report in self.reports if report is not self.failed]
+        self.reports = [report for report in self.reports if report is self.failed]
         return told
 
     def _settle(self) -> None:
         if self.under_way is not None:
             self._collect(self.under_way)
         failed, self.failed = self.failed, None
-        if failed is not None and self.on_error == "stop":
+        if failed is not None:
             raise TrainingError(failed.error)
 
     def _save(self, step: int, state: str, facts: tuple[str, int | None], stall: float) -> SaveReport:

@@ -5,9 +5,15 @@ import warnings
 
 
 def hush_optional() -> None:
-    """Leave only the errors of packages that PEFT and transformers import where they are installed."""
+    """Leave only the errors of packages that transformers, PEFT and Accelerate import where they are installed."""
     for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):  # the last of what torchao registers there
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("DeepSpeed", "accelerate.accelerator"):  # which set their own level later
+        logging.getLogger(name).addFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def hush_transformers() -> None:

@@ -1,6 +1,5 @@
 """How a run ends: one voice, one message, an exit code, and the status that scripts trust."""
 
-import logging
 import os
 import shutil
 import signal
@@ -227,7 +226,5 @@ def _hush() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for name in ("DeepSpeed", "accelerate.accelerator"):
-        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
     hush_optional()
     warnings.filterwarnings("ignore")

@@ -70,7 +70,8 @@ def _describe_labels(survey: Survey, head: str) -> Iterator[str]:
 
 def _describe_split(split: Split) -> str:
     report = split.report
-    told = {"bad rows skipped": report.skipped, "truncated": report.truncated, "too long, dropped": report.dropped}
+    bad = f"bad row{'s' * (report.skipped != 1)} skipped"
+    told = {bad: report.skipped, "truncated": report.truncated, "too long, dropped": report.dropped}
     told["with nothing to learn, dropped"] = report.empty
     notes = "".join(f", {count} {what}" for what, count in told.items() if count)
     return f"{split.name:<9} {len(split):,} examples from {report.rows:,} rows{notes}"

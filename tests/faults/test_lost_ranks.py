@@ -98,7 +98,7 @@ def test_a_rank_that_is_killed_ends_the_others_and_is_named(forks, recipe, tmp_p
     assert "Traceback" not in ended.stderr
     said = reason(ended, lost=rank)
     assert f"(process {started.pids[rank]}) is gone, last seen at " in said
-    assert re.search(r"Launch again with train\.resume auto to go on from the newest checkpoint, step-\d{8}\.$", said)
+    assert re.search(r"Launch again with train\.resume auto to resume from the newest checkpoint, step-\d{8}\.$", said)
     newest = max(steps(folder / "checkpoints"))
     again = forks.train(recipe, folder, how, *ENDLESS, "--train.stop_after", str(newest + 1))
     assert again.events("resume")[0]["step"] == newest

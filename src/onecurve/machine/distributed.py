@@ -1,4 +1,4 @@
-"""Ranks, device and precision: a world that is not the one asked for is refused."""
+"""Ranks and device: joins the process group, and rejects a world size that differs from the launcher's."""
 
 import os
 from contextlib import redirect_stdout
@@ -31,14 +31,14 @@ def asked_world_size() -> int:
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     if joined != tasks > 1:
         raise LaunchError(
-            f"Slurm started {tasks} tasks, but the world of this one is of {joined}: "
-            "each world would train a copy of its own.",
+            f"Slurm started {tasks} tasks, but this one has a world size of {joined}: "
+            "several separate runs would train.",
             fix="Submit a script of slurm/, or tell accelerate launch of all machines (see multinode.yaml).",
         )
     if "WORLD_SIZE" not in os.environ and {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys():
         # what `distributed_type: MULTI_CPU` leaves behind without mpirun
         raise LaunchError(
-            "accelerate launch was asked for several processes and started one.",
+            "accelerate launch started one process instead of several.",
             fix="Use accelerate_configs/ddp.yaml (distributed_type MULTI_GPU serves CPUs too).",
         )
     return asked
@@ -50,7 +50,7 @@ def uses_deepspeed() -> bool:
 
 
 _TIME_TO_BEGIN = timedelta(minutes=10)
-"""By which ranks may come apart while they load, beside the time a hang may take."""
+"""Extra time ranks may take to load before the first collective, on top of hang_timeout."""
 
 
 def start(trackers: list[str], project_dir: str, hang_timeout: timedelta = timedelta(minutes=30)) -> "Accelerator":
@@ -97,8 +97,8 @@ def start(trackers: list[str], project_dir: str, hang_timeout: timedelta = timed
     count = int(accelerator.reduce(torch.ones((), device=accelerator.device), "sum"))
     if not asked == accelerator.num_processes == count:
         raise LaunchError(
-            f"{asked} processes were asked for, but this one is in a world of {count}: "
-            "each would train a copy of its own.",
+            f"{asked} processes were requested, but this one has a world size of {count}: "
+            "several separate runs would train.",
             fix="Launch with a file of accelerate_configs/, and under Slurm with a script of slurm/.",
         )
     return accelerator
@@ -151,7 +151,7 @@ def resolve_precision(section: TrainSection) -> tuple[str, str]:
         raise LaunchError(
             f"{asked} is only emulated by {_device()}, many times slower than float32.",
             where="train.mixed_precision",
-            fix="Set it to auto or no, or set train.emulate to true if you want just that.",
+            fix="Set it to auto or no, or set train.emulate to true to allow it.",
         )
     return asked, f"mixed_precision {asked} is emulated by {_device()}: expect it to be many times slower"
 

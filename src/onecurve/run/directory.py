@@ -58,7 +58,7 @@ class RunDirectory:
         elif resume != "auto":
             goes_on = self._earlier().get("train", {}).get("resume") == resume  # it began from there, and goes on
             if not goes_on and not os.path.isfile(Path(resume) / "manifest.json"):
-                raise ConfigError(f"{resume!r} is no complete checkpoint.", where="train.resume")
+                raise ConfigError(f"{resume!r} is not a complete checkpoint.", where="train.resume")
         if goes_on and status.get("status") == "done":
             self._refuse_finished(status, resolved)
         try:
@@ -97,7 +97,7 @@ class RunDirectory:
         return LaunchError(
             f"{str(self.path)!r} cannot be written: {error.strerror}.",
             where="output_dir",
-            fix="Choose a folder that this user can write, on a disk with room.",
+            fix="Choose a folder that this user can write, on a disk with free space.",
         )
 
     @property
@@ -169,7 +169,7 @@ class RunDirectory:
                     yield line
 
     def set_status(self, status: str, *, step: int, exit_code: int | None = None, reason: str = "") -> None:
-        """Say how the run stands: running, done, stopped or failed.
+        """Write the run's status: running, done, stopped or failed.
 
         Raises:
             TrainingError: It cannot be written.
@@ -193,11 +193,11 @@ class RunDirectory:
         complete = [name for name in names if name.removeprefix("step-").isdigit()]  # not what was set aside
         if complete:
             newest = max(complete, key=lambda name: int(name.removeprefix("step-")))
-            return f"Launch again with train.resume auto to go on from the newest checkpoint, {newest}."
-        return "There is no checkpoint: launched again, the run begins anew."
+            return f"Launch again with train.resume auto to resume from the newest checkpoint, {newest}."
+        return "There is no checkpoint: launched again, the run starts from the beginning."
 
     def _stopped_by(self, error: OSError, path: Path) -> TrainingError:
-        return TrainingError(f"{str(path)!r} cannot be written: {error.strerror}. Mend that. {self.again()}")
+        return TrainingError(f"{str(path)!r} cannot be written: {error.strerror}. Fix that. {self.again()}")
 
     def status(self) -> dict[str, Any]:
         """Read what the last run here said of itself; empty when there was none."""

@@ -1,4 +1,4 @@
-"""How a run ends: one voice, one message, an exit code, and the status that scripts trust."""
+"""How a run ends: one message from one rank, an exit code, and the final status."""
 
 import logging
 import os
@@ -223,7 +223,7 @@ def _hand_over(message: str) -> None:
 
 
 def _hush() -> None:
-    """Keep off the terminal what upstream says and a user can do nothing about."""
+    """Hide upstream messages that a user can do nothing about."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

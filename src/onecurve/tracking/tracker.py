@@ -99,7 +99,7 @@ class Tracker:
     def skipped(self, step: int, why: str, **values: Any) -> None:
         """Record a step whose update was not made."""
         self.bar.update()
-        self.say(f"step {step} is left out: {why}")
+        self.say(f"step {step} is skipped: {why}")
         self.event("skipped_step", step, reason=why, **values)
 
     def went_back(self, step: int, why: str, **values: Any) -> None:

@@ -320,7 +320,7 @@ def test_what_cannot_come_in_is_refused(folder, accelerated, tmp_path, capsys):
     assert "several models: model_1.safetensors" in refusal(capsys, folder / "several", new, "--config", "x")
     assert "holds no config.json" in refusal(capsys, folder / "safe", new, "--config", folder / "safe")
     said = refusal(capsys, folder, new)
-    assert "nothing that can be converted. Looked for" in said
+    assert "no weights found. Looked for" in said
     assert "no such folder" in refusal(capsys, tmp_path / "gone", new)
     assert "nothing to merge" in refusal(capsys, folder / "safe", new, "--merge")
     torn = tmp_path / "torn"

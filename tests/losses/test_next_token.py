@@ -139,7 +139,7 @@ def granite():
 def test_a_model_that_scales_its_logits_is_refused_chunks():
     model = granite()
     chunk_logits(model)
-    with pytest.raises(ConfigError, match=r"train.logits: .* scales, caps or cuts"):
+    with pytest.raises(ConfigError, match=r"train.logits: .* scales, caps or slices"):
         next_token_logits(model, batch(), IGNORE)
     assert model.lm_head.targets is None and not model.lm_head._forward_hooks
 

@@ -86,7 +86,7 @@ def test_zero_3_is_refused_and_zero_2_is_not(tiny_llama, monkeypatch, tmp_path):
 @pytest.mark.parametrize("asked", ["nf4", None])
 def test_a_model_that_is_stored_quantised_is_refused(asked):
     section = recipe(Path("stored"), "nf4").model.model_copy(update={"quantization": asked})
-    with pytest.raises(ConfigError, match="'stored' is stored quantised already"):
+    with pytest.raises(ConfigError, match="'stored' is already quantised"):
         quantization.quantized_loading(section, None, SimpleNamespace(quantization_config={}), torch.float32)
 
 

@@ -1,4 +1,4 @@
-"""The memory that tensors are made in: how much there is for this process, how much it uses, and when it ran out."""
+"""Memory of the device: total, used and free for this process, and detection of out-of-memory errors."""
 
 import re
 import resource

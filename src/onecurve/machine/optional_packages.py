@@ -1,4 +1,4 @@
-"""Packages that transformers and PEFT import wherever they are installed, kept out of a run that has no use of them."""
+"""Keeps optional packages, which transformers and PEFT would import if installed, out of runs that do not need them."""
 
 import sys
 from collections.abc import Iterable

@@ -19,7 +19,7 @@ _PLAIN_LINES = 40
 
 
 class Tracker:
-    """Says and records what happens; on ranks other than 0 it does neither."""
+    """Prints and records events; does nothing on ranks other than 0."""
 
     def __init__(
         self,

@@ -256,7 +256,7 @@ def test_a_signalled_run_saves_says_so_and_goes_on(recipe, tmp_path, form, name)
     process.send_signal(getattr(signal, name))
     out, err = process.communicate(timeout=120)
     assert process.returncode == 75, err
-    assert f"by {name}; launch again to go on" in out
+    assert f"by {name}; launch again to resume" in out
     assert set(err.splitlines()) == {f"train.py: {name}: saving after this step, then stopping"}
     status = told(tmp_path)
     assert (status["status"], status["exit_code"]) == ("stopped", 75)

@@ -157,8 +157,8 @@ def classifier():
 @pytest.mark.parametrize(
     ("build", "said"),
     [
-        (with_an_adapted_head, "no plain one but peft.tuners.lora.layer.Linear"),
-        (with_a_saved_head, "no plain one but peft.utils.other.ModulesToSaveWrapper"),
+        (with_an_adapted_head, "not a plain nn.Linear but peft.tuners.lora.layer.Linear"),
+        (with_a_saved_head, "not a plain nn.Linear but peft.utils.other.ModulesToSaveWrapper"),
         (biased, "the output layer has a bias"),
         (classifier, "LlamaForSequenceClassification predicts no tokens"),
     ],

@@ -102,7 +102,7 @@ def test_a_kill_between_the_beginning_and_the_first_checkpoint(recipes, forks, t
 
 def test_never_is_not_told_to_be_launched_again_as_it_was(recipes, forks, tmp_path):
     run = forks.train(recipes["causal_lm"], tmp_path, "python", "--train.resume", "never", "--train.stop_after", "2")
-    assert "launch again (without train.resume never) to go on" in run.stdout
+    assert "launch again (without train.resume never) to resume" in run.stdout
 
 
 def test_before_anything_is_loaded_a_path_must_be_there_unless_the_run_began_from_it(recipes, tmp_path):

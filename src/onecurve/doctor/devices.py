@@ -1,4 +1,4 @@
-"""Processors, memory and accelerators of each rank, and whether torch can use them."""
+"""Cores, memory and accelerators of each rank, and whether torch can use them."""
 
 import os
 import shutil

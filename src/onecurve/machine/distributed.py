@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def launched_rank() -> int:
-    """This process's rank as its launcher says it, before any process group exists."""
+    """This process's rank from the launcher's environment, before any process group exists."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
 
 
 def asked_world_size() -> int:
-    """How many processes the launcher says there are.
+    """The world size from the launcher's environment.
 
     Raises:
         LaunchError: A launch form that starts one process where several were asked for, or several worlds.
@@ -45,7 +45,7 @@ def asked_world_size() -> int:
 
 
 def uses_deepspeed() -> bool:
-    """Whether the launcher asked for DeepSpeed."""
+    """Whether the launch uses DeepSpeed."""
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
@@ -54,7 +54,7 @@ _TIME_TO_BEGIN = timedelta(minutes=10)
 
 
 def start(trackers: list[str], project_dir: str, hang_timeout: timedelta = timedelta(minutes=30)) -> "Accelerator":
-    """Join the world that was asked for.
+    """Join the process group of the launch.
 
     Args:
         trackers: Names that Accelerate knows.
@@ -139,7 +139,7 @@ def resolve_precision(section: TrainSection) -> tuple[str, str]:
     """Return the precision to compute in (no, bf16, fp16, fp8) and, where that needs saying, why.
 
     Raises:
-        LaunchError: The device can only emulate what the recipe asks for, and the recipe does not allow that.
+        LaunchError: The device can only emulate the precision, and the recipe does not allow emulation.
     """
     asked = section.mixed_precision
     if asked == "auto":

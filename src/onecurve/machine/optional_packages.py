@@ -13,7 +13,7 @@ _DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
 
 
 def require(packages: Iterable[str], where: str, what: str) -> None:
-    """Refuse to start without packages that a recipe needs.
+    """Check that the packages that a recipe needs are installed.
 
     Args:
         packages: As they are imported.

@@ -52,11 +52,11 @@ class Tracker:
             self.say(f"resumed from {resumed['checkpoint']}, after step {resumed['step']}", *resumed["remarks"])
             for key, now in recipe.train.cut.items():
                 if (earlier := resumed["from_cut"][key]) != now:
-                    self.say(f"train.{key} was {earlier} and is {now}: dropout, if any, draws other masks now")
+                    self.say(f"train.{key} changed from {earlier} to {now}: dropout masks, if any, change with it")
             self.event("resume", **resumed)
         if recipe.train.micro_batch_size == "auto":
             found = recipe.train.examples_a_pass
-            self.say(f"train.micro_batch_size auto is {found}; dropout, if any, draws other masks at another size")
+            self.say(f"train.micro_batch_size auto is {found}; dropout masks, if any, depend on this size")
             self.event("micro_batch_size", resumed["step"] if resumed else 0, found=found)
 
     def say(self, *texts: str) -> None:
@@ -130,7 +130,7 @@ class Tracker:
         """Say that the run ends here for now, its checkpoint complete, and why."""
         self.bar.close()
         never = " (without train.resume never)" if self.resume == "never" else ""
-        self.say(f"stopped after step {step} by {reason}; launch again{never} to go on")
+        self.say(f"stopped after step {step} by {reason}; launch again{never} to resume")
         self.event("stop", step, reason=reason)
         self._finish()
 

@@ -97,5 +97,5 @@ def test_a_run_goes_on_under_another_cut_and_says_that_dropout_draws_other_masks
     other = forks.train(recipes["sft"], tmp_path / "run", "zero2", *BUDGET)
     for told in ("micro_batch_size was 4 and is None", "micro_batch_tokens was None and is 200"):
         assert f"train.{told}: dropout masks, if any, change with it" in other.stdout
-    assert "train.group_by_length was True and is False: dropout, if any," in other.stdout
+    assert "train.group_by_length was True and is False: dropout masks, if any," in other.stdout
     same_curve(plain["sft"], other)

@@ -52,7 +52,7 @@ class Tracker:
             self.say(f"resumed from {resumed['checkpoint']}, after step {resumed['step']}", *resumed["remarks"])
             for key, now in recipe.train.cut.items():
                 if (earlier := resumed["from_cut"][key]) != now:
-                    self.say(f"train.{key} changed from {earlier} to {now}: dropout masks, if any, change with it")
+                    self.say(f"train.{key} was {earlier} and is {now}: dropout masks, if any, change with it")
             self.event("resume", **resumed)
         if recipe.train.micro_batch_size == "auto":
             found = recipe.train.examples_a_pass

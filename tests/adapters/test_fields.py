@@ -69,7 +69,7 @@ def test_values_that_yaml_can_write_are_accepted():
 
 def test_peft_s_own_refusal_is_passed_on():
     assert message(method="prompt_tuning", num_virtual_tokens=4, prompt_tuning_init="TEXT").startswith(
-        "peft: prompt_tuning cannot have these settings: When prompt_tuning_init='TEXT'"
+        "peft: invalid settings of prompt_tuning: When prompt_tuning_init='TEXT'"
     )
     assert "set bottleneck_size or reduction_factor" in message(
         method="bottleneck", bottleneck_size=4, reduction_factor=4

@@ -76,7 +76,7 @@ def test_the_checkpoint_is_known_by_what_it_holds_or_where_it_is_gone_by_its_pat
     assert start(named, root).folder == newest
     assert save(named.parent, 2, value=7.0) == named
     assert start(named, root).folder == named, "another one, in the same place"
-    with pytest.raises(ConfigError, match="no complete checkpoint"):
+    with pytest.raises(ConfigError, match="not a complete checkpoint"):
         start(tmp_path / "nowhere", root)
 
 

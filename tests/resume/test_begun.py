@@ -107,12 +107,12 @@ def test_never_is_not_told_to_be_launched_again_as_it_was(recipes, forks, tmp_pa
 
 def test_before_anything_is_loaded_a_path_must_be_there_unless_the_run_began_from_it(recipes, tmp_path):
     checked = read([str(recipes["causal_lm"]), "--output_dir", str(tmp_path), "--train.resume", "some/where"])
-    with pytest.raises(ConfigError, match="no complete checkpoint"):
+    with pytest.raises(ConfigError, match="not a complete checkpoint"):
         checked.directory.check("some/where", checked.resolved)
     (tmp_path / "config.yaml").write_text(checked.config)
     directory = RunDirectory(tmp_path)
     directory.check("some/where", checked.resolved)
-    with pytest.raises(ConfigError, match="no complete checkpoint"):
+    with pytest.raises(ConfigError, match="not a complete checkpoint"):
         directory.check("some/where/else", checked.resolved)
     directory.set_status("done", step=8)
     with pytest.raises(NothingToDo):

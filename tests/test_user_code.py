@@ -109,7 +109,7 @@ MISTAKES = {
     "no file": ("missing.py:Task", "", "there is no file 'missing.py'"),
     "no class in the name": ("mine.py", "", "'mine.py' names no class. Write my_file.py:NAME"),
     "no such class": ("mine.py:Tsk", "class Task: pass", "there is no 'Tsk' in mine.py"),
-    "no class": ("mine.py:Task", "Task = 3", "is no class: 3"),
+    "no class": ("mine.py:Task", "Task = 3", "is not a class: 3"),
     "a member is missing": ("mine.py:Task", "class Task: columns = {}", "lacks Settings, auto_model, check, "),
     "only the contract": (
         "mine.py:Task",

@@ -1,4 +1,4 @@
-"""What Python code and notebooks call: `train` and `predict`."""
+"""The Python API: `train` and `predict`."""
 
 import codecs
 import json
@@ -20,14 +20,14 @@ _CHUNK = 1 << 16
 
 @dataclass(frozen=True)
 class Result:
-    """A run that has ended: finished, or stopped to be gone on with."""
+    """The result of a run that finished, or stopped and can be resumed."""
 
     output_dir: Path
     """The run directory; `output_dir / "model"` is the trained model once `status["status"]` is done."""
     status: dict[str, Any]
-    """What status.json says: `status` (done or stopped), `step`, `exit_code`, `reason`."""
+    """The content of status.json: `status` (done or stopped), `step`, `exit_code`, `reason`."""
     scores: dict[str, Any]
-    """`eval/METRIC` and `test/METRIC` of the weights in `model/`; of a stopped run, of its latest evaluation."""
+    """`eval/METRIC` and `test/METRIC` of the weights in `model/`; for a stopped run, of its latest evaluation."""
 
 
 def train(
@@ -37,15 +37,15 @@ def train(
     num_processes: int | None = None,
     **overrides: Any,
 ) -> Result:
-    """Train in processes of their own, as `onecurve train` does; what they print is printed here.
+    """Train in separate processes, as `onecurve train` does; their output is printed here.
 
-    Relative paths count from the working directory. An interrupt is passed on: the run saves, then KeyboardInterrupt is
-    raised; called again, the run goes on.
+    Relative paths start at the working directory. An interrupt is passed on: the run saves, then KeyboardInterrupt is
+    raised. Call again to resume the run.
 
     Args:
         recipe: A YAML file, or its contents.
-        launch: A file of `accelerate_configs/` (ddp, zero2, ...), or a path; absent: one process.
-        num_processes: Ranks, in place of the launch file's.
+        launch: A file of `accelerate_configs/` (ddp, zero2, ...), or a path; default: one process.
+        num_processes: Number of ranks; overrides the launch file.
         **overrides: Sections or whole keys: `optim={"lr": 1e-3}, seed=1`; dotted ones as `**{"optim.lr": 1e-3}`.
 
     Returns:
@@ -54,7 +54,7 @@ def train(
     Raises:
         UserError: A mistake in the recipe, the data or the launch, before any weights are loaded.
         TrainingError: Training failed; the message says what to do.
-        RuntimeError: A bug; what was printed says more.
+        RuntimeError: A bug; see the printed traceback.
     """
     from onecurve.config import load_recipe
     from onecurve.launching import find_launch_file
@@ -72,7 +72,7 @@ def train(
     if exit_code == 1:
         raise RuntimeError(f"train.py ended with a bug; its traceback was printed. {message}".rstrip())
     status = directory.status()
-    if status.get("exit_code") != exit_code:  # an earlier launch's: this one was interrupted before it began
+    if status.get("exit_code") != exit_code:  # of an earlier launch: this one was interrupted before it began
         status = {"status": "stopped", "step": 0, "exit_code": exit_code, "reason": message}
     return Result(directory.path, status, _scores(directory.metrics))
 
@@ -84,20 +84,20 @@ def predict(
     batch_size: int = 8,
     max_new_tokens: int = 64,
 ) -> list[dict[str, Any]]:
-    """Ask a trained model, on the accelerator where there is one, in the precision that it is stored in.
+    """Predict with a trained model, on the accelerator if there is one, in the precision that it is stored in.
 
     Args:
         model: A run's `model/` folder.
-        inputs: Texts, or rows by the names of the task's columns; labels need not be there.
-        batch_size: Rows of one forward pass.
-        max_new_tokens: How far a language model writes.
+        inputs: Texts, or rows with the task's columns; labels are optional.
+        batch_size: Rows per forward pass.
+        max_new_tokens: Maximum number of generated tokens.
 
     Returns:
-        An answer per input, by task: `label`, `probability` and `probabilities`; `value`; `tags` and `entities`; or
-        `text`. `error` where the input cannot be used.
+        One prediction per input, by task: `label`, `probability` and `probabilities`; `value`; `tags` and `entities`;
+        or `text`. `error` if the input is invalid.
 
     Raises:
-        UserError: No model folder.
+        UserError: Not a model folder.
     """
     from onecurve.machine.log_noise import hush_transformers
 
@@ -120,7 +120,7 @@ def _recipe_file(recipe: str | os.PathLike[str] | Mapping[str, Any], scratch: Pa
 
 
 def _words(overrides: Mapping[str, Any]) -> Iterator[str]:
-    """Yield overrides as the command line has them; a section given as a map changes the keys it names."""
+    """Yield overrides in command-line form; a section given as a map changes only the keys in it."""
     for key, value in overrides.items():
         if isinstance(value, Mapping) and "." not in key:
             yield from (f"--{key}.{name}={_yaml(part)}" for name, part in value.items())
@@ -136,12 +136,12 @@ def _plain(value: Any) -> str:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     raise ConfigError(
-        f"a recipe cannot hold {value!r}, a {type(value).__name__}.", fix="Use text, numbers, lists, maps."
+        f"a recipe cannot hold {value!r} ({type(value).__name__}).", fix="Use text, numbers, lists or maps."
     )
 
 
 def _run(argv: list[str], file: Any, scratch: Path) -> tuple[int, str]:
-    """Launch, print what the ranks print, and return the exit code and why it is not 0."""
+    """Launch, print the ranks' output, and return the exit code and the reason if it is not 0."""
     from onecurve.launching import Launch
     from onecurve.run.lifecycle import EX_TEMPFAIL, MESSAGE_FILE
 

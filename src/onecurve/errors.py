@@ -1,12 +1,12 @@
-"""The mistakes a run can end with, by kind: the user's (exit code 2) and training's own (exit code 3)."""
+"""The errors a run can end with: the user's mistakes (exit code 2) and failed training (exit code 3)."""
 
 
 class UserError(Exception):
-    """A mistake the user can mend: one message, exit code 2, nothing loaded or written over.
+    """A mistake the user can fix: one message, exit code 2, nothing loaded or overwritten.
 
     Args:
         what: What is wrong, with the offending value in it.
-        where: The place to look at: a setting, or a file and row.
+        where: Where the mistake is: a setting, or a file and row.
         fix: What to do about it.
     """
 
@@ -22,19 +22,19 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """A recipe, an override or a launch file that cannot be meant."""
+    """An invalid recipe, override or launch file."""
 
 
 class DataError(UserError):
-    """A data file or row that cannot be trained on."""
+    """An invalid data file or row."""
 
 
 class BadRow(ValueError):
-    """A row that the task cannot use; the message says why. File and row are added by whoever read it."""
+    """A row that the task cannot use; the message says why. The code that read the row adds file and row number."""
 
 
 class LaunchError(UserError):
-    """An environment that is not the one asked for: world, device, missing package, unwritable directory."""
+    """An environment that does not match the request: world size, device, missing package, unwritable directory."""
 
 
 class TrainingError(Exception):
@@ -44,4 +44,4 @@ class TrainingError(Exception):
 
 
 class NothingToDo(Exception):
-    """What was asked for is there already; the message says where. Exit code 0."""
+    """The requested result already exists; the message says where. Exit code 0."""

@@ -1,4 +1,4 @@
-"""Scoring a split: each example exactly once at any world size; sums and counts only."""
+"""Evaluates a split: each example exactly once at any world size, by adding up sums and counts."""
 
 from dataclasses import dataclass
 from math import isfinite
@@ -25,18 +25,18 @@ Scores = dict[str, Any]
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Scores whole splits; every rank calls it and gets the same scores."""
+    """Evaluates whole splits; every rank calls it and gets the same scores."""
 
     strategy: Strategy
     recipe: Recipe
-    """Says how much a forward pass takes."""
+    """The recipe: gives the size of a forward pass."""
     survey: Survey
     """The label names."""
 
     def __call__(self, loader: Loader) -> Scores:
-        """Return `loss` (true mean over items) and the task's metrics of the split that `loader` reads.
+        """Return `loss` (exact mean over items) and the task's metrics on the split that `loader` reads.
 
-        Of a task with several terms, `loss/NAME` is each term's mean.
+        For a task with several loss terms, `loss/NAME` is the mean of each term.
         """
         task, accelerator, counts = loader.task, loader.accelerator, loader.split.num_items
         step = plan_scoring(loader.split, self.recipe)
@@ -75,36 +75,36 @@ def _broadcast(values: list[Any], accelerator: Accelerator) -> Any:
 
 
 class Best:
-    """The best step so far by the recipe's metric, its weights kept; none where the recipe asks for no metric.
+    """The best step so far by eval.best_metric, with a copy of its weights; unused without eval.best_metric.
 
     Args:
-        task: Says which metrics get better as they fall.
+        task: Tells which metrics are better when lower.
         section: The recipe's `eval`.
         strategy: Whose weights are kept.
-        dev: The split that is scored, if any.
+        dev: The dev split, if any.
     """
 
     def __init__(self, task: Task, section: EvalSection, strategy: Strategy, dev: Split | None) -> None:
         self.metric, self.patience = section.best_metric, section.patience
         self.dev = dev.examples.folder.name if dev else ""
-        """Equal where the examples are equal, as the cache names them."""
+        """Fingerprint of the dev examples (their cache key)."""
         self.sign = -1 if self.metric == "loss" or self.metric in task.lower_is_better else 1
         self.snapshot = Snapshot(strategy)
         self._forget()
 
     def _forget(self) -> None:
         self.step = 0
-        """The best one; 0 where there is none yet."""
+        """The best step; 0 before the first evaluation."""
         self.value: float | None = None
         self.scores: Scores = {}
-        """The best step's; the last one's while there is none."""
+        """The metric at the best step; before there is one, at the last evaluation."""
         self.without = 0
-        """Scorings since the best one."""
+        """Evaluations since the best step."""
         self.last_step = 0
         self.last_scores: Scores = {}
 
     def consider(self, step: int, scores: Scores) -> None:
-        """Take in the scores after `step`."""
+        """Record the scores after `step`."""
         self.last_step, self.last_scores = step, scores
         if not self.step:
             self.scores = scores
@@ -119,24 +119,24 @@ class Best:
             self.snapshot.take()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it, besides the weights in its snapshot."""
+        """The state saved in a checkpoint, besides the weights in the snapshot."""
         names = ("metric", "dev", "step", "value", "scores", "without", "last_step", "last_scores")
         return {name: getattr(self, name) for name in names}
 
     def differs(self, state: dict[str, Any]) -> str:
-        """Say why the best step of a checkpoint's `state` says nothing of this run's best; empty where it does.
+        """Explain why the best step in a checkpoint's `state` cannot be used in this run; empty if it can.
 
-        Scores by another metric, or of other examples, cannot be compared with those to come.
+        Scores of another metric, or on other examples, are not comparable with later ones.
         """
         if state["metric"] != self.metric:
             return f"eval.best_metric was {state['metric']} and is {self.metric}"
         return "" if state["dev"] == self.dev else "data.eval has other examples"
 
     def load(self, state: dict[str, Any], step: int) -> str:
-        """Go on from a `state` kept after `step`, the weights as they were then.
+        """Restore a `state` saved after `step`, with the weights of that step.
 
         Returns:
-            What was dropped, and why; empty where nothing was.
+            What was dropped, and why; empty if nothing was.
         """
         self._forget()
         why = self.differs(state)
@@ -153,8 +153,8 @@ class Best:
 
     @property
     def exhausted(self) -> bool:
-        """Whether patience has run out."""
+        """Whether there was no improvement for `eval.patience` evaluations."""
         return self.patience is not None and self.without >= self.patience
 
     def __str__(self) -> str:
-        return f"{self.metric} {self.value} at step {self.step} was not bettered in {self.without} scorings"
+        return f"no improvement in {self.without} evaluations: best {self.metric} {self.value} at step {self.step}"

@@ -1,4 +1,4 @@
-"""What can be known to be wrong with a run before anything heavy is imported."""
+"""Checks a run before anything heavy is imported."""
 
 import gc
 from collections.abc import Iterator
@@ -21,22 +21,22 @@ from onecurve.user_code import locate
 
 @dataclass(frozen=True)
 class Checked:
-    """A recipe that can be meant, and what follows from it."""
+    """A valid recipe, and the values derived from it."""
 
     recipe: Recipe
     task: Task
     directory: RunDirectory
     resolved: dict[str, Any]
-    """Every value of the recipe, the task's and the optimizer's own included."""
+    """Every value of the recipe, including the settings of the task and the optimizer."""
     config: str
     """The same as YAML, each value with its source."""
 
 
 def read(argv: list[str]) -> Checked:
-    """Read the recipe and check it against its schema, its task and its optimizer, wherever it is to be launched.
+    """Read the recipe and check it against its schema, task and optimizer, independent of the launch.
 
     Raises:
-        UserError: Whatever is wrong first.
+        UserError: The first mistake found.
     """
     recipe, sources = load_recipe(argv)
     located = locate(recipe.task.name, Path(argv[0]).parent)
@@ -58,10 +58,10 @@ def _check_metric(asked: str | None, task: Task) -> None:
 
 
 def preflight(argv: list[str]) -> Checked:
-    """Read the recipe and check it, its launcher and its directory.
+    """Read the recipe and check it, the launch and the run directory.
 
     Raises:
-        UserError: Whatever is wrong first.
+        UserError: The first mistake found.
         NothingToDo: The run is finished.
     """
     checked = read(argv)
@@ -74,9 +74,9 @@ def preflight(argv: list[str]) -> Checked:
 
 @contextmanager
 def heavy_imports(checked: Checked) -> Iterator[None]:
-    """Import what takes seconds, without what this run has no use of, and a fifth faster.
+    """Import the slow packages, without those that this run does not need, and 20% faster.
 
-    Nothing of it dies, so garbage collection need not look at it.
+    Imported modules are never freed, so garbage collection is off meanwhile.
     """
     gc.disable()
     try:

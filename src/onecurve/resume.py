@@ -1,4 +1,4 @@
-"""Interrupting and continuing a run: what of it is saved, and what must still hold when it goes on."""
+"""Saving and resuming a run: what a checkpoint holds, and what must be unchanged when the run resumes."""
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -45,11 +45,11 @@ from onecurve.run.lifecycle import due
 from onecurve.strategies.base import Strategy, Window, is_left_out
 
 _BYTES_A_SECOND = 100e6
-"""What a disk is thought to take before it was measured."""
+"""Assumed duration of a save before one was measured."""
 
 
 class Checkpoints:
-    """A run's checkpoints: the newest one to start from, and new ones as the run goes on."""
+    """A run's checkpoints: loads the newest one at the start, and saves new ones during training."""
 
     def __init__(
         self, checked: Checked, data: Data, plan: BatchPlan, strategy: Strategy, best: Best, accelerator: Accelerator
@@ -78,7 +78,7 @@ class Checkpoints:
         section = checked.recipe.checkpoint
         self.history = History(self.recipe.train)
         self.resumed: dict[str, Any] | None = None
-        """What the run goes on from, once `resume` has found it."""
+        """The checkpoint that the run resumes from, set by `resume`."""
         keeps_best = bool(self.recipe.eval.best_metric)
         self.keep = Retention(section.keep, section.keep_every, keeps_best, tuple(section.also))
         self.writer = Writer(self.root, self.peers, self.keep, section.on_error)
@@ -86,20 +86,20 @@ class Checkpoints:
 
     @property
     def seconds(self) -> float:
-        """How long a save takes at most, from its start until it is complete."""
+        """Longest duration of a save so far, from its start until it is complete."""
         return self.measured or 2 + self.num_bytes / _BYTES_A_SECOND
 
     def due(self, step: int) -> bool:
-        """Whether a checkpoint is written after `step`; the last one is, so that nothing after it can lose the run."""
+        """Whether a checkpoint is saved after `step`; the last step is, so that no later failure loses the run."""
         section = self.recipe.checkpoint
         every, last = section.every, self.plan.max_steps
         return step in section.also or (every is not None and (due(step, every, last) or self.best.exhausted))
 
     def resume(self) -> int:
-        """Load the checkpoint the recipe asks for; return its step, 0 where the run starts from the beginning.
+        """Load the checkpoint that train.resume selects; return its step, 0 if the run starts from the beginning.
 
         Raises:
-            ConfigError: There is none where one was named, or the run is no longer the one that wrote it.
+            ConfigError: The named checkpoint does not exist, or the recipe has changed in a way that changes the curve.
         """
         start = choose_start(self.recipe.train.resume, self.root, self.peers, _say)
         folder, self.began = start.folder, start.began
@@ -122,13 +122,13 @@ class Checkpoints:
             "world_size": self.accelerator.num_processes,
             "changes": changes,
             "remarks": [remark for remark in (start.remark, dropped) if remark],
-            # A checkpoint from before there were other cuts tells its micro_batch_size alone
+            # Checkpoints of earlier versions have micro_batch_size only
             "from_cut": {key: state.get(key, TrainSection.model_fields[key].default) for key in self.recipe.train.cut},
         }
         return state["step"]
 
     def rewind(self) -> int | None:
-        """Go back to this run's newest checkpoint; return its step, None where there is none."""
+        """Go back to this run's newest checkpoint; return its step, None if there is none."""
         self.wait(needed=self.writer.on_error == "stop")
         found = find(self.root, self.peers, _say)
         if found is None or read_manifest(found.folder).run_id != self.run_id:
@@ -137,11 +137,11 @@ class Checkpoints:
         return found.step
 
     def _load(self, folder: Path, state: dict[str, Any]) -> str:
-        """Take over what a checkpoint holds; return what of it is dropped, and why."""
+        """Load a checkpoint; return what of it is dropped, and why."""
         stored = read_manifest(folder).tensors
         tensors = without(stored, self.left_out)
         if self.peers.rank == 0 and (num_left_out := len(stored) - len(tensors)):  # trained by an earlier onecurve
-            told = f"{folder}: {num_left_out} tensors are of parameters that the loss does not depend on, and not read."
+            told = f"{folder}: {num_left_out} tensors not read: the loss does not depend on these parameters."
             print(told, file=sys.stderr)  # noqa: T201
         absent = absent_state(tensors)
         held: dict[str, Stored | Absent] = {**tensors, **absent}
@@ -149,7 +149,7 @@ class Checkpoints:
         self.strategy.create_state(
             (key, name, shape, getattr(torch, dtype)) for key, name, shape, dtype in kinds if key not in NO_STATE
         )
-        # A checkpoint from before a best step knew what it was best by: its recipe tells the metric
+        # Checkpoints of earlier versions do not name the metric of the best step: take it from their recipe
         best = {
             "metric": state["recipe"]["eval"]["best_metric"],
             "dev": self.best.dev,
@@ -173,7 +173,7 @@ class Checkpoints:
         return self.best.load(best, state["step"])
 
     def save(self, step: int) -> float:
-        """Save the run as it stands after `step`; return the seconds training stood still for it."""
+        """Save the run after `step`; return the seconds that training was blocked."""
         state = {
             "step": step,
             "run_id": self.run_id,
@@ -190,18 +190,18 @@ class Checkpoints:
         }
         beat("checkpoint", step)
         if last := step == self.plan.max_steps or self.best.exhausted:
-            self.wait(needed=False)  # whatever became of the save before, there is no training left to stop
+            self.wait(needed=False)  # even if the previous save failed, there is no training left to stop
         buffers = buffer_pieces(self.strategy.unwrapped(), self.peers.rank, self.peers.world_size)
         stall = self.writer.save(step, chain(self._pieces(once=True), buffers), state, last)
         self._tell(self.writer.finished())
         return stall
 
     def wait(self, needed: bool) -> None:
-        """Finish the save that is under way.
+        """Finish the save in progress.
 
         Args:
-            needed: Whether the run cannot go on without it. Without the last step's it can: the model is still to be
-                scored and written.
+            needed: Whether a failed save ends the run. For the last step it does not: the model can still be evaluated
+                and written.
 
         Raises:
             TrainingError: It failed, and is needed.
@@ -215,10 +215,10 @@ class Checkpoints:
             reports = self.writer.finished()
         self._tell(reports)
         if needed and self.unsaved:
-            raise TrainingError("what was trained since the last complete checkpoint is lost: see the error above")
+            raise TrainingError("the training since the last complete checkpoint is lost: see the error above")
 
     def _tell(self, reports: list[SaveReport]) -> None:
-        """Take in how long saves took; say what failed where the recipe lets the run go on without it."""
+        """Record how long saves took; print failures that do not end the run."""
         self.measured = max([self.measured, *(report.stall_seconds + report.write_seconds for report in reports)])
         if reports:
             self.unsaved = reports[-1].folder is None
@@ -232,7 +232,7 @@ class Checkpoints:
         on_first_rank(self.peers, lambda: require_room(self.root, self.num_bytes, final, self.keep, saves))
 
     def _agree(self, folder: Path, saved: dict[str, Any]) -> dict[str, list[Any]]:
-        """Return what differs and may; refuse what differs and may not."""
+        """Return the allowed differences; raise on others."""
         changes = {
             key: [saved.get(key), self.curve.get(key)]
             for key in sorted(saved.keys() | self.curve.keys())
@@ -242,9 +242,9 @@ class Checkpoints:
         if refused:
             told = "; ".join(f"{key} was {changes[key][0]!r} and is {changes[key][1]!r}" for key in refused)
             raise ConfigError(
-                f"{folder} would go on with another curve: {told}.",
+                f"resuming from {folder} would change the curve: {told}.",
                 where="train.resume",
-                fix="Undo that, start anew with train.resume never, or set train.allow_changes to "
+                fix="Undo that, start again with train.resume never, or set train.allow_changes to "
                 f"[{', '.join(refused)}].",
             )
         return changes
@@ -260,7 +260,7 @@ def _say(line: str) -> None:
 
 
 def _instead(piece: Piece, absent: Mapping[str, Absent]) -> Piece | None:
-    """Return what to read a piece from; None where it stays as it is, zero."""
+    """Return the tensor to read a piece from; None if the piece stays zero."""
     if piece.tensor not in absent:
         return piece
     like = absent[piece.tensor].like

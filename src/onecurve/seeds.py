@@ -1,20 +1,20 @@
-"""Random streams named by what they are for, never by rank or by history."""
+"""Random streams, keyed by purpose, never by rank or by previous draws."""
 
 import random
 from hashlib import blake2b
 
 
 def stream_key(seed: int, *names: str | int) -> int:
-    """Return the 64-bit key of the stream that `seed` and `names` name.
+    """Return the 64-bit key of the stream of `seed` and `names`.
 
-    Keys of different names are unrelated, so that no stream repeats another one's draws.
+    Keys of different names are unrelated, so that no stream repeats the draws of another.
     """
     text = "\x1f".join(str(part) for part in (seed, *names))
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def start_stream(seed: int, *names: str | int) -> None:
-    """Put every global generator (Python, NumPy, torch on all devices) at the start of a stream."""
+    """Seed every global generator (Python, NumPy, torch on all devices) with a stream's key."""
     import numpy
     import torch
 

@@ -1,4 +1,4 @@
-"""Fetching beforehand what a run reads, so that it works where there is no network."""
+"""Downloads and prepares what a run reads, so that the run works without a network."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,16 +14,16 @@ from onecurve.preflight import Checked
 _READING = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 """A model's config, its tokenizer and its chat template."""
 _WEIGHTS = (".safetensors", ".bin")
-"""What transformers loads: the first kind there is."""
+"""File patterns of weights, in transformers' order of preference."""
 
 
 def stage(checked: Checked) -> Iterator[str]:
-    """Fetch a run's model, tokenizer and data, encode its examples, and say what is where, a line each.
+    """Fetch a run's model, tokenizer and data, encode the examples, and yield one line about each.
 
-    What lies on a disk is found, not copied. Precision is not looked at: this may be another machine than the run's.
+    Local files are not copied. The precision is not checked: the run may use another machine.
 
     Raises:
-        UserError: What train.py would refuse, or what is neither here nor on a hub that answers.
+        UserError: Any mistake that train.py would report, or a file that is neither local nor available from the hub.
     """
     recipe = checked.recipe
     check_adapter(recipe.peft)
@@ -51,9 +51,9 @@ def _fetch(what: str, name: str, revision: str | None, weights: bool) -> str:
         raise ConfigError(f"{name!r} is neither a folder nor a hub name.", where=f"model ({what})") from None
     except FileNotFoundError:
         raise ConfigError(
-            f"the {what} {name!r} is not in the local copies, and the hub does not answer.",
+            f"the {what} {name!r} is not in the local cache, and the hub cannot be reached.",
             where="model",
-            fix="Run this where there is a network, or give a folder.",
+            fix="Run this on a machine with a network, or use a local folder.",
         ) from None
     except HfHubHTTPError as error:
         raise ConfigError(

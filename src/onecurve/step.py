@@ -25,7 +25,7 @@ def train_step(
     seed: int,
     history: History,
 ) -> dict[str, Any]:
-    """Update the model once, unless the step's loss or gradient says better not: all ranks find the same.
+    """Update the model once, unless the loss or gradient is bad; all ranks decide the same.
 
     Args:
         strategy: Turns costs into an update.
@@ -33,7 +33,7 @@ def train_step(
         step: The step of the plan.
         lr: Learning rate of this update.
         seed: The run's seed.
-        history: Says what is wrong with a loss, and which steps are to be left out.
+        history: Recent losses, and the steps to skip.
 
     Returns:
         fault (empty where the update was made; else `loss`, `gradient` or `spike`, or why the step was to be left out

@@ -1,4 +1,4 @@
-"""What a user should know of a run before step 1, and what a model's reader should know after it."""
+"""The summary printed before step 1."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 _NAMED = 20
-"""Columns that the summary names, of those that are not read."""
+"""How many unread columns the summary names."""
 
 
 def describe_run(
     recipe: Recipe, task: Task, data: Data, plan: BatchPlan, model: "nn.Module", tokenizer: Any, ranks: "Accelerator"
 ) -> str:
-    """Return the summary: what is trained, the batch arithmetic, the data, one example as the model sees it."""
+    """Return the summary: trained parameters, batch sizes, data, and one example as the model sees it."""
     sizes = [(num_weights(p), p.requires_grad) for p in model.parameters()]
     trained, total = sum(n for n, grad in sizes if grad), sum(n for n, _ in sizes)
     batch, train, tokens = recipe.train.global_batch_size, data.train, recipe.train.micro_batch_tokens
@@ -37,10 +37,10 @@ def describe_run(
         f"pass x {world_size} rank(s) x {passes} pass(es){' in the first step' if tokens else ''}; "
         f"{plan.steps_per_epoch} steps an epoch"
         + (f", the last with {plan.short_last_batch}" if plan.short_last_batch else "")
-        + (f"; {idle} rank(s) without a micro-batch of their own" if idle else ""),
+        + (f"; {idle} rank(s) without a micro-batch" if idle else ""),
         *filter(None, [describe_float8(model)]),
         f"threads   {describe_threads()}",
-        *(["compile   layers: the first passes of each kind take up to minutes"] if recipe.train.compile else []),
+        *(["compile   layers: the first passes may take minutes"] if recipe.train.compile else []),
         *_describe_labels(data.survey, getattr(model, "head_remark", "")),
         *map(_describe_split, data.splits),
         f"columns   {_describe_columns(data.splits)}",
@@ -70,7 +70,8 @@ def _describe_labels(survey: Survey, head: str) -> Iterator[str]:
 
 def _describe_split(split: Split) -> str:
     report = split.report
-    told = {"bad rows skipped": report.skipped, "truncated": report.truncated, "too long, dropped": report.dropped}
+    bad = f"bad row{'s' * (report.skipped != 1)} skipped"
+    told = {bad: report.skipped, "truncated": report.truncated, "too long, dropped": report.dropped}
     told["with nothing to learn, dropped"] = report.empty
     notes = "".join(f", {count} {what}" for what, count in told.items() if count)
     return f"{split.name:<9} {len(split):,} examples from {report.rows:,} rows{notes}"

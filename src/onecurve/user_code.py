@@ -1,4 +1,4 @@
-"""Code of the user's own, outside this package: found, imported and hashed."""
+"""The user's own code, outside this package: found, imported and hashed."""
 
 import ast
 import hashlib
@@ -19,7 +19,7 @@ FORM = "my_file.py:NAME or package.module:NAME"
 
 
 def is_external(name: str) -> bool:
-    """Whether a recipe's name is of the form that means code of the user's own."""
+    """Whether a name in a recipe refers to the user's own code."""
     return ":" in name or name.endswith(".py")
 
 
@@ -48,7 +48,7 @@ def load(name: str, where: str) -> Any:
 
     Args:
         name: A file relative to the working directory, or a module that is installed or lies in it.
-        where: The setting that says so.
+        where: The setting that names it.
 
     Raises:
         ConfigError: No such file or module, one that cannot be imported, or nothing of that name in it.
@@ -64,10 +64,10 @@ def load(name: str, where: str) -> Any:
 
 @cache
 def source_hash(kind: type) -> str:
-    """Return a hash of the source code that a class is made of; empty for this package's own.
+    """Return a hash of a class's source code; empty for classes of this package.
 
-    It is that of its module and of the modules beside it that those import, in functions too. Installed packages do not
-    count, but for the one that holds the module.
+    It covers the class's module and the modules beside it that it imports, directly or not, also inside functions.
+    Installed packages are not included, except the one that contains the module.
     """
     module = sys.modules[kind.__module__]
     if _top(kind.__module__) == _top(__name__):
@@ -128,7 +128,7 @@ def _search(folder: Path) -> None:
 def _import_file(file: Path, where: str) -> ModuleType:
     if not file.is_file():
         raise ConfigError(
-            f"there is no file {str(file)!r}.", where=where, fix=f"It counts from the recipe's folder or {Path.cwd()}."
+            f"there is no file {str(file)!r}.", where=where, fix=f"Paths start at the recipe's folder or {Path.cwd()}."
         )
     _search(file.parent)
     # A name of its own: the file may be called like a package that something else imports
@@ -161,7 +161,7 @@ def _import_module(name: str, where: str) -> ModuleType:
 
 
 def _told(error: BaseException, what: str) -> str:
-    """Say why code cannot be imported, with the line of the user's that it fails at."""
+    """Explain why code cannot be imported, with the line of the user's code that fails."""
     if isinstance(error, SyntaxError):
         place, why = f"{error.filename}, line {error.lineno}", f"SyntaxError: {error.msg}"
     else:

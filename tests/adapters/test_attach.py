@@ -271,7 +271,7 @@ def test_a_prompt_is_refused_where_padding_would_be_scored(batch):
     gpt2 = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, pad_token_id=0, num_labels=3)
     for name in ("prompt", "p_tuning"):
         for model in (llama_classifier(), GPT2ForSequenceClassification(gpt2)):
-            with pytest.raises(ConfigError, match="scored on its padding"):
+            with pytest.raises(ConfigError, match="classified from its padding"):
                 add_adapter(model, PeftSection(**METHODS[name]), task_type="SEQ_CLS", new_modules=["score"])
 
 

@@ -194,7 +194,7 @@ def test_with_no_good_one_left_nothing_is_renamed_and_the_run_does_not_start_ane
     before = sorted(path.name for path in root.iterdir())
 
     def work(peers):
-        with pytest.raises(LaunchError, match=r"No checkpoint is good\. step-00000003: .*step-00000001"):
+        with pytest.raises(LaunchError, match=r"No checkpoint is valid\. step-00000003: .*step-00000001"):
             find(root, peers)
 
     on_threads(2, work)

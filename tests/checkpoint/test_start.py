@@ -65,7 +65,7 @@ def test_a_path_begins_a_run_once(root, named):
     newest = save(root, 5, begun.began)
     again = start(named, root)
     assert (again.folder, again.began) == (newest, begun.began)
-    assert f"it began from {named} and goes on" in again.remark
+    assert f"the run began from {named} and resumes" in again.remark
 
 
 def test_the_checkpoint_is_known_by_what_it_holds_or_where_it_is_gone_by_its_path(root, named, tmp_path):
@@ -76,7 +76,7 @@ def test_the_checkpoint_is_known_by_what_it_holds_or_where_it_is_gone_by_its_pat
     assert start(named, root).folder == newest
     assert save(named.parent, 2, value=7.0) == named
     assert start(named, root).folder == named, "another one, in the same place"
-    with pytest.raises(ConfigError, match="no complete checkpoint"):
+    with pytest.raises(ConfigError, match="not a complete checkpoint"):
         start(tmp_path / "nowhere", root)
 
 
@@ -105,7 +105,7 @@ def test_a_damaged_one_of_the_run_is_set_aside_for_the_one_before(root, named):
     assert start(named, root).folder == before
     assert not newest.exists()
     (before / "rank-00000-of-00001.safetensors").write_bytes(b"")
-    with pytest.raises(LaunchError, match="No checkpoint is good"):
+    with pytest.raises(LaunchError, match="No checkpoint is valid"):
         start(named, root)
 
 

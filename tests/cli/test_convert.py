@@ -163,7 +163,7 @@ def test_a_run_without_checkpoints_is_its_model_folder(folder, adapted, classifi
     torch.testing.assert_close(logits(tmp_path / "merged", kind), expected, rtol=1e-4, atol=1e-5)
     said = refusal(capsys, tmp_path / "adapted", tmp_path / "new")
     assert f"'{tmp_path / 'adapted' / 'model'}' is a PEFT adapter" in said
-    assert f"'{tmp_path / 'whole' / 'model'}' is no adapter" in refusal(
+    assert f"'{tmp_path / 'whole' / 'model'}' is not an adapter" in refusal(
         capsys, tmp_path / "whole", tmp_path / "new", "--merge"
     )
 
@@ -202,7 +202,7 @@ def test_what_cannot_leave_is_refused(folder, classified, adapted, tmp_path, cap
     writer.wait()
     assert "does not say survey" in refusal(capsys, tmp_path / "old", tmp_path / "new")
     assert "nothing to merge" in refusal(capsys, root, tmp_path / "new", "--merge")
-    assert "knows its labels" in refusal(capsys, root, tmp_path / "new", "--labels", "a", "b")
+    assert "has its own labels" in refusal(capsys, root, tmp_path / "new", "--labels", "a", "b")
 
     alone = tmp_path / "elsewhere" / "checkpoints" / "step-00000004"
     shutil.copytree(root / "step-00000004", alone)
@@ -257,7 +257,7 @@ def trainer_folder(folder):
 def test_a_run_starts_from_a_trainer_checkpoint_or_shards(folder, trainer_folder):
     checkpoint, expected = trainer_folder
     for path in (checkpoint, folder / "sharded"):
-        with pytest.raises(ConfigError, match=r"holds no tokenizer_config.json or .* Set model.tokenizer"):
+        with pytest.raises(ConfigError, match=r"holds no tokenizer_config.json or .* set model.tokenizer"):
             start(path)
         assert torch.equal(compute(*start(path, tokenizer=folder / "bert")), expected)
 
@@ -320,7 +320,7 @@ def test_what_cannot_come_in_is_refused(folder, accelerated, tmp_path, capsys):
     assert "several models: model_1.safetensors" in refusal(capsys, folder / "several", new, "--config", "x")
     assert "holds no config.json" in refusal(capsys, folder / "safe", new, "--config", folder / "safe")
     said = refusal(capsys, folder, new)
-    assert "nothing that can be converted. Looked for" in said
+    assert "no weights found. Looked for" in said
     assert "no such folder" in refusal(capsys, tmp_path / "gone", new)
     assert "nothing to merge" in refusal(capsys, folder / "safe", new, "--merge")
     torn = tmp_path / "torn"

@@ -55,7 +55,7 @@ def test_local_files_are_encoded_once_and_the_run_reads_them_from_the_cache(reci
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        (["--model.path", "nosuch/model"], "'nosuch/model' is not in the local copies, and the hub does not answer"),
+        (["--model.path", "nosuch/model"], "'nosuch/model' is not in the local cache, and the hub cannot be reached"),
         (["--model.path", "./nosuch"], "'./nosuch' is neither a folder nor a hub name"),
         (["--data.train", "nosuch/data"], "data.train: 'nosuch/data' is neither a file or folder here nor a hub"),
         (["--data.trian", "x"], "Did you mean 'data.train'?"),

@@ -110,8 +110,8 @@ def test_a_healthy_machine_and_a_good_recipe_are_fine(tmp_path, recipe, tiny_ber
     ("override", "name", "said"),
     [
         (["--optim.lr", "fast"], "recipe", "optim.lr: must be a number; got 'fast'."),
-        (["--data.train", "nowhere.jsonl"], "data.train", "nowhere.jsonl is not there"),
-        (["--model.path", "./no/model"], "model.path", "./no/model is not there"),
+        (["--data.train", "nowhere.jsonl"], "data.train", "nowhere.jsonl does not exist"),
+        (["--model.path", "./no/model"], "model.path", "./no/model does not exist"),
         (["--checkpoint.every=1", "--checkpoint.keep=900000", "--train.max_steps=900000"], "needs", " in all, and "),
         (["--output_dir", "/proc/nothing"], "writing", "not in /proc: "),
     ],
@@ -126,7 +126,7 @@ def test_what_a_recipe_lacks_is_a_failure(tmp_path, recipe, override, name, said
 def test_overrides_without_a_recipe_are_refused(tmp_path):
     code, _, printed = examine(tmp_path, "--optim.lr=1")
     assert code == 2
-    assert "--optim.lr=1 changes a recipe, and none is given" in printed
+    assert "--optim.lr=1 overrides a recipe, but no recipe is given" in printed
 
 
 @pytest.mark.distributed
@@ -234,7 +234,7 @@ def test_a_rank_that_never_comes_is_named(tmp_path):
     code, found, printed = examine(tmp_path, "--timeout", "20", **first)
     assert code == 1, printed
     assert finish(other)[0] in (0, 1)
-    assert found["presence"][0]["value"] == "ranks 2 did not come within 20 s"
+    assert found["presence"][0]["value"] == "ranks 2 did not connect within 20 s"
     assert found["locks"][0]["ranks"] == [0, 1], "those who came are examined all the same"
     assert json.loads((tmp_path / "report.json").read_text())["missing"] == [2]
 

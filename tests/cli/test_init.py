@@ -66,7 +66,7 @@ def test_every_key_is_under_the_schema_s_own_words(folder):
                 assert meaning(fields[key]) in said, key
     assert keys > 15
     assert "label_separator: ','" in text  # the task's own
-    assert "What stands between the names of a multi-label row that is text." in said
+    assert "Separator of the names in a multi-label row that is text." in said
 
 
 def test_launch_files_and_the_tiny_model_are_those_of_the_repository(folder):

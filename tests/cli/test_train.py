@@ -169,12 +169,12 @@ def test_the_working_directory_s_own_launch_files_come_first(tmp_path, monkeypat
         ("zer2", None, {}, "--launch: there is no launch file 'zer2'. Did you mean 'zero2'?"),
         ("./zero2.yaml", None, {}, "--launch: there is no file './zero2.yaml'."),
         ("multinode", None, {}, "is of 2 machines, and this starts ranks on one. On each machine: accelerate launch"),
-        ("single", 2, {}, "starts one process, and --num_processes asks for 2"),
+        ("single", 2, {}, "starts one process, but --num_processes is 2"),
         ("ddp", 0, {}, "num_processes must be a whole number above 0; got 0"),
-        (None, 2, {}, "--num_processes: is 2, and no launch file says how"),
-        ("ddp", None, {"WORLD_SIZE": "2"}, "WORLD_SIZE is 2: each of that many processes would start"),
+        (None, 2, {}, "--num_processes: is 2, but no launch file is given"),
+        ("ddp", None, {"WORLD_SIZE": "2"}, "WORLD_SIZE is 2: each of these processes would start"),
         ("./torn.yaml", None, {}, "'torn.yaml' cannot be read: "),
-        ("./list.yaml", None, {}, "'list.yaml' holds no settings"),
+        ("./list.yaml", None, {}, "'list.yaml' has no settings"),
     ],
 )
 def test_a_launch_that_cannot_be_is_one_message(tmp_path, monkeypatch, name, num_processes, variables, said):
@@ -193,7 +193,7 @@ def test_a_launch_that_cannot_be_is_one_message(tmp_path, monkeypatch, name, num
 def test_what_accelerate_refuses_is_one_message(tmp_path):
     (tmp_path / "odd.yaml").write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nno_such: 1\n")
     found = find_launch_file(str(tmp_path / "odd.yaml"), 2)
-    with pytest.raises(LaunchError, match=r"accelerate launch does not take .*no_such") as refused:
+    with pytest.raises(LaunchError, match=r"accelerate launch rejects .*no_such") as refused:
         found.environment()
     assert "\n" not in str(refused.value)
 
@@ -271,7 +271,7 @@ def test_a_signalled_run_saves_says_so_and_goes_on(recipe, tmp_path, form, name)
     process.send_signal(getattr(signal, name))
     out, err = process.communicate(timeout=120)
     assert process.returncode == 75, err
-    assert f"by {name}; launch again to go on" in out
+    assert f"by {name}; launch again to resume" in out
     assert set(err.splitlines()) == {f"train.py: {name}: saving after this step, then stopping"}
     status = told(tmp_path)
     assert (status["status"], status["exit_code"]) == ("stopped", 75)

@@ -226,7 +226,7 @@ def test_what_a_killed_writer_leaves_is_not_read_and_is_cleared_away(settings: D
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, settings: DataSection, task: LoggedTask) -> None:
     (tmp_path / "file").write_text("")
     unusable = settings.model_copy(update={"cache_dir": str(tmp_path / "file" / "cache")})
-    with pytest.raises(LaunchError, match=r"data\.cache_dir: encoded examples cannot be kept in .*Not a directory"):
+    with pytest.raises(LaunchError, match=r"data\.cache_dir: encoded examples cannot be written to .*Not a directory"):
         load(unusable, task)
 
 

@@ -158,7 +158,7 @@ GLUE = 'text\tlabel\n"I am\t1\nhe said bye"\t0\n'
 def test_lines_of_glue_are_never_merged(tmp_path: Path) -> None:
     expected = [['"I am', "1"], ['he said bye"', "0"]]
     assert values(read(tmp_path / "a.tsv", GLUE, quoting="none")) == expected
-    with pytest.raises(DataError, match=r"nothing tells whether quotes enclose .* \(see line 2\)\. Set data\.quoting"):
+    with pytest.raises(DataError, match=r"is ambiguous whether quotes enclose .* \(see line 2\)\. Set data\.quoting"):
         read(tmp_path / "a.tsv", GLUE)
     for more in ('a 5" pipe\t1', '"Yes" he said\t0', '"open\t1'):
         assert values(read(tmp_path / "a.tsv", f"{GLUE}{more}\n")) == [*expected, more.split("\t")]
@@ -203,5 +203,5 @@ def test_one_column_of_quoted_lines_is_not_guessed_at(tmp_path: Path) -> None:
         section = DataSection(train="x", quoting=quoting)
         found = list(read_rows("data.train", str(path), section, {"text": ""}))
         assert [row for (row,) in values(found)] == texts
-    with pytest.raises(DataError, match=r"a\.tsv: nothing tells"):
+    with pytest.raises(DataError, match=r"a\.tsv: it is ambiguous whether quotes"):
         list(read_rows("data.train", str(path), DataSection(train="x"), {"text": ""}))

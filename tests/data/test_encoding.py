@@ -89,7 +89,7 @@ def test_rows_with_and_without_an_optional_column_meet_in_one_split(tmp_path: Pa
     ("train", "settings", "message"),
     [
         (["", "  "], {}, r"data\.train: '.*train\.jsonl' has no rows"),
-        ([*labelled("one", "two"), "{broken"], {}, r"train\.jsonl, line 3: broken JSON.*data\.on_bad_row: skip"),
+        ([*labelled("one", "two"), "{broken"], {}, r"train\.jsonl, line 3: invalid JSON.*data\.on_bad_row: skip"),
         ([*labelled("one"), {"text": " ", "label": "a"}], {}, r"train\.jsonl, line 2: text is empty\. \(data"),
         (labelled("one"), {}, "at least 2 different labels"),
         ([{"text": "x"}], {}, "no column 'label'; the columns are: text"),
@@ -98,7 +98,7 @@ def test_rows_with_and_without_an_optional_column_meet_in_one_split(tmp_path: Pa
         (labelled("one", "two"), {"eval": "no/such/file.jsonl"}, r"data\.eval: no such file"),
         (labelled("one", "two"), {"eval": []}, r"data\.eval: .* has no rows"),
         (labelled("one", "two"), {"test": [{"text": "x", "label": "c"}]}, r"test\.jsonl, line 1: label 'c' was never"),
-        (["{", "["], {"on_bad_row": "skip"}, r"all 2 rows of '.*' are broken; the first: .*line 1: broken JSON"),
+        (["{", "["], {"on_bad_row": "skip"}, r"all 2 rows of '.*' are invalid; the first: .*line 1: invalid JSON"),
     ],
 )
 def test_a_mistake_in_the_data_is_told_before_the_tokenizer_is_loaded(
@@ -181,9 +181,9 @@ def test_a_long_example_is_an_error_that_names_the_choices(tmp_path: Path, task:
     with pytest.raises(DataError) as error:
         load(section(tmp_path, LONG), task, max_length=10)
     assert str(error.value) == (
-        f"{tmp_path}/train.jsonl, line 2: has 12 tokens, more than the 10 an example may have (data.max_length); "
+        f"{tmp_path}/train.jsonl, line 2: has 12 tokens, more than the maximum of 10 (data.max_length); "
         "so have 3 of the first 5 rows. "
-        "Set data.on_long to truncate (cut them) or drop (leave them out), or raise data.max_length."
+        "Set data.on_long to truncate or drop, or raise data.max_length."
     )
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
 

@@ -52,7 +52,7 @@ def report(started):
             "ddp",
             2,
             "locked:1:5",
-            "gives no sign of life (sleeping), last heard of at ",
+            "gives no sign of life (sleeping), last seen at ",
             "keep_the_interpreter_for_ever",
         ),
     ],

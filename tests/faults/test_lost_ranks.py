@@ -97,8 +97,8 @@ def test_a_rank_that_is_killed_ends_the_others_and_is_named(forks, recipe, tmp_p
     ended = started.wait()
     assert "Traceback" not in ended.stderr
     said = reason(ended, lost=rank)
-    assert f"(process {started.pids[rank]}) is gone, last heard of at " in said
-    assert re.search(r"Launch again with train\.resume auto to go on from the newest checkpoint, step-\d{8}\.$", said)
+    assert f"(process {started.pids[rank]}) is gone, last seen at " in said
+    assert re.search(r"Launch again with train\.resume auto to resume from the newest checkpoint, step-\d{8}\.$", said)
     newest = max(steps(folder / "checkpoints"))
     again = forks.train(recipe, folder, how, *ENDLESS, "--train.stop_after", str(newest + 1))
     assert again.events("resume")[0]["step"] == newest
@@ -153,7 +153,7 @@ def test_a_rank_is_missed_also_by_one_that_is_busy_with_something_else(forks, re
     wait_until(lambda: any(sign["step"] == 5 for sign in signs(folder)), "step 5", lambda: not started.under_way)
     started.kill(1)
     ended = started.wait()
-    assert f"(process {started.pids[1]}) is gone, last heard of at " in reason(ended, lost=1)
+    assert f"(process {started.pids[1]}) is gone, last seen at " in reason(ended, lost=1)
 
 
 @pytest.mark.slow

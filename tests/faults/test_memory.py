@@ -66,7 +66,7 @@ def test_running_out_is_one_message_that_says_what_helps(launch_short, tmp_path)
     assert "Traceback" not in run.stderr
     (line,) = [line for line in run.stderr.splitlines() if line.startswith("train.py: ")]
     assert line.startswith("train.py: out of memory on rank 0 (cpu): ")
-    asked, free = (mebibytes(part) for part in re.search(r"\): (.*) was asked for, (.*) of ", line).groups())
+    asked, free = (mebibytes(part) for part in re.search(r"\): (.*) was requested, (.*) of ", line).groups())
     assert 0 < asked < TIGHT / MEBI and 0 <= free < TIGHT / MEBI
     activations = mebibytes(line.partition("activations about ")[2])
     assert TIGHT / MEBI / 4 < activations < 2 * TIGHT / MEBI
@@ -194,7 +194,7 @@ def test_page_locked_memory_that_runs_out_is_told_apart_from_the_gpu_s(on_gpu):
     told = on_gpu(torch.AcceleratorError(OF_CUDA), 30 * 2**30)
     assert told.startswith("out of page-locked host memory on rank 5 (cuda:1): ")
     assert "30.0 GiB is free, so a smaller micro-batch does not help" in told
-    assert "ulimit -l" in told and "fewer ranks a machine" in told
+    assert "ulimit -l" in told and "fewer ranks per machine" in told
     assert "train.micro_batch_size" not in told and "offload" not in told
     told = on_gpu(torch.AcceleratorError(OF_CUDA), 30 * 2**30, "--train.activations", "offload")
     assert "offloaded activations" in told and "train.activations recompute" in told
@@ -203,5 +203,5 @@ def test_page_locked_memory_that_runs_out_is_told_apart_from_the_gpu_s(on_gpu):
 def test_a_full_gpu_is_told_of_whoever_says_so(on_gpu):
     for error in (torch.AcceleratorError(OF_CUDA), torch.distributed.DistBackendError(OF_NCCL)):
         told = on_gpu(error, 20 * MEBI)
-        assert told.startswith("out of memory on rank 5 (cuda:1): more was asked for, 20.0 MiB of 80.0 GiB is free")
+        assert told.startswith("out of memory on rank 5 (cuda:1): more was requested, 20.0 MiB of 80.0 GiB is free")
         assert "What would help most: " in told

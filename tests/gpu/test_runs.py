@@ -181,7 +181,7 @@ def test_a_full_gpu_is_one_message_and_auto_finds_what_fits(device, large, tmp_p
     assert done.returncode == 3 and "Traceback" not in done.stderr, done.stderr[-3000:]
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
     assert line.startswith("train.py: out of memory on rank 0 (cuda:0): ")
-    assert re.search(r"\): [\d.]+ [MG]iB was asked for, ", line) and "train.micro_batch_size 32 (about " in line
+    assert re.search(r"\): [\d.]+ [MG]iB was requested, ", line) and "train.micro_batch_size 32 (about " in line
     done = run_short(large, tmp_path / "auto", "--train.micro_batch_size", "auto")
     assert done.returncode == 0, done.stderr[-3000:]
     found = re.search(r"= (\d+) a pass", done.stdout)

@@ -139,7 +139,7 @@ def granite():
 def test_a_model_that_scales_its_logits_is_refused_chunks():
     model = granite()
     chunk_logits(model)
-    with pytest.raises(ConfigError, match=r"train.logits: .* scales, caps or cuts"):
+    with pytest.raises(ConfigError, match=r"train.logits: .* scales, caps or slices"):
         next_token_logits(model, batch(), IGNORE)
     assert model.lm_head.targets is None and not model.lm_head._forward_hooks
 
@@ -157,8 +157,8 @@ def classifier():
 @pytest.mark.parametrize(
     ("build", "said"),
     [
-        (with_an_adapted_head, "no plain one but peft.tuners.lora.layer.Linear"),
-        (with_a_saved_head, "no plain one but peft.utils.other.ModulesToSaveWrapper"),
+        (with_an_adapted_head, "not a plain nn.Linear but peft.tuners.lora.layer.Linear"),
+        (with_a_saved_head, "not a plain nn.Linear but peft.utils.other.ModulesToSaveWrapper"),
         (biased, "the output layer has a bias"),
         (classifier, "LlamaForSequenceClassification predicts no tokens"),
     ],

@@ -81,7 +81,7 @@ def test_an_owner_elsewhere_is_alive_while_it_renews_whatever_the_clocks_say(pat
         with pytest.raises(LaunchError, match="process 4 on node7, Slurm job 77"):
             quick(path, gone_after=60.0).acquire()  # until the next sign, however late it comes
         os.utime(path, (2**33, 2**33))
-    assert "watching for a sign of it" in capsys.readouterr().err
+    assert "waiting up to" in capsys.readouterr().err
     theirs.release()
     quick(path).acquire()
 

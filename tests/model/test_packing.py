@@ -208,7 +208,7 @@ def test_a_window_shorter_than_the_longest_example_of_any_split_is_refused() -> 
 
 
 def test_another_attention_is_not_replaced() -> None:
-    refused("asks for eager", build("causal_lm", "Llama", GROUPED), attn="eager")
+    refused("attn_implementation is eager", build("causal_lm", "Llama", GROUPED), attn="eager")
 
 
 def test_virtual_tokens_are_refused() -> None:
@@ -243,14 +243,14 @@ def test_documents_that_see_each_other_are_noticed(precision: str, monkeypatch: 
     with torch.no_grad():  # so little that rounding to half precision would explain it
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.mul_(0.0002)
-    refused("other logits", model, precision=precision)
+    refused("different logits", model, precision=precision)
 
 
 @pytest.mark.parametrize("case", ["bert", "gpt2"])
 def test_positions_that_go_on_counting_are_noticed(case: str, monkeypatch: Any) -> None:
     name, *of_model = CASES[case]
     monkeypatch.setattr(packing_module, "_first_position", lambda backbone: 1)
-    refused("other logits", build(name, *of_model), task=CAUSAL_LM if name == "causal_lm" else CLASSIFICATION)
+    refused("different logits", build(name, *of_model), task=CAUSAL_LM if name == "causal_lm" else CLASSIFICATION)
 
 
 def test_a_model_that_cannot_run_a_packed_row_is_told_of_not_a_traceback(monkeypatch: Any) -> None:
@@ -280,7 +280,7 @@ def test_a_kernel_that_fails_is_told_of_before_the_first_step(why: str, monkeypa
 def test_a_kernel_that_computes_something_else_is_noticed(monkeypatch: Any) -> None:
     monkeypatch.setattr(packed_attention, "_has_kernel", only_in_half)
     monkeypatch.setattr(packed_attention, "_kernel", lambda: _Kernel(lambda query, *_, **__: query, groups_heads=True))
-    refused("other logits", build("causal_lm", "Llama", GROUPED), precision="bf16")
+    refused("different logits", build("causal_lm", "Llama", GROUPED), precision="bf16")
 
 
 def test_memory_that_runs_out_meanwhile_is_no_reason_to_pad(monkeypatch: Any) -> None:

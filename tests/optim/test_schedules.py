@@ -51,9 +51,9 @@ def test_the_floor_is_where_the_run_would_end():
         ({"schedule": "cos"}, "optim.schedule: must be one of constant, linear, cosine, wsd; got 'cos'"),
         ({"momentum": 0.9}, "Unknown setting 'optim.momentum' of adamw"),
         ({"lrr": 0.9}, "Did you mean 'optim.lr'?"),
-        ({"beta1": "high"}, "optim.beta1: must be a float; got 'high'"),
-        ({"name": "sgd", "nesterov": 1}, "optim.nesterov: must be a bool; got 1"),
-        ({"decay_steps": 3}, "optim.decay_steps: belongs to schedule wsd"),
+        ({"beta1": "high"}, "optim.beta1: must be a number; got 'high'"),
+        ({"name": "sgd", "nesterov": 1}, "optim.nesterov: must be true or false; got 1"),
+        ({"decay_steps": 3}, "optim.decay_steps: is only for schedule wsd"),
         ({"schedule": "constant", "min_lr_ratio": 0.1}, "optim.min_lr_ratio"),
     ],
 )

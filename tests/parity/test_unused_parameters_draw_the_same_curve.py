@@ -102,7 +102,7 @@ def test_checkpoints_move_between_strategies(forks, recipes, tmp_path):
             assert ("param/bert.pooler.weight" in windows.manifest.tensors) is (name == "before")
             assert "exp_avg/bert.pooler.weight" not in windows.manifest.tensors
         resumed = forks.train(recipe, folder, "zero2")
-        assert ("and not read" in resumed.stderr) is (name == "before")
+        assert ("tensors not read" in resumed.stderr) is (name == "before")
         for ours, theirs in zip(whole[2:], resumed.events("train")[2:], strict=True):
             assert theirs["loss"] == pytest.approx(ours["loss"], rel=TOLERANCE), (name, ours["step"])
         compare_weights(tmp_path / "whole" / "model", folder / "model")

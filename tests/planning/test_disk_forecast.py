@@ -33,7 +33,7 @@ def test_a_run_whose_checkpoints_do_not_fit_is_refused_before_its_first_step(
     saving = ["--checkpoint.every", "1"]
     refused = forks.launch(recipes["causal_lm"], small_disk / "run", how, *saving, num_processes=ranks)
     assert refused.exit_code == 2, refused.stderr
-    assert "The disk does not hold what the run will write: 2 checkpoints of" in refused.stderr
+    assert "There is not enough disk space for the run: 2 checkpoints of" in refused.stderr
     assert not (small_disk / "run" / "metrics.jsonl").exists()
     # The forecast is what is really written: the same run, where there is room
     run = forks.train(recipes["causal_lm"], tmp_path / "run", how, *saving, num_processes=ranks)

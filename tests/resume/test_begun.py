@@ -28,7 +28,7 @@ def test_from_a_checkpoint_of_another_run(recipes, forks, tmp_path, how, ranks):
     words = ["--train.resume", str(start)]
     forks.train(recipe, folder, how, *words, "--train.stop_after", "5", num_processes=ranks)
     run = forks.train(recipe, folder, how, *words, num_processes=ranks)
-    assert f"it began from {start} and goes on" in run.stdout
+    assert f"the run began from {start} and resumes" in run.stdout
     assert steps(run, "resume") == [2, 5]
     assert steps(run, "train") == [3, 4, 5, 6, 7, 8]
     assert [e["loss"] for e in run.events("train")] == [e["loss"] for e in whole.events("train")][2:]
@@ -68,7 +68,7 @@ def test_never_in_a_job_that_is_requeued(recipes, forks, tmp_path):
     assert steps(first, "resume") == []
     assert saved(first) == ["step-00000000.superseded", "step-00000003", "step-00000006.superseded"]
     second = train(2)
-    assert "train.resume never began this run; started again, the launch goes on with it" in second.stdout
+    assert "this launch was restarted, so train.resume never does not apply" in second.stdout
     assert steps(second, "resume") == [3]
     whole = forks.train(recipe, tmp_path / "whole", "python", "--seed", "1")
     assert [*partings(whole, second, exactly=True)] == []
@@ -102,17 +102,17 @@ def test_a_kill_between_the_beginning_and_the_first_checkpoint(recipes, forks, t
 
 def test_never_is_not_told_to_be_launched_again_as_it_was(recipes, forks, tmp_path):
     run = forks.train(recipes["causal_lm"], tmp_path, "python", "--train.resume", "never", "--train.stop_after", "2")
-    assert "launch again (without train.resume never) to go on" in run.stdout
+    assert "launch again (without train.resume never) to resume" in run.stdout
 
 
 def test_before_anything_is_loaded_a_path_must_be_there_unless_the_run_began_from_it(recipes, tmp_path):
     checked = read([str(recipes["causal_lm"]), "--output_dir", str(tmp_path), "--train.resume", "some/where"])
-    with pytest.raises(ConfigError, match="no complete checkpoint"):
+    with pytest.raises(ConfigError, match="not a complete checkpoint"):
         checked.directory.check("some/where", checked.resolved)
     (tmp_path / "config.yaml").write_text(checked.config)
     directory = RunDirectory(tmp_path)
     directory.check("some/where", checked.resolved)
-    with pytest.raises(ConfigError, match="no complete checkpoint"):
+    with pytest.raises(ConfigError, match="not a complete checkpoint"):
         directory.check("some/where/else", checked.resolved)
     directory.set_status("done", step=8)
     with pytest.raises(NothingToDo):

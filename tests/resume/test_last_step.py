@@ -44,7 +44,7 @@ def test_after_an_export_that_failed_a_launch_scores_and_exports_and_trains_noth
     blocker = break_export(tmp_path / "run")
     broken = forks.launch(recipes["causal_lm"], tmp_path / "run", how, *scoring, num_processes=ranks)
     assert broken.exit_code == 3, broken.stderr
-    assert f"Launch again with train.resume auto to go on from the newest checkpoint, {LAST}." in broken.stderr
+    assert f"Launch again with train.resume auto to resume from the newest checkpoint, {LAST}." in broken.stderr
     trained = broken.events("train")
     blocker.unlink()
     again = forks.train(recipes["causal_lm"], tmp_path / "run", how, *scoring, num_processes=ranks)
@@ -66,7 +66,7 @@ def test_where_nothing_was_saved_the_message_says_so(recipes, forks, tmp_path):
     break_export(tmp_path / "run")
     broken = forks.launch(recipes["causal_lm"], tmp_path / "run", "python", "--checkpoint.every", "null")
     assert broken.exit_code == 3
-    assert "There is no checkpoint: launched again, the run begins anew." in broken.stderr
+    assert "There is no checkpoint: launched again, the run starts from the beginning." in broken.stderr
 
 
 def test_a_run_that_patience_ends_is_saved_where_it_ends(recipes, forks, tmp_path):

@@ -194,7 +194,7 @@ def test_a_disk_that_others_fill_ends_the_run_with_one_message_for_each_thing_no
         ended = finish(process, folder)
     for line, part in zip(said(ended), named, strict=True):
         assert part in line
-    assert "There is no checkpoint: launched again, the run begins anew." in line
+    assert "There is no checkpoint: launched again, the run starts from the beginning." in line
     assert ended.exit_code == 3
 
 

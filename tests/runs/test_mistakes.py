@@ -221,5 +221,5 @@ def test_a_launcher_that_starts_one_process_for_two_is_refused(tmp_path, models)
     config.write_text("distributed_type: MULTI_CPU\nnum_machines: 1\nnum_processes: 2\nuse_cpu: true\n")
     ended = launch(recipe, tmp_path / "run", config)
     assert ended.exit_code != 0
-    assert "asked for several processes and started one" in ended.stderr
+    assert "accelerate launch started one process instead of several" in ended.stderr
     assert not (tmp_path / "run").exists()

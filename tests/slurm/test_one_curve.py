@@ -44,7 +44,7 @@ def test_ranks_that_srun_starts_know_what_accelerate_launch_would_tell_them(subm
     """Without DeepSpeed's settings ZeRO would be DDP, whose curve is no other."""
     job = submit("deepspeed", "multinode_zero", "RECIPE", "--optim.name", "adafactor").wait()
     assert job.exit_code == 2, job.written
-    assert "ZeRO gives each rank a flat share" in job.written
+    assert "ZeRO gives each rank a flat slice" in job.written
 
 
 @pytest.mark.parametrize("config", ["multinode", "multinode_zero2"])
@@ -63,5 +63,5 @@ def test_two_worlds_of_one_process_are_refused(submit, launch, code):
     command = f"srun --nodes=2 --ntasks=2 {launch} {submit.recipe} --output_dir {submit.folder / name}"
     job = submit.command(name, command, "--nodes=2").wait()
     assert job.exit_code == code  # accelerate launch makes every failure a 1
-    assert "Slurm started 2 tasks, but the world of this one is of 1" in job.written
+    assert "Slurm started 2 tasks, but this one has a world size of 1" in job.written
     assert not job.output_dir.exists()

@@ -76,7 +76,7 @@ def test_bad_rows_are_told(row: dict[str, Any], message: str) -> None:
 
 def test_a_model_without_an_encoder_is_refused(t5: ReadingOf) -> None:
     config = SimpleNamespace(is_encoder_decoder=False, model_type="llama")
-    with pytest.raises(ConfigError, match="llama has no encoder and decoder"):
+    with pytest.raises(ConfigError, match="needs an encoder-decoder model; llama is not one"):
         _task().encode(ROWS[0], Survey(), ReadingOf(t5.load, 64, config), truncate=False)
 
 

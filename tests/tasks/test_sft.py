@@ -133,13 +133,13 @@ def test_a_template_that_drops_earlier_reasoning_is_refused_and_never_masked_wro
 
 def test_a_template_that_opens_the_answer_with_text_of_its_own_is_refused(tokenizer: Any) -> None:
     tokenizer.chat_template = CHAT_TEMPLATE.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
-    with pytest.raises(BadRow, match="cannot be found"):
+    with pytest.raises(BadRow, match="tokens cannot be located"):
         _encode(PAIR, tokenizer)
 
 
 def test_a_template_that_refuses_a_row_is_quoted(tokenizer: Any) -> None:
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(BadRow, match="the chat template refuses these messages: roles must alternate"):
+    with pytest.raises(BadRow, match="the chat template rejects these messages: roles must alternate"):
         _encode(PAIR, tokenizer)
 
 
@@ -194,8 +194,11 @@ USER, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content"
         ({"prompt": "", "response": "b"}, "prompt is empty"),
         ({"prompt": "a", "response": "  "}, "response is empty"),
         ({"prompt": "a", "response": 3}, "response must be text; got int"),
-        ({**PAIR, "messages": [USER, ANSWER]}, "messages and also prompt, response; give one of .* prompt: ''"),
-        ({"input": "c", "messages": [USER, ANSWER]}, "messages and also input; give one of the two forms"),
+        (
+            {**PAIR, "messages": [USER, ANSWER]},
+            "messages and also prompt, response; use one of .* data.columns.prompt to ''",
+        ),
+        ({"input": "c", "messages": [USER, ANSWER]}, "messages and also input; use one of the two forms"),
         ({**PAIR, "input": 3}, "input must be text; got int"),
         ({"response": "b", "input": "c"}, "prompt is missing"),
         ({"messages": "hello"}, "not JSON"),

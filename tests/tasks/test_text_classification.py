@@ -168,7 +168,7 @@ def test_the_recipe_says_that_zero_and_one_are_names() -> None:
     task = _task(MULTI, labels=[0, 1])
     assert [task._problem.names(value) for value in ([0], [1], [], ["0", "1"])] == [["0"], ["1"], [], ["0", "1"]]
     assert task._problem.names([1, 1]) == ["0", "1"]
-    with pytest.raises(BadRow, match=r"label \[0, 1\] may be the names 0 and 1 or a vector"):
+    with pytest.raises(BadRow, match=r"label \[0, 1\] is ambiguous: the names 0 and 1, or a vector"):
         task.check(*_rows([0, 1]))
 
 
@@ -202,7 +202,7 @@ def test_a_number_may_be_text(value: Any, target: float, tokenizer: Any) -> None
         ("single_label_classification", {"text": 7, "label": 1}, r"text must be text; got 7 \(int\)"),
         ("single_label_classification", {"text": "a", "text_pair": " ", "label": 1}, "text_pair is empty"),
         ("single_label_classification", {"text": "a"}, "label is missing"),
-        ("single_label_classification", {"text": "a", "label": ""}, "name is empty"),
+        ("single_label_classification", {"text": "a", "label": ""}, "label is empty"),
         ("single_label_classification", {"text": "a", "label": 1.5}, r"got 1.5 \(float\); .*problem_type: regression"),
         ("single_label_classification", {"text": "a", "label": float("nan")}, r"whole number; got nan \(float\)"),
         ("single_label_classification", {"text": "a", "label": ["x"]}, r"got \['x'\] \(list\)"),
@@ -210,9 +210,9 @@ def test_a_number_may_be_text(value: Any, target: float, tokenizer: Any) -> None
         (MULTI, {"text": "a", "label": [0, 1, 0]}, "vector of 3 zeros and ones, and task.labels is not set"),
         (MULTI, {"text": "a", "label": "1,0,0"}, "vector of 3 zeros and ones, and task.labels is not set"),
         (MULTI, {"text": "a", "label": [0.0, 0.5]}, r"got 0.5 \(float\)"),
-        (MULTI, {"text": "a", "label": ["x", "x"]}, "a name twice"),
+        (MULTI, {"text": "a", "label": ["x", "x"]}, "repeats a name"),
         (MULTI, {"text": "a", "label": "[1 0 0]"}, r"looks like a list but is not JSON: '\[1 0 0\]'"),
-        (MULTI, {"text": "a", "label": "x,,y"}, "name is empty"),
+        (MULTI, {"text": "a", "label": "x,,y"}, "label is empty"),
         (NUMBER, {"text": "a", "label": "high"}, r"finite number; got 'high' \(str\)"),
         (NUMBER, {"text": "a", "label": "nan"}, "finite number"),
         (NUMBER, {"text": "a", "label": True}, r"got True \(bool\)"),

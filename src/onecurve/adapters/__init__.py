@@ -1,4 +1,4 @@
-"""Parameter-efficient fine-tuning: PEFT's methods by PEFT's own names, and one of ours carried by PEFT.
+"""Parameter-efficient fine-tuning: PEFT's methods by PEFT's names, and the bottleneck adapter registered with PEFT.
 
 PEFT is imported only where a recipe asks for a method.
 """
@@ -24,7 +24,7 @@ def virtual_tokens(section: PeftSection | None) -> int:
 
 
 def check_adapter(section: PeftSection | None, quantized: bool = False) -> None:
-    """Raise `ConfigError` for a method or a field that cannot be meant, on a quantised base or not. Needs no model."""
+    """Raise `ConfigError` for an invalid method or field, on a quantised base or not. Needs no model."""
     if section is not None:
         from onecurve.adapters.fields import check_adapter
 

@@ -1,4 +1,4 @@
-"""Putting a method onto a model: what it targets, what is trained beside it, and whether the two fit."""
+"""Adds an adapter to a model: target modules, modules trained in full, and checks that method and model fit."""
 
 import inspect
 from typing import Any
@@ -55,17 +55,17 @@ def _misfit(method: str, model: PreTrainedModel, reason: str) -> ConfigError:
 
 def _check_prompt(model: PreTrainedModel, config: PeftConfig, method: str) -> None:
     if config.task_type is None:
-        raise _misfit(method, model, "its virtual tokens need to know the kind of model, and this task names none")
+        raise _misfit(method, model, "its virtual tokens need a task type of PEFT, and this task has none")
     if method == "PREFIX_TUNING":
         if not _takes_a_cache(model):
-            raise _misfit(method, model, "a prefix is a key-value cache, and this model takes none")
+            raise _misfit(method, model, "a prefix is a key-value cache, which this model does not support")
     elif config.task_type == "SEQ_CLS" and (hasattr(model, "score") or model.config.is_encoder_decoder):
         # Measured: logits of a padded text differ by 0.1 from those of the text alone, without an error.
         raise _misfit(
             method,
             model,
-            "it hands the model embeddings, but this model looks for a text's last token in its ids, so that a padded "
-            "text would be scored on its padding; use prefix_tuning or lora",
+            "it passes embeddings to the model, but this model finds a text's last token by its id, so a padded text "
+            "would be classified from its padding; use prefix_tuning or lora",
         )
 
 
@@ -107,7 +107,7 @@ def _train_new_modules(config: Any, method: str, new_modules: list[str]) -> None
         return
     if not hasattr(config, "modules_to_save"):
         raise ConfigError(
-            f"{method.lower()} cannot train a new {', '.join(new_modules)} beside itself.",
+            f"{method.lower()} cannot train a new {', '.join(new_modules)} together with the adapter.",
             where="peft.method",
             fix="Use another method, or a checkpoint that has these weights.",
         )

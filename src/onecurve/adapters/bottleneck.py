@@ -1,4 +1,4 @@
-"""The bottleneck adapter of Houlsby and Pfeiffer as a method that PEFT carries like its own."""
+"""The bottleneck adapter of Houlsby and Pfeiffer, registered as a PEFT method."""
 
 import enum
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What an adapter holds beside its trained parameters: projections, norms and indices that PEFT keeps as buffers."""
+"""The buffers of an adapter: projections, norms and indices that PEFT keeps besides the trained parameters."""
 
 from collections.abc import Iterator
 

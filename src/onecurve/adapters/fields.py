@@ -1,4 +1,4 @@
-"""What a recipe may say about a PEFT method: its name, its fields and their types, checked before any weights load."""
+"""Checks a PEFT method's name, fields and their types, before any weights load."""
 
 import dataclasses
 import types
@@ -22,7 +22,7 @@ _PROMPTS = {"prefix_tuning", "prompt_tuning", "p_tuning"}
 _COMMON = {*_PROMPTS, "lora", "ia3", "adaption_prompt", "bottleneck"}
 """Asked first for what a misspelt method means: `lroa` is as near to `road` as to `lora`."""
 _BESIDE_LINEAR = {*_PROMPTS, "adaption_prompt", "bottleneck", "ln_tuning", "trainable_tokens"}
-"""Methods to which it is all one how the weights of linear layers are kept."""
+"""Methods that never touch linear layers, so they work on quantised ones."""
 _SPELT = {
     "dora": "lora with use_dora: true",
     "rslora": "lora with use_rslora: true",
@@ -30,7 +30,7 @@ _SPELT = {
     "houlsby": "bottleneck with variant: houlsby",
     "pfeiffer": "bottleneck with variant: pfeiffer",
 }
-"""What people call a method -> how a recipe says it."""
+"""Common name of a method -> how to write it in a recipe."""
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a map", list: "a list"}
 
 
@@ -47,7 +47,7 @@ def check_adapter(section: PeftSection, quantized: bool) -> None:
     if quantized and not _takes_quantized(_canonical(section.method)):
         # Measured: others fail in the first pass, or take the codes of int8 for weights and train on
         raise ConfigError(
-            f"{section.method} cannot work on quantised layers.",
+            f"{section.method} does not work on quantised layers.",
             where="peft.method",
             fix="Use lora, ia3, bottleneck or prefix_tuning, or remove model.quantization.",
         )
@@ -74,7 +74,7 @@ def build_config(section: PeftSection, task_type: str | None) -> PeftConfig:
         # A copy: PEFT extends modules_to_save in place, and the recipe is frozen.
         return _config_class(method)(task_type=task_type, **deepcopy(section.extras))
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
-        raise ConfigError(f"{method} cannot have these settings: {error}", where="peft") from error
+        raise ConfigError(f"invalid settings of {method}: {error}", where="peft") from error
 
 
 def _takes_quantized(method: str) -> bool:
@@ -90,7 +90,7 @@ def _canonical(method: str) -> str:
 def _config_class(method: str) -> type[PeftConfig]:
     known = {str(kind.value).lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if method in METHODS:
-        raise ConfigError(f"{method} cannot be trained here: {METHODS[method]}.", where="peft.method")
+        raise ConfigError(f"{method} is not supported: {METHODS[method]}.", where="peft.method")
     if method not in known:
         hint = _meant(method, known.keys() - METHODS.keys())
         raise ConfigError(f"'{method}' is not a method of PEFT. {hint}", where="peft.method")
@@ -122,7 +122,7 @@ def _problem(key: str, value: Any, kinds: dict[str, Any]) -> str | None:
     if key not in kinds:
         return f"Unknown setting 'peft.{key}'. {nearest(f'peft.{key}', [f'peft.{name}' for name in kinds])}"
     if reason := refusal(key, value):
-        return f"peft.{key}: {value!r} cannot be trained here: {reason}."
+        return f"peft.{key}: {value!r} is not supported: {reason}."
     if not _fits(value, kinds[key]):
         return f"peft.{key}: must be {_describe(kinds[key])}; got {value!r}."
     return None

@@ -1,4 +1,4 @@
-"""Whether PEFT, reading an adapter's folder, is given what was trained."""
+"""Checks that PEFT, loading an adapter's folder, gets the trained values."""
 
 from collections.abc import Iterator
 from pathlib import Path

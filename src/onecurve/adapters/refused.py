@@ -1,17 +1,17 @@
-"""What PEFT offers and this loop cannot train truthfully, each with its reason."""
+"""PEFT methods and options that this training loop does not support, with the reasons."""
 
 from typing import Any
 
-_EVERY_STEP = "it has to be called inside every training step, which this loop does not do"
+_EVERY_STEP = "it must be called in every training step, which onecurve does not do"
 _PREPARED = "it needs a pass over data or a preparation of the model before training"
-_OWN_LOSS = "it adds terms of its own to the loss; without them another model is trained"
+_OWN_LOSS = "it adds terms to the loss, which onecurve does not compute"
 
 METHODS = {
     "adalora": f"{_EVERY_STEP} (its ranks are re-allocated there), and its orthogonality term joins the loss",
     "cartridge": f"{_PREPARED} (a context's key-value cache); prefix_tuning trains the same parameters from scratch",
     "cpt": _OWN_LOSS,
-    "multitask_prompt_tuning": "every batch would have to name its task",
-    "poly": "every batch would have to name its task",
+    "multitask_prompt_tuning": "it needs a task id in every batch",
+    "poly": "it needs a task id in every batch",
     "shadow": f"{_OWN_LOSS} (some of its weights get no gradient from the task's loss)",
     "xlora": "it mixes adapters that were trained before",
 }
@@ -27,9 +27,9 @@ _FIELDS = {
     "megatron_config": "the models here are transformers' own, not Megatron's",
     "megatron_core": "the models here are transformers' own, not Megatron's",
     "monteclora_config": _OWN_LOSS,
-    "runtime_config": "it says nothing about training",
+    "runtime_config": "it has no effect on training",
     "use_asa": _EVERY_STEP,
-    "use_bdlora": "it is an object that a recipe cannot write down",
+    "use_bdlora": "its value is an object that YAML cannot express",
 }
 _INITS = {
     "corda": _PREPARED,

@@ -1,4 +1,4 @@
-"""What is trained is float32, whatever the frozen weights are kept in."""
+"""Keeps trained parameters in float32, whatever the dtype of the frozen weights."""
 
 from functools import partial
 from typing import Any
@@ -30,7 +30,7 @@ def train_in_float32(model: nn.Module) -> None:
             continue
         if any(not p.requires_grad for p in own.values()):
             raise ConfigError(
-                "this method trains single weights of the base model, which is kept in half precision.",
+                "this method trains single weights of the base model, which is stored in half precision.",
                 where="peft.method",
                 fix="Set model.dtype: float32 (or peft.bias: none).",
             )

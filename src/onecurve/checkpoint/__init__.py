@@ -1,4 +1,4 @@
-"""Checkpoints as files: flat windows written by many ranks, committed by one rename, verified before they are read."""
+"""Checkpoints as files: flat windows written by all ranks, committed by one rename, verified before reading."""
 
 from onecurve.checkpoint.folders import supersede
 from onecurve.checkpoint.manifest import Manifest

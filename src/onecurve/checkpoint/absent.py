@@ -1,4 +1,4 @@
-"""Optimizer state that a checkpoint lacks of some parameters: no gradient had reached them when it was saved."""
+"""Optimizer state missing in a checkpoint, for parameters that had no gradient yet when it was saved."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of an adapter beside its trained parameters: its buffers.
+"""The adapter buffers in a checkpoint, besides the trained parameters.
 
 Most could be drawn or derived again, but on another device, from a base in another dtype or under another release of
 torch they would come out differently from those that were trained with.

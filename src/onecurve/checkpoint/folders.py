@@ -1,4 +1,4 @@
-"""The names under checkpoints/: complete steps, what a crash left, what was set aside."""
+"""The folder names in checkpoints/: complete steps, leftovers of crashes, and renamed folders."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Reading: the newest checkpoint that is good, and the windows that a rank needs from whatever ranks wrote."""
+"""Finds the newest valid checkpoint, and reads the windows that a rank needs, whatever ranks wrote it."""
 
 import json
 import warnings
@@ -63,7 +63,7 @@ def find(root: Path, peers: Peers, say: Callable[[str], None] = warnings.warn) -
     else:
         if refused:
             told = "; ".join(f"{name}: {reason}" for name, reason in refused)
-            raise LaunchError(f"No checkpoint is good. {told}.", where=str(root), fix="Start anew in another folder.")
+            raise LaunchError(f"No checkpoint is valid. {told}.", where=str(root), fix="Start again in another folder.")
         return None
     for bad, reason in refused:
         aside = on_first_rank(peers, partial(set_aside, root / bad, BAD))

@@ -1,4 +1,4 @@
-"""Which checkpoints stay, and whether the disk holds as many."""
+"""Which checkpoints are kept, and whether they fit on the disk."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

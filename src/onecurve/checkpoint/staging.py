@@ -1,4 +1,4 @@
-"""What of one rank's windows a save still has to write, until training is about to overwrite it."""
+"""One rank's windows during a save, copied before training overwrites them."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ def window_key(tensor: str, offset: int) -> str:
 
 
 class Staging:
-    """Holds what one save writes: a copy of what lies on a device; of host memory, itself.
+    """The tensors of one save: GPU tensors are copied to pinned memory, CPU tensors are referenced until `secure`.
 
     Training changes weights and moments only in its update. What the file does not have by then, `secure` copies: most
     often nothing, because the forward and backward passes before it take longer than writing.

@@ -46,16 +46,16 @@ def choose_start(resume: str, root: Path, peers: Peers, say: Callable[[str], Non
         found = find(root, peers, say)
         return Start(found.folder, _began(found.folder)) if found else _anew(peers)
     if resume == "never":
-        remark = "train.resume never began this run; started again, the launch goes on with it"
+        remark = "this launch was restarted, so train.resume never does not apply: resuming the run that it began"
         ours = _go_on(root, peers, say, lambda began: starts_again(began.get("by") or {}), remark)
         return ours or _anew(peers)
     named = on_first_rank(peers, lambda: _identity(Path(resume)))
-    remark = f"it began from {resume} and goes on; to begin from there again, choose another output_dir"
+    remark = f"the run began from {resume} and resumes; to start from there again, choose another output_dir"
     ours = _go_on(root, peers, say, lambda began: _is_same(began.get("from"), named), remark)
     if ours is not None:
         return ours
     if not named["manifest"]:
-        raise ConfigError(f"{resume!r} is no complete checkpoint.", where="train.resume")
+        raise ConfigError(f"{resume!r} is not a complete checkpoint.", where="train.resume")
     if problems := check(Path(resume), peers):
         raise ConfigError(f"{resume!r} is damaged: {'; '.join(problems)}.", where="train.resume")
     return Start(Path(resume), {**_anew(peers).began, "from": named})

@@ -1,4 +1,4 @@
-"""What is stored: runs of flattened tensors, and whether such runs make up the whole."""
+"""Windows of flattened tensors, and whether they cover the whole tensor."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

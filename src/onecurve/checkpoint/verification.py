@@ -1,4 +1,4 @@
-"""Whether a checkpoint is what its writer wrote: files, hashes, coverage, values."""
+"""Verifies a checkpoint: files, hashes, coverage, values."""
 
 from collections.abc import Iterator
 from pathlib import Path

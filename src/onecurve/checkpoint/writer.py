@@ -1,4 +1,4 @@
-"""Saving: write and commit behind training, which waits only while what lies on a device is copied to host memory."""
+"""Saves checkpoints in the background; training waits only while GPU tensors are copied to host memory."""
 
 import hashlib
 import json

@@ -12,20 +12,20 @@ from onecurve.machine.log_noise import hush_transformers
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    action = actions.add_parser("list", help="a line a checkpoint, and what crashes and refusals left")
+    action = actions.add_parser("list", help="list checkpoints, and leftovers of crashes")
     action.add_argument("path", help="a run's folder, or its checkpoints/")
     action = actions.add_parser("verify", help="read every byte; exit code 1 when something is wrong")
     action.add_argument("path", help="a run's folder, its checkpoints/, or one checkpoint")
-    action = actions.add_parser("show", help="what one checkpoint holds")
-    action.add_argument("path", help="one checkpoint; the newest where a run's folder is given")
+    action = actions.add_parser("show", help="show the content of one checkpoint")
+    action.add_argument("path", help="a checkpoint, or a run's folder for its newest one")
     action = actions.add_parser("diff", help="where two checkpoints differ; exit code 1 when they do")
-    action.add_argument("a", help="one checkpoint; the newest where a run's folder is given")
+    action.add_argument("a", help="a checkpoint, or a run's folder for its newest one")
     action.add_argument("b", help="the other")
-    _add_convert(actions.add_parser("convert", help="write a plain model folder, from our checkpoints or others'"))
+    _add_convert(actions.add_parser("convert", help="write a plain model folder from a checkpoint"))
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print what was asked for."""
+    """Run the subcommand."""
     actions = {"list": _list, "verify": _verify, "show": _show, "diff": _diff, "convert": _convert}
     return actions[arguments.action](arguments)
 
@@ -33,8 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _add_convert(action: argparse.ArgumentParser) -> None:
     action.add_argument(
         "source",
-        help="one checkpoint; the newest where a run's folder is given; or what Accelerate's save_state, DeepSpeed, "
-        "the Trainer or PEFT left",
+        help="a checkpoint; a run's folder for its newest one; or a folder saved by Accelerate's save_state, "
+        "DeepSpeed, the Trainer or PEFT",
     )
     action.add_argument("target", help="the folder to write")
     action.add_argument("--which", choices=["step", "best"], help="whose weights: the step's (default), or the best's")
@@ -147,11 +147,11 @@ def _check_convert(arguments: argparse.Namespace, source: Path, ours: bool) -> N
             fix="To start a run from it, merge it into its base: --merge.",
         )
     if arguments.merge and not adapter and not ours:
-        raise ConfigError(f"{str(source)!r} is no adapter: there is nothing to merge.", fix="Leave out --merge.")
+        raise ConfigError(f"{str(source)!r} is not an adapter: there is nothing to merge.", fix="Leave out --merge.")
     if ours and arguments.labels:
-        raise ConfigError("A checkpoint of ours knows its labels.", fix="Leave out --labels.")
+        raise ConfigError("An onecurve checkpoint has its own labels.", fix="Leave out --labels.")
     if arguments.which and not ours:
-        raise ConfigError(f"{str(source)!r} is no checkpoint of ours, with two sets of weights.", where="--which")
+        raise ConfigError(f"{str(source)!r} is not an onecurve checkpoint, so it has no best weights.", where="--which")
 
 
 def _is_ours(path: Path) -> bool:

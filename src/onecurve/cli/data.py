@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what was asked for, saying what was found or fetched and where it is."""
+    """Stage the data; print what was found or fetched and where it is."""
     return {"stage": _stage}[arguments.action](arguments)
 
 
@@ -27,7 +27,7 @@ def _stage(arguments: argparse.Namespace) -> int:
     from onecurve.preflight import read
 
     checked = read([arguments.recipe, *arguments.overrides])
-    # The recipe can be meant: only now what takes seconds to import
+    # The recipe is valid: only now import what takes seconds
     hush_transformers()
     from onecurve.stage import stage
 

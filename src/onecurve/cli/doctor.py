@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 
 EPILOG = """
-Alone, or on every rank under a launcher: `srun onecurve doctor`, `torchrun ... -m onecurve doctor`, `accelerate launch
-... -m onecurve doctor`. Exit code 0: nothing stands in a run's way; 1: something failed; 2: the ranks cannot find each
-other, or the command line cannot be meant.
+Run it as one process, or on every rank with a launcher: `srun onecurve doctor`, `torchrun ... -m onecurve doctor`,
+`accelerate launch ... -m onecurve doctor`. Exit code 0: no failures; 1: at least one failure; 2: the ranks cannot find
+each other, or the command line is invalid.
 
-A failure is what would end a run or bend its curve: packages outside their ranges or differing between machines, a GPU
-that torch cannot use or that ranks share, a folder that cannot be written or is not the same disk everywhere, less than
-1 GB free or than the recipe needs, no file locks, names that do not resolve between machines, closed ports, a rank that
-did not come, a recipe that train.py would refuse. A warning is what it would survive: less than 10 GB free, a hub that
-does not answer, clocks more than a second apart, locks that other machines do not see, a slow rank.
+A failure would stop a run or change its curve: packages outside their ranges or different between machines, a GPU that
+torch cannot use or that ranks share, a folder that cannot be written or is not on a shared disk, less than 1 GB free or
+less than the recipe needs, no file locks, host names that do not resolve between machines, closed ports, a missing
+rank, an invalid recipe. A warning does not stop a run: less than 10 GB free, a hub that cannot be reached, clocks more
+than a second apart, locks that other machines do not see, a slow rank.
 """
 
 
@@ -28,11 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the table on rank 0; return 1 where something failed."""
+    """Print the table on rank 0; return 1 if something failed."""
     from onecurve.errors import ConfigError
 
     if arguments.overrides and not arguments.recipe:
-        raise ConfigError(f"{arguments.overrides[0]} changes a recipe, and none is given.")
+        raise ConfigError(f"{arguments.overrides[0]} overrides a recipe, but no recipe is given.")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # torch would tell of each attempt to connect with a stack
     from onecurve.doctor.examination import examine
     from onecurve.doctor.report import table, to_json

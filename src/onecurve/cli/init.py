@@ -1,4 +1,4 @@
-"""Begin a project: a folder with a commented recipe, launch files and a small data sample."""
+"""Start a project: a folder with a commented recipe, launch files and a small data sample."""
 
 import argparse
 import json
@@ -12,11 +12,11 @@ from typing import Any
 from onecurve.errors import ConfigError
 
 EPILOG = """
-The recipe trains as it is: on sample rows, with a tiny model of random weights, which shows that everything works and
-learns little. Put your own data in place of data/, and a pretrained model's folder or hub name in the recipe, or give
-it with --model.
+The recipe trains as it is, on sample rows with a tiny randomly initialised model, to show that everything works; it
+learns little. Replace data/ with your own data, and set a pretrained model's folder or hub name in the recipe or with
+--model.
 """
-_HEAD = """# Paths count from this folder when you train in it: onecurve train recipe.yaml
+_HEAD = """# Paths are relative to the working directory: train in this folder with onecurve train recipe.yaml
 # All other keys, with their defaults: onecurve train --keys. Each can be set on the command line: --optim.lr 1e-4
 """
 _LAUNCH_FILES = ("accelerate_configs", "ds_configs")
@@ -103,8 +103,8 @@ def _notes(task: Any, model: str | None) -> dict[str, str]:
     columns = "; ".join(f"{name}: {what}" for name, what in task.columns.items())
     return {
         "task.name": (task.__doc__ or "").strip().partition("\n")[0],
-        "model.path": "" if model else "Here a tiny one, for a start: give a pretrained one, and init: pretrained.",
-        "data.columns": f"{columns}. A ? marks what may be missing.",
+        "model.path": "" if model else "A tiny example: replace it with a pretrained one, and set init: pretrained.",
+        "data.columns": f"{columns}. A ? marks optional columns.",
     }
 
 

@@ -10,7 +10,7 @@ from onecurve.errors import TrainingError
 EPILOG = """
 --section.key value overrides the recipe, as with train.py. Each form starts from one saved initialisation and is
 compared with one process of the same micro-batch size. Exit code 0: all within the tolerance; 1: one is not, or did
-not run; 2: the recipe cannot be meant.
+not run; 2: the recipe is invalid.
 """
 
 
@@ -77,7 +77,7 @@ def _compare(arguments: argparse.Namespace, work_dir: Path) -> int:
         against=arguments.against,
     )
     checked, sizes = asked.check()
-    # The recipe can be meant: only now what takes seconds to import
+    # The recipe is valid: only now import what takes seconds
     from onecurve.parity.comparison import compare
     from onecurve.parity.report import table, to_json
 

@@ -1,4 +1,4 @@
-"""The recipe: what a run is, read once, checked before anything heavy loads."""
+"""The recipe: the configuration of a run, read once and checked before any heavy import."""
 
 from onecurve.config.curve import curve_settings
 from onecurve.config.explain import explain

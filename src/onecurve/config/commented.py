@@ -1,4 +1,4 @@
-"""A recipe to begin with: chosen values as YAML, each under what the schema says of its key."""
+"""A commented starter recipe: chosen values as YAML, each with its key's docstring as a comment."""
 
 from collections.abc import Iterator, Mapping
 from io import StringIO
@@ -15,12 +15,12 @@ _WIDTH = 118
 
 
 def commented_recipe(values: Mapping[str, Any], task_settings: type[BaseModel], notes: Mapping[str, str]) -> str:
-    """Write values in the schema's order, with its words as comments.
+    """Write values in the schema's order, with the docstrings of the keys as comments.
 
     Args:
-        values: Sections and keys, as a recipe has them. The task's settings are written with their defaults besides.
+        values: Sections and keys, as in a recipe. The task's other settings are written with their defaults.
         task_settings: The schema of the task's own keys.
-        notes: Dotted key -> a further comment, beside what the schema says.
+        notes: Dotted key -> an additional comment.
     """
     return "\n".join(_section(Recipe, values, "", {"task": task_settings}, notes)).strip() + "\n"
 
@@ -51,7 +51,7 @@ def _section(
 
 
 def _settings(schema: type[BaseModel], values: Mapping[str, Any]) -> Iterator[str]:
-    """Write a task's own keys: those that are given, else their defaults; null where one must be set."""
+    """Write a task's own keys: the given values, else their defaults; null where the user must set one."""
     for name, field in schema.model_fields.items():
         default = None if field.is_required() else field.get_default(call_default_factory=True)
         yield from _comment(meaning(field) + (" To be set." if field.is_required() else ""), "  ")

@@ -1,10 +1,10 @@
-"""Which settings decide a run's curve, and which only say where it runs and what is told of it."""
+"""Which settings decide a run's curve, and which only affect where it runs and what it logs."""
 
 from typing import Any
 
 FREE_TO_CHANGE = (
     "output_dir",
-    "data.train",  # the fingerprint says whether the examples are the same
+    "data.train",  # the fingerprint tells whether the examples are the same
     "data.eval",
     "data.test",
     "data.cache_dir",
@@ -19,10 +19,10 @@ FREE_TO_CHANGE = (
     "train.emulate",
     "train.activations",
     "train.logits",
-    "train.compile",  # over 20 steps with dropout losses parted by 1e-7 of their size, gradient norms by 2e-7
-    "train.gradient_checkpointing",  # what train.activations recompute was called
-    # These act only on a step that goes wrong, and a run that went wrong is launched again with another answer; each
-    # update left out is told and kept in the checkpoint
+    "train.compile",  # over 20 steps with dropout, losses differed by a relative 1e-7, gradient norms by 2e-7
+    "train.gradient_checkpointing",  # former name of train.activations: recompute
+    # These act only on a bad step, and a run that stopped at one is launched again with another value. Each skipped
+    # update is logged and recorded in the checkpoint
     "train.on_nonfinite",
     "train.on_spike",
     "train.spike_window",
@@ -32,11 +32,11 @@ FREE_TO_CHANGE = (
     "checkpoint",
     "tracking",
 )
-"""Settings, and whole sections, that do not decide the curve."""
+"""Settings, and whole sections, that do not affect the curve."""
 
 
 def curve_settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten resolved settings to dotted keys, leaving out what does not decide the curve."""
+    """Flatten resolved settings to dotted keys, without those that do not affect the curve."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         key = f"{prefix}{name}"

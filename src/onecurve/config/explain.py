@@ -1,4 +1,4 @@
-"""Pydantic's findings in the user's words: the setting, the value, the rule."""
+"""Turns pydantic's errors into plain messages: the setting, the rule, the value."""
 
 from collections.abc import Iterator
 from typing import Any, get_args
@@ -14,8 +14,9 @@ _RULES = {
     "bool_type": "must be true or false",
     "string_type": "must be text (quote it if it looks like something else)",
     "dict_type": "must be a map of names to values",
-    "list_type": "must be a list",
-    "model_type": "must be a section with keys of its own",
+    "list_type": "must be a list, such as [a, b]",
+    "time_delta_parsing": "must be a number of seconds, or HH:MM:SS",
+    "model_type": "must be a section with keys",
 }
 
 
@@ -29,12 +30,12 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> ConfigError:
-    """Turn what pydantic found into one message, a line a finding.
+    """Turn pydantic's errors into one message, one line per error.
 
     Args:
-        error: What validating `model` raised.
+        error: The error that validating `model` raised.
         model: The schema that was validated.
-        prefix: Where that schema hangs in the recipe, such as `task.`.
+        prefix: The schema's place in the recipe, such as `task.`.
     """
     return ConfigError("\n".join(_line(finding, model, prefix) for finding in error.errors()))
 
@@ -45,8 +46,8 @@ def _line(finding: Any, model: type[BaseModel], prefix: str) -> str:
     if kind == "extra_forbidden":
         return f"Unknown setting '{key}'. {nearest(key, known_keys(model, prefix))}"
     if kind == "missing":
-        return f"Missing setting '{key}': a recipe must say it."
-    if kind == "value_error":  # raised by the schema's own checks: already in the user's words
+        return f"Missing setting '{key}': it has no default."
+    if kind == "value_error":  # raised by the schema's own checks: already a plain message
         return (f"{key}: " if finding["loc"] else "") + str(finding["ctx"]["error"]) + "."
     rule = _RULES.get(kind) or finding["msg"].removeprefix("Input ").replace("should", "must")
     return f"{key}: {rule}; got {value!r}."

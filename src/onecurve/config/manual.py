@@ -1,4 +1,4 @@
-"""The recipe's manual: every key with its type, its default and what it means, read off the schema."""
+"""The text of `train.py --help`: every key with its type, default and meaning, generated from the schema."""
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -30,5 +30,5 @@ def section_of(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def meaning(field: FieldInfo) -> str:
-    """Return what the schema says of a key, on one line."""
+    """Return a key's docstring on one line."""
     return " ".join((field.description or "").split())

@@ -1,4 +1,4 @@
-"""Reading a recipe: defaults, then the file, then the command line; each value remembers which."""
+"""Reads a recipe: defaults, then the file, then the command line. The source of each value is recorded."""
 
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,19 @@ from onecurve.config.recipe import Recipe
 from onecurve.errors import ConfigError
 
 Sources = dict[str, str]
-"""Dotted key -> 'file' or 'command line'; a key that is not here holds its default."""
+"""Dotted key -> 'file' or 'command line'; keys not in here have their default."""
 
 USAGE = "usage: train.py RECIPE.yaml [--section.key value ...]"
 
 
 def load_recipe(argv: list[str]) -> tuple[Recipe, Sources]:
-    """Read and check the recipe a command line names.
+    """Read and check the recipe named on the command line.
 
     Args:
         argv: The recipe's path, then overrides: `--section.key value` or `--section.key=value`.
 
     Raises:
-        ConfigError: No such file, not YAML, or a key or value the schema refuses.
+        ConfigError: No such file, invalid YAML, or a key or value that the schema rejects.
     """
     if not argv or argv[0].startswith("--"):
         raise ConfigError(USAGE)
@@ -58,7 +58,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         place = f"{path}, line {mark.line + 1}" if mark else str(path)
         raise ConfigError(f"not valid YAML: {problem}.", where=place) from None
     if not isinstance(values, dict):
-        raise ConfigError("must hold sections (task, model, data, ...).", where=str(path))
+        raise ConfigError("must be a map of sections (task, model, data, ...).", where=str(path))
     return values
 
 

@@ -20,12 +20,12 @@ class Recipe(Section):
     output_dir: str
     """The run directory."""
     seed: int = Field(default=0, ge=0)
-    """Of the data order, new weights and every random draw."""
+    """Random seed for the data order, new weights and dropout."""
     task: TaskSection
     model: ModelSection
     data: DataSection
     peft: PeftSection | None = None
-    """Absent: every weight is trained."""
+    """The adapter. Leave the section out to train every weight."""
     optim: OptimSection = OptimSection()
     train: TrainSection
     eval: EvalSection = EvalSection()
@@ -34,19 +34,19 @@ class Recipe(Section):
 
     @property
     def eval_micro_batch_size(self) -> int:
-        """Examples per rank and forward pass when scoring, unless train.micro_batch_tokens says it."""
+        """Examples per rank and forward pass during evaluation; not used with train.micro_batch_tokens."""
         return self.eval.micro_batch_size or self.train.examples_a_pass
 
     @property
     def pads(self) -> bool:
-        """Whether a micro-batch is to be thought of as padded; with packing auto it may turn out not to be."""
+        """Whether to assume that micro-batches are padded; with packing auto they may turn out to be packed."""
         return self.train.packing != "on"
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "Recipe":
         train = self.train
         if (train.max_steps is None) == (train.epochs is None):
-            raise ValueError("set exactly one of train.max_steps and train.epochs")
+            raise ValueError("set exactly one of train.max_steps and train.epochs, and the other to null")
         if train.global_batch_size % train.examples_a_pass:
             raise ValueError(
                 f"train.global_batch_size ({train.global_batch_size}) must be a multiple of "
@@ -54,11 +54,11 @@ class Recipe(Section):
             )
         if self.model.quantization and (self.peft is None or self.model.init == "random"):
             raise ValueError(
-                f"model.quantization ({self.model.quantization}) is for pretrained weights that stay frozen: set "
+                f"model.quantization ({self.model.quantization}) needs frozen pretrained weights: set "
                 "peft.method and model.init pretrained, or remove it"
             )
         if train.packing == "on" and self.model.attn_implementation not in (None, "sdpa"):
-            raise ValueError("train.packing has its own attention: remove model.attn_implementation, or turn it off")
+            raise ValueError("train.packing uses its own attention: remove model.attn_implementation or train.packing")
         if self.data.eval is None and (self.eval.every or self.eval.best_metric):
             raise ValueError("eval.every and eval.best_metric need a dev split: set data.eval")
         return self

@@ -1,18 +1,18 @@
-"""The nearest known name to one that is not known."""
+"""Suggests the nearest known name for an unknown one."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 _ELSEWHERE = {"gradient_checkpointing": "train.activations: recompute"}
-"""What other tools, or this one once, call what a recipe says otherwise."""
+"""Names from other tools, or from earlier versions -> the recipe's name."""
 
 
 def nearest(unknown: str, known: Iterable[str]) -> str:
-    """Say which known name was probably meant, or list them all.
+    """Suggest the known name that was probably meant, or list them all.
 
     Args:
         unknown: The name as the user wrote it, dotted or not.
-        known: Every name that would have been right.
+        known: Every valid name.
 
     Returns:
         A sentence for an error message.
@@ -24,7 +24,7 @@ def nearest(unknown: str, known: Iterable[str]) -> str:
 
 
 def closest(unknown: str, known: Iterable[str]) -> str:
-    """Say which known name was probably meant; empty where none is like it."""
+    """Suggest the known name that was probably meant; empty if none is similar."""
     known = sorted(known)
     by_leaf = {name.rsplit(".", 1)[-1]: name for name in known}
     match = get_close_matches(unknown, known, n=1, cutoff=0.75)

@@ -1,4 +1,4 @@
-"""Writing the resolved recipe: a recipe again, each value with where it came from beside it."""
+"""Writes the resolved recipe as a valid recipe, with the source of each value as a comment."""
 
 from io import StringIO
 from typing import Any
@@ -15,17 +15,17 @@ def resolve(recipe: Recipe, owned: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
     Args:
         recipe: The checked recipe.
-        owned: Section -> the resolved keys that its owner, not the schema, knows (the task's settings, ...).
+        owned: Section -> resolved keys that are not in the schema (the task's settings, ...).
     """
     values = recipe.model_dump(mode="json")
     return values | {section: values[section] | extras for section, extras in owned.items()}
 
 
 def dump_recipe(values: dict[str, Any], sources: Sources) -> str:
-    """Return resolved values as YAML: a recipe again, each value's source (default, file, command line) beside it."""
+    """Return resolved values as YAML, a valid recipe, with each source (default, file, command line) as a comment."""
     text = StringIO()
     yaml = YAML()
-    yaml.width = 4096  # a wrapped line would part a value from its comment
+    yaml.width = 4096  # a wrapped line would separate a value from its comment
     yaml.dump(_annotated(values, sources, ""), text)
     return text.getvalue()
 

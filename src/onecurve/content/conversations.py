@@ -1,4 +1,4 @@
-"""Conversations as a chat template writes them, and where in them the answers are."""
+"""Renders conversations with a chat template and locates the answers in the text."""
 
 import json
 from contextlib import suppress
@@ -15,15 +15,15 @@ Message = dict[str, str]
 """Role and content."""
 
 DATE = Date(2024, 7, 26)
-"""What templates that print the date are told unless a recipe says otherwise: the one Llama 3.1's own falls back on."""
+"""Default date for templates that print the date: the fallback of Llama 3.1's own template."""
 
 
 class CannotRender(ValueError):
-    """Messages that the chat template does not write, or not so that the answers can be found."""
+    """Messages that the chat template rejects, or renders so that the answers cannot be located."""
 
 
 class Document(NamedTuple):
-    """A row as text, and where in it the answers are."""
+    """A row as text, and the positions of the answers."""
 
     text: str
     answers: list[tuple[int, int]]
@@ -31,14 +31,14 @@ class Document(NamedTuple):
     is_ended: bool
     """Whether the last answer ends with such a token."""
     add_special_tokens: bool
-    """Whether the tokenizer's own start token still has to come first; a chat template writes it itself."""
+    """Whether the tokenizer's start token must be added; a chat template writes it itself."""
 
 
 def render(messages: list[Message], tokenizer: Any, date: Date, add_generation_prompt: bool = False) -> str:
-    """Write messages with the tokenizer's chat template, as if it were `date`, whatever the clock says.
+    """Render messages with the tokenizer's chat template, with `date` as today's date.
 
     Raises:
-        CannotRender: The template refuses them.
+        CannotRender: The template rejects them.
     """
     from jinja2 import TemplateError
 
@@ -54,7 +54,7 @@ def render(messages: list[Message], tokenizer: Any, date: Date, add_generation_p
             date_string=date.strftime("%d %b %Y"),  # what the Llama 3 family prints instead, where it is given
         )
     except (TemplateError, ValueError) as error:
-        raise CannotRender(f"the chat template refuses these messages: {error}") from None
+        raise CannotRender(f"the chat template rejects these messages: {error}") from None
 
 
 @cache
@@ -76,10 +76,10 @@ def _stopped_clock(date: Date) -> str:
 
 
 def render_conversation(messages: list[Message], tokenizer: Any, date: Date) -> Document:
-    """Write a conversation and find its answers: each is what rendering up to it adds to rendering what it answers.
+    """Render a conversation and locate its answers: each is the text that rendering it adds to rendering its prompt.
 
     Raises:
-        CannotRender: The template refuses the messages, or writes them otherwise on their own than within the whole.
+        CannotRender: The template rejects the messages, or renders earlier turns differently once later turns follow.
     """
     text = render(messages, tokenizer, date)
     answers: list[tuple[int, int]] = []
@@ -91,9 +91,9 @@ def render_conversation(messages: list[Message], tokenizer: Any, date: Date) -> 
         end = len(after.rstrip())  # the line break after an end-of-turn token is the template's, not the model's
         if not (after.startswith(before) and text.startswith(after) and len(before) < end):
             raise CannotRender(
-                f"the chat template writes the messages up to messages[{place}] otherwise on their own than within the "
-                "whole (it may drop earlier reasoning, or open the answer with text of its own), so what to learn "
-                "cannot be found; set model.chat_template to one that only appends"
+                f"this model's chat template rewrites earlier turns: the text up to messages[{place}] changes once "
+                "later turns follow (it may drop earlier reasoning, or start the answer with extra text), so the "
+                "answer's tokens cannot be located; set model.chat_template to one that only appends"
             )
         answers.append((len(before), end))
     is_ended = _ends_with_special(text[: answers[-1][1]], tokenizer)
@@ -126,7 +126,7 @@ def tokenise(document: Document, tokenizer: Any) -> tuple[list[int], list[bool]]
     """
     if not tokenizer.is_fast:
         raise ConfigError(
-            "sft needs a tokenizer that tells which characters a token stands for (a fast one).",
+            "sft needs a fast tokenizer, one that maps tokens to character positions.",
             where="model.tokenizer",
         )
     encoded = tokenizer(
@@ -149,7 +149,7 @@ def tokenise(document: Document, tokenizer: Any) -> tuple[list[int], list[bool]]
             raise ConfigError(
                 "has no end-of-text token to learn after an answer.",
                 where="model.tokenizer",
-                fix="Give one that has an eos_token.",
+                fix="Use one that has an eos_token.",
             )
         if ids[-1] == eos:  # some tokenizers end with it by themselves
             learnt[-1] = True

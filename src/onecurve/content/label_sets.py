@@ -36,8 +36,8 @@ class LabelSets:
         if bits and self.known and len(bits) == len(self.known):
             if is_distinct and all(label_name(part) in self.known for part in parts):
                 raise BadRow(
-                    f"label {short(value)} may be the names 0 and 1 or a vector of zeros and ones; name the labels "
-                    'otherwise in task.labels, or write names as text in a list: ["0", "1"]'
+                    f"label {short(value)} is ambiguous: the names 0 and 1, or a vector of zeros and ones; use other "
+                    'names in task.labels, or write the names as text in a list: ["0", "1"]'
                 )
             return [name for name, bit in zip(self.known, bits, strict=True) if bit]
         if bits and not is_distinct:
@@ -47,7 +47,7 @@ class LabelSets:
             )
         names = [read_name(part) for part in parts]
         if len(set(names)) < len(names):
-            raise BadRow(f"label has a name twice: {short(names)}")
+            raise BadRow(f"label repeats a name: {short(names)}")
         return names
 
     def seen(self, values: Iterable[Any]) -> set[str]:

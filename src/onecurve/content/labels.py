@@ -1,4 +1,4 @@
-"""Label names: how a value is read as one, their order, and which row of a trained head stands for which."""
+"""Label names: reading them from values, their order, and matching them to the rows of a trained head."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -31,11 +31,11 @@ def read_name(value: Any) -> str:
     if not isinstance(value, str | int) and not (isinstance(value, float) and value.is_integer()):
         hint = "; for numbers to predict set task.problem_type: regression" if isinstance(value, float) else ""
         kind = type(value).__name__
-        raise BadRow(f"a label's name must be text or a whole number; got {short(value)} ({kind}){hint}")
+        raise BadRow(f"label must be text or a whole number; got {short(value)} ({kind}){hint}")
     if isinstance(value, float):
         value = int(value)  # 1e20 has no point
     if not (name := label_name(value)):
-        raise BadRow("a label's name is empty")
+        raise BadRow("label is empty")
     return name
 
 

@@ -1,4 +1,4 @@
-"""Leaving and coming in: checkpoints of ours, and what others leave, written as plain model folders."""
+"""Converts checkpoints of onecurve and other tools to plain model folders."""
 
 from onecurve.conversion.from_checkpoint import convert_checkpoint
 from onecurve.conversion.from_weights import convert_adapter, convert_weights

@@ -1,4 +1,4 @@
-"""Leaving: a checkpoint of ours as the model folder that its run would have written at that step."""
+"""Converts an onecurve checkpoint to the model folder that its run would have written at that step."""
 
 from functools import partial
 from pathlib import Path
@@ -71,8 +71,8 @@ def _read_state(folder: Path) -> dict[str, Any]:
     for key in ("survey", "num_examples", "curve", "best"):
         if key not in state:
             raise ConfigError(
-                f"{folder} does not say {key}: another onecurve wrote it.",
-                fix="Go on with the run to a new checkpoint.",
+                f"{folder} has no {key}: another version of onecurve wrote it.",
+                fix="Resume the run to get a new checkpoint.",
             )
     return state
 

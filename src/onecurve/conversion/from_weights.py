@@ -1,4 +1,4 @@
-"""Coming in: the weights that Accelerate, DeepSpeed, the Trainer and PEFT leave, as model folders."""
+"""Converts weights saved by Accelerate, DeepSpeed, the Trainer and PEFT to model folders."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -108,7 +108,7 @@ def _tokenizer(folder: Path, wanted: Wanted) -> Any:
 
 
 def _line(error: Exception) -> str:
-    """Return the first line that says something: torch's first one only announces them."""
+    """Return the first informative line: torch's first line is only a heading."""
     lines = [line.strip() for line in str(error).strip().split("\n")]
     return next((line for line in lines if not line.endswith(":")), lines[0])
 

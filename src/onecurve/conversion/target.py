@@ -1,4 +1,4 @@
-"""What is asked for: the folder to write, and what the source does not tell."""
+"""The folder to write, and information that the source lacks."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

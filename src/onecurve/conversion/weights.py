@@ -1,4 +1,4 @@
-"""Weights as others store them, read whole and without running what a pickle may hold."""
+"""Reads weights saved by other tools, without running code in pickle files."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         return _read_zero(zero)
     name = next((name for name in _FILES if (folder / name).is_file()), None)
     if name is None:
-        raise ConfigError(f"{folder} is nothing that can be converted. {_looked_for(folder)}")
+        raise ConfigError(f"{folder} cannot be converted: no weights found. {_looked_for(folder)}")
     files = _shards(folder / name) if name.endswith(".index.json") else [folder / name]
     weights: dict[str, Tensor] = {}
     for file in files:
@@ -81,7 +81,7 @@ def _read_file(file: Path) -> dict[str, Tensor]:
     with _explained(file):
         weights = load_state_dict(file)
     if not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ConfigError("holds more than tensors.", where=str(file))
+        raise ConfigError("has other objects than tensors.", where=str(file))
     return weights
 
 

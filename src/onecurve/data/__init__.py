@@ -1,4 +1,4 @@
-"""From files to micro-batches: sources, the cache of encoded examples, the batch plan, the loader."""
+"""From files to micro-batches: sources, formats, cache of encoded examples, batch plan, loader."""
 
 from onecurve.data.encoding import Data, Split, load_data
 from onecurve.data.loader import Loader

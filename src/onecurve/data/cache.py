@@ -1,4 +1,4 @@
-"""What has been encoded already: entries keyed by content, each written by one process and read only when whole."""
+"""The cache of encoded examples: entries keyed by content, written by one process, read only when complete."""
 
 import hashlib
 import json
@@ -55,7 +55,7 @@ def get_or_write(root: Path, key: str, write: Callable[[Path], dict[str, Any]]) 
             return _read(root / key, is_hit=True) or _write(root, key, write)
     except (OSError, NotImplementedError) as error:  # the second: a file system without locks
         raise LaunchError(
-            f"encoded examples cannot be kept in '{root}': {error}.",
+            f"encoded examples cannot be written to '{root}': {error}.",
             where="data.cache_dir",
             fix="Set it to a folder that this user can write.",
         ) from None

@@ -1,4 +1,4 @@
-"""What encoded examples depend on, as one hash: equal keys mean equal examples, wherever the files lie."""
+"""The cache key: a hash of everything that encoded examples depend on, except where the files are."""
 
 import hashlib
 import json

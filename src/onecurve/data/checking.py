@@ -1,4 +1,4 @@
-"""Which rows a task can use: every one checked, counted or refused before anything is encoded."""
+"""Checks every row before anything is encoded: invalid rows are counted, or end the run."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +17,7 @@ _ROWS_LOOKED_AT = 10_000
 
 @dataclass
 class Report:
-    """What became of a split's rows."""
+    """Counts of a split's rows by outcome."""
 
     rows: int = 0
     """Rows read, usable or not."""
@@ -76,7 +76,7 @@ class RowChecker:
             raise DataError(f"'{self.source.spec}' has no rows.", where=self.source.key)
         if report.skipped == report.rows:
             raise DataError(
-                f"all {report.rows} rows of '{self.source.spec}' are broken; the first: {report.skipped_places[0]}",
+                f"all {report.rows} rows of '{self.source.spec}' are invalid; the first: {report.skipped_places[0]}",
                 where=self.source.key,
             )
 
@@ -84,7 +84,7 @@ class RowChecker:
         """Count a broken row, or raise `DataError` for it."""
         reason = bad.reason if bad.reason.endswith((".", "?", "!")) else f"{bad.reason}."
         if not self.skips:
-            advice = "(data.on_bad_row: skip would leave such rows out.)" if skipping_helps else ""
+            advice = "(data.on_bad_row: skip would skip such rows.)" if skipping_helps else ""
             raise DataError(reason, where=bad.place, fix=advice)
         report.skipped += 1
         if len(report.skipped_places) < _PLACES_KEPT:

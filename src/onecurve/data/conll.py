@@ -1,4 +1,4 @@
-"""CoNLL files: a word a line, its columns beside it, a blank line between sentences."""
+"""CoNLL files: one word per line with its columns, and a blank line between sentences."""
 
 from collections.abc import Iterator
 from itertools import groupby

@@ -1,4 +1,4 @@
-"""Rows of CSV and TSV: their fields, the line each begins on, and quotes that would swallow rows."""
+"""Rows of CSV and TSV files, with detection of quotes that would merge rows."""
 
 import csv
 import re
@@ -65,7 +65,7 @@ def split_quoted(file: Iterable[str], delimiter: str, path: Path, trusts_quotes:
             if problem := _misquoted(lines.taken, delimiter, fault) or (
                 not trusts_quotes and not fault and _encloses_rows(lines.taken, delimiter, len(fields), width)
             ):
-                fix = "Close or double that quote; data.quoting: none reads quotes as plain characters."
+                fix = "Close or double that quote, or set data.quoting: none to read quotes as plain characters."
                 raise DataError(problem, where=f"{path}, line {begin}", fix=fix)
         yield Split(begin, fields, fault and f"its quotes do not match: {fault}.")
 
@@ -73,7 +73,7 @@ def split_quoted(file: Iterable[str], delimiter: str, path: Path, trusts_quotes:
 def _misquoted(taken: list[str], delimiter: str, fault: str) -> str:
     """Return why the lines of a row, or what follows them, are not to be trusted; empty where they are."""
     if "unexpected end of data" in fault:
-        return f"a quote opens a field here that is never closed, over {len(taken)} lines to the end of the file."
+        return f"a quote opens a field here and is never closed, over {len(taken)} lines to the end of the file."
     over = f"a quote opens a field here that runs over {len(taken)} lines"
     is_even = taken[0].count('"') % 2 == 0
     if fault and len(taken) > 1:
@@ -123,7 +123,7 @@ def are_quoted(file: Iterable[str], delimiter: str, path: Path) -> bool:
     if signs.are_mixed:
         places = sorted({signs.quoted, signs.plain, signs.either} - {0})
         raise DataError(
-            f"nothing tells whether quotes enclose fields in this file (see line {' and '.join(map(str, places))}).",
+            f"it is ambiguous whether quotes enclose fields in this file (see line {' and '.join(map(str, places))}).",
             where=str(path),
             fix="Set data.quoting: minimal (they do, also over several lines) or none (they are plain characters).",
         )

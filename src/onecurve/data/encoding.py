@@ -1,4 +1,4 @@
-"""From rows to examples: each split checked, then encoded once, and read from the cache ever after."""
+"""From rows to examples: each split is checked, encoded once, and then read from the cache."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -94,7 +94,7 @@ def load_data(settings: DataSection, task: Task, reading: Processing) -> Data:
         reading: Loads the processor when it is first asked for: once every row is known to be good.
 
     Raises:
-        UserError: A setting, file, row or label that cannot be meant; a cache that cannot be written.
+        UserError: An invalid setting, file, row or label; a cache that cannot be written.
     """
     specs = {"train": settings.train, "eval": settings.eval, "test": settings.test}
     shapes = task.shapes.values() if isinstance(task, Recognises) else ()
@@ -233,11 +233,11 @@ class _Writing:
         count = write_batches(folder, self._batches(report))
         source = self.checker.source
         if source.stamp() != self.stamp:
-            raise DataError(f"'{source.spec}' changed while it was read.", where=source.key, fix="Start again.")
+            raise DataError(f"'{source.spec}' changed while it was read.", where=source.key, fix="Launch again.")
         if not count:
             raise DataError(
                 f"no example is left of '{source.spec}': {report.empty} rows with nothing to learn from, "
-                f"{report.dropped} examples too long, {report.skipped} broken rows.",
+                f"{report.dropped} examples too long, {report.skipped} invalid rows.",
                 where=source.key,
             )
         return asdict(report)
@@ -268,10 +268,10 @@ class _Writing:
                 num_long += self.encoder.longest(other) > self.encoder.reading.max_length
         limit = self.encoder.reading.max_length
         return DataError(
-            f"has {length} tokens, more than the {limit} an example may have (data.max_length); "
+            f"has {length} tokens, more than the maximum of {limit} (data.max_length); "
             f"so have {num_long} of the first {seen} rows.",
             where=row.place,
-            fix="Set data.on_long to truncate (cut them) or drop (leave them out), or raise data.max_length.",
+            fix="Set data.on_long to truncate or drop, or raise data.max_length.",
         )
 
 

@@ -1,4 +1,4 @@
-"""Encoded examples on disk: written in batches of bounded size, read from a memory map by number."""
+"""Encoded examples on disk: written in batches, read from a memory map by number."""
 
 from array import array
 from bisect import bisect_right

@@ -1,4 +1,4 @@
-"""File formats: how each one yields its rows and the line or row they stand on."""
+"""File formats: each yields its rows with their line or row number."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -52,7 +52,7 @@ def check_encoding(encoding: str) -> None:
         "a".encode(encoding)
     except (LookupError, ValueError):
         raise ConfigError(
-            f"no text encoding is called {encoding!r}; such as utf-8, utf-16, latin-1, gb18030.", where="data.encoding"
+            f"no text encoding {encoding!r}; examples are utf-8, utf-16, latin-1, gb18030.", where="data.encoding"
         ) from None
 
 
@@ -70,15 +70,15 @@ def _json_line(line: str, place: str, encoding: str) -> Located | Broken:
     try:
         return _json_object(json.loads(line.rstrip()), place)
     except json.JSONDecodeError as error:
-        return Broken(place, f"broken JSON: {error.msg} at column {error.colno}.")
+        return Broken(place, f"invalid JSON: {error.msg} at column {error.colno}.")
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits; brackets 10,000 deep
-        return Broken(place, f"broken JSON: {error}.")
+        return Broken(place, f"invalid JSON: {error}.")
 
 
 def _json_object(value: Any, place: str) -> Located | Broken:
     if isinstance(value, dict):
         return Located(place, value)
-    return Broken(place, f"must be a JSON object, one key a column; got {json.dumps(value)[:60]}.")
+    return Broken(place, f"must be a JSON object with a key per column; got {json.dumps(value)[:60]}.")
 
 
 def read_json(path: Path, settings: DataSection, columns: Columns) -> Records:
@@ -92,7 +92,7 @@ def read_json(path: Path, settings: DataSection, columns: Columns) -> Records:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"broken JSON: {error}.", where=str(path), fix="One object a line is data.format: jsonl."
+            f"invalid JSON: {error}.", where=str(path), fix="If it has one object per line, set data.format: jsonl."
         ) from None
     if isinstance(content, dict):
         content = content.get("data")
@@ -154,7 +154,7 @@ def _header(path: Path, row: Split | None, columns: Columns, settings: DataSecti
         raise DataError(fault, where=f"{path}, line {row.line}")
     for name in columns.wanted:
         if row.fields.count(name) > 1:
-            raise DataError(f"the header names the column '{name}' twice.", where=f"{path}, line {row.line}")
+            raise DataError(f"the header has the column '{name}' twice.", where=f"{path}, line {row.line}")
     return row.fields
 
 

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub: reached or refused within seconds, and read row by row."""
+"""Datasets of the Hugging Face hub, read row by row; fails within seconds if the hub cannot be reached."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

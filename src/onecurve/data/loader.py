@@ -1,4 +1,4 @@
-"""From a step of the plan to this rank's micro-batches on its device."""
+"""Yields this rank's micro-batches of a step, on its device."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

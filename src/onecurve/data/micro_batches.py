@@ -1,4 +1,4 @@
-"""How a step's examples are cut into micro-batches by length or tokens: a pure function that knows no ranks."""
+"""Splits a step's examples into micro-batches by length or tokens: a pure function, independent of ranks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,22 +10,22 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Cut:
-    """Cuts any examples; which ones a step holds is not its to say."""
+    """Splits any list of examples; the plan decides which ones a step has."""
 
     lengths: np.ndarray
     """Tokens of each example of the split: int [num_examples]."""
     by_length: bool
-    """Put examples of like length together; else keep their order."""
+    """Group examples of similar length; else keep their order."""
     tokens: int | None = None
-    """The most that a micro-batch may cost; None: each has as many examples."""
+    """Maximum tokens of a micro-batch; None: a fixed number of examples."""
     padded: bool = True
     """Whether a micro-batch costs its examples times the longest; else the sum of their lengths."""
 
     def __call__(self, ids: np.ndarray, size: int) -> list[np.ndarray]:
-        """Cut examples into micro-batches, the costly ones first.
+        """Split examples into micro-batches, the most expensive ones first.
 
-        So ranks that compute neighbours at the same time wait little for each other: in all passes of a step together
-        no longer than the costliest micro-batch takes, whatever their number.
+        Ranks compute neighbours at the same time, so that they finish at about the same time: over all passes of a
+        step, they wait no longer than the most expensive micro-batch takes.
 
         Args:
             ids: Of the examples, int64 [examples].

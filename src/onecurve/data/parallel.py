@@ -1,4 +1,4 @@
-"""Parallel text as Moses keeps it: a file a column, whose lines belong together."""
+"""Parallel text in the Moses format: one file per column, matched line by line."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -37,7 +37,7 @@ class ParallelFiles:
             for number, lines in enumerate(zip_longest(*files.values()), 1):
                 if None in lines:
                     short = [str(path) for path, line in zip(self.paths.values(), lines, strict=True) if line is None]
-                    raise DataError(f"ends before line {number}, which the other has.", where=short[0])
+                    raise DataError(f"ends before line {number}, but the other file has that line.", where=short[0])
                 row = {name: line.rstrip("\r\n") for name, line in zip(files, lines, strict=True)}
                 bad = any(MARK in line for line in lines)
                 yield (
@@ -84,7 +84,7 @@ def find_parallel(key: str, prefix: Path, settings: DataSection, columns: Column
         raise ConfigError(
             f"no such file: {missing[0]} (nor {missing[0]}.gz).",
             where=key,
-            fix="data.columns names the suffixes, such as {source: en, target: de}.",
+            fix="Set the suffixes in data.columns, such as {source: en, target: de}.",
         )
     return ParallelFiles(prefix, found, settings)
 

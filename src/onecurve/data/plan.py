@@ -1,4 +1,4 @@
-"""The batch plan: which examples make up which step, a pure function of the step number that knows no ranks."""
+"""The batch plan: the examples of each step, as a pure function of the step number, independent of ranks."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -170,7 +170,7 @@ def _check_longest(cut: Cut, name: str) -> None:
             f"is {cut.tokens}, and the longest example, number {cut.longest} (from 0) of data.{name}, alone has "
             f"{tokens} tokens.",
             where="train.micro_batch_tokens",
-            fix=f"Set it to {tokens} or more, or bound the examples with data.max_length and data.on_long.",
+            fix=f"Set it to {tokens} or more, or limit the examples with data.max_length and data.on_long.",
         )
 
 

@@ -1,4 +1,4 @@
-"""One thing made ahead: what is asked for next, while what was asked for is in use."""
+"""Prefetching: prepares the next item in a thread while the current one is in use."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""A row, the place it stands at, and which of its columns a task reads under which name."""
+"""Rows, their location in the file, and the mapping of file columns to task columns."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,7 +76,7 @@ class Columns:
                 )
         required = frozenset(column for column in known if column in task_columns)
         if none := [column for column in required if mapping.get(column) == ""]:
-            raise ConfigError("names no column of the file.", where=f"data.columns.{none[0]}")
+            raise ConfigError("is empty, but this column is required.", where=f"data.columns.{none[0]}")
         taken = set(mapping.values()) | {""}
         names = {
             column: mapping.get(column, column)
@@ -132,7 +132,7 @@ class Columns:
         wanted = " or ".join(f"'{name}'" for name in names)
         settings = " or ".join(f"data.columns.{column}" for column, name in self.names.items() if name in names)
         listed = ", ".join(map(str, there)) or "none"
-        return f"there is no column {wanted}; the columns are: {listed}. {settings} says which one to read."
+        return f"there is no column {wanted}; the columns are: {listed}. Set {settings} to the column to read."
 
 
 def _shape(names: Mapping[str, str]) -> Shape:

@@ -1,4 +1,4 @@
-"""Where data lies: what a recipe's `data.train`, `data.eval` or `data.test` names, and its rows in a fixed order."""
+"""Opens what `data.train`, `data.eval` or `data.test` names: files, folders or hub datasets, in a fixed row order."""
 
 import hashlib
 import re
@@ -169,10 +169,10 @@ def _parts(
     elif path.is_dir():
         paths = _files_of(path)
         if not paths:
-            raise ConfigError(f"the folder {spec!r} holds no file.", where=key)
+            raise ConfigError(f"the folder {spec!r} has no files.", where=key)
         yield from (_data_file(key, found, settings) for found in paths)
     elif path.exists():
-        raise ConfigError(f"{spec!r} is neither a file nor a folder; data is read more than once.", where=key)
+        raise ConfigError(f"{spec!r} is not a regular file or folder; data is read more than once.", where=key)
     else:
         yield _hub_split(key, spec, settings)
 
@@ -188,9 +188,9 @@ def _data_file(key: str, path: Path, settings: DataSection) -> DataFile:
     kind = format_of(path) if settings.format == "auto" else settings.format
     if kind is None:
         raise ConfigError(
-            f"the suffix of '{path}' tells no format; known are {', '.join(SUFFIXES)}.",
+            f"the format of '{path}' is unknown from its suffix; known are {', '.join(SUFFIXES)}.",
             where=key,
-            fix="Set data.format, or move the file out of the folder.",
+            fix="Name a data file, or set data.format; in a folder, all files must be data.",
         )
     return DataFile(path, kind, settings)
 
@@ -199,7 +199,7 @@ def _hub_split(key: str, spec: str, settings: DataSection) -> HubSplit:
     match = _HUB_NAME.fullmatch(spec)
     if not match or format_of(Path(spec)):
         raise ConfigError(
-            f"no such file or folder: {spec!r}.", where=key, fix="A hub dataset is written org/name or org/name:split."
+            f"no such file or folder: {spec!r}.", where=key, fix="Write a hub dataset as org/name or org/name:split."
         )
     split = match["split"] or _HUB_SPLITS[key.rpartition(".")[-1]]
     return load_hub_split(key, match["name"], split, settings.hub_config)

@@ -1,4 +1,4 @@
-"""Text files as readers open them: an encoding, compressed or not, and bytes that cannot be decoded marked."""
+"""Opens text files, compressed or not, and marks bytes that cannot be decoded."""
 
 import codecs
 import gzip
@@ -21,4 +21,4 @@ def open_text(path: Path, encoding: str, newline: str | None = None) -> IO[str]:
 
 def undecodable(encoding: str) -> str:
     """Say what is wrong with a line that holds `MARK`."""
-    return f"has bytes that are not {encoding}; data.encoding says what the file is in."
+    return f"has bytes that are not {encoding}; set data.encoding to the file's encoding."

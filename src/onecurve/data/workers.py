@@ -1,4 +1,4 @@
-"""Processes that work on a split's parts side by side: forks of this one, their results in the order of the parts."""
+"""Forked worker processes that work on the parts of a split in parallel; results in order."""
 
 import os
 import signal
@@ -54,8 +54,8 @@ def _side_by_side(work: Callable[[Part], Result], parts: Iterable[Part], num_wor
             yield waiting.popleft().result()
     except BrokenProcessPool:
         raise LaunchError(
-            f"one of {num_workers} processes that encode the data was killed, as a system does when memory runs out.",
-            fix="Give the run more memory, or fewer cores (taskset): each encodes in a process of its own.",
+            f"one of {num_workers} processes that encode the data was killed, probably because memory ran out.",
+            fix="Give the run more memory, or fewer cores (taskset): there is one encoding process per core.",
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,1 +1,1 @@
-"""What is wrong with the machines a run is about to use: a kind of check a file."""
+"""Checks of the machines that a run will use, one file per kind of check."""

@@ -1,4 +1,4 @@
-"""Processors, memory and accelerators of each rank, and whether torch can use them."""
+"""Cores, memory and accelerators of each rank, and whether torch can use them."""
 
 import os
 import shutil
@@ -72,8 +72,8 @@ def _check_shares(devices: list[str]) -> Iterator[Finding]:
     shared = [device for device, count in Counter(devices).items() if device and count > 1]
     if shared:
         ranks = [str(rank) for rank, device in enumerate(devices) if device in shared]
-        told = f"ranks {', '.join(ranks)} have no GPU to themselves"
-        yield Finding("gpu of each rank", told, "failure", "Start one rank a GPU.")
+        told = f"ranks {', '.join(ranks)} share a GPU"
+        yield Finding("gpu of each rank", told, "failure", "Start one rank per GPU.")
     if any(devices) and not all(devices):
         without = ", ".join(str(rank) for rank, device in enumerate(devices) if not device)
         yield Finding("gpu of each rank", f"ranks {without} have none", "failure", "Use machines of one kind.")

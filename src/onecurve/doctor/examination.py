@@ -1,4 +1,4 @@
-"""The whole examination: every check on every rank, and one report on rank 0."""
+"""Runs every check on every rank, and reports on rank 0."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -75,7 +75,7 @@ def examine(recipe: list[str], timeout: float) -> Report:
         for finding in findings:
             said.setdefault(Finding(**finding), []).append(rank)
     if silent:
-        said[Finding("presence", f"ranks {silent} came and fell silent", "failure")] = [0]
+        said[Finding("presence", f"ranks {silent} connected and then stopped responding", "failure")] = [0]
     # In the order of the checks, whoever found something first
     order = {name: place for place, name in enumerate(dict.fromkeys(finding.name for finding in said))}
     lines = sorted(said.items(), key=lambda item: order[item[0].name])
@@ -98,12 +98,12 @@ def _check_presence(world: World, timeout: float) -> Iterator[Finding]:
     if not world.missing:
         yield Finding("presence", f"all {world.asked} ranks on {len(set(world.hosts.values()))} machines")
         return
-    told = f"ranks {', '.join(map(str, world.missing))} did not come within {timeout:.0f} s"
+    told = f"ranks {', '.join(map(str, world.missing))} did not connect within {timeout:.0f} s"
     if world.missing_hosts:
-        told += f"; nobody came from {', '.join(world.missing_hosts)}"
+        told += f"; none connected from {', '.join(world.missing_hosts)}"
     yield Finding(
         "presence",
         told,
         "failure",
-        "Look at that machine and at the launcher's output; what needs all ranks was not checked.",
+        "Check that machine and the launcher's output; checks that need all ranks were skipped.",
     )

@@ -1,4 +1,4 @@
-"""What a check says: a name, what was found, how bad that is, and what to do."""
+"""The result of a check: name, value, severity, and advice."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Level = Literal["ok", "warning", "failure"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report; equal ones of several ranks are told once."""
+    """One line of the report; equal findings of several ranks are merged."""
 
     name: str
     value: str
@@ -23,7 +23,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Patient:
-    """What is examined."""
+    """The subject of the checks."""
 
     world: "World"
     folder: Path

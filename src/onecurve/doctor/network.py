@@ -21,15 +21,15 @@ def check_hub(patient: Patient) -> Iterator[Finding]:
     if not patient.world.is_first_here:
         return
     if constants.HF_HUB_OFFLINE:
-        yield Finding("hub", "offline, as HF_HUB_OFFLINE asks")
+        yield Finding("hub", "offline, because HF_HUB_OFFLINE is set")
     elif reachable():
         yield Finding("hub", f"{constants.ENDPOINT} answers")
     else:
         yield Finding(
             "hub",
-            f"{constants.ENDPOINT} does not answer: local copies only",
+            f"{constants.ENDPOINT} cannot be reached: local copies only",
             "warning",
-            "Fetch what the run needs where there is a network: `onecurve data stage RECIPE`.",
+            "Fetch what the run needs on a machine with a network: `onecurve data stage RECIPE`.",
         )
 
 
@@ -52,7 +52,7 @@ def check_names(patient: Patient) -> Iterator[Finding]:
             "Give it its network address in /etc/hosts, or set GLOO_SOCKET_IFNAME.",
         )
     else:
-        yield Finding("names", "all machines' are known")
+        yield Finding("names", "all machines' names resolve")
 
 
 def addresses(host: str) -> list[str]:
@@ -100,6 +100,6 @@ def check_clocks(patient: Patient, clock: Callable[[], float] | None = None) -> 
     ahead = clocks[world.rank] - clocks[0]
     if abs(ahead) > _CLOCKS_MAY_DIFFER:
         told = f"{abs(ahead):,.1f} s {'ahead of' if ahead > 0 else 'behind'} {world.hosts[0]}'s (rank 0)"
-        yield Finding("clock", told, "warning", "Start NTP; no run depends on it, but logs will not fit together.")
+        yield Finding("clock", told, "warning", "Start NTP: runs do not need it, but times in logs will differ.")
     else:
-        yield Finding("clock", "as rank 0's")
+        yield Finding("clock", "same as rank 0's")

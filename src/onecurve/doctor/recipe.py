@@ -1,4 +1,4 @@
-"""What one recipe needs of the machines: that it can be meant, its files on each of them, room for what it writes."""
+"""Checks of one recipe: that it is valid, that its files exist on every machine, and that its output fits the disk."""
 
 import shutil
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def check_recipe(patient: Patient) -> Iterator[Finding]:
         checked = read(patient.recipe)
         recipe = checked.recipe
         checked.directory.check(recipe.train.resume, checked.resolved)
-        yield Finding("recipe", "can be meant")
+        yield Finding("recipe", "valid")
     except NothingToDo as reason:
         yield Finding("recipe", str(reason))
         return
@@ -52,9 +52,9 @@ def _check_files(recipe: Recipe) -> Iterator[Finding]:
             or path.startswith((".", "~", "/"))
             or (key.startswith("data.") and format_of(Path(path)))
         ):
-            yield Finding(key, f"{path} is not there", "failure", "Copy it to a disk that all machines share.")
+            yield Finding(key, f"{path} does not exist", "failure", "Copy it to a disk that all machines share.")
         else:
-            yield Finding(key, f"{path} is no local path, so a name on the hub")
+            yield Finding(key, f"{path} is not a local path, so it is taken as a hub name")
 
 
 def _looks_local(key: str, path: str) -> bool:
@@ -76,7 +76,7 @@ def _check_room(recipe: Recipe, folder: Path) -> Iterator[Finding]:
     checkpoint, model = round(weights * copies), weights * (1 + best)
     short = forecast(checkpoint if kept else 0, kept, free, model, one_more=len(saves) > kept)
     told = f"{kept} checkpoint{'s' * (kept != 1)} of {checkpoint / 1e9:.3f} GB and a model of {model / 1e9:.3f} GB"
-    advice = "Make room, lower checkpoint.keep, or set checkpoint.every to null." if short else ""
+    advice = "Free disk space, lower checkpoint.keep, or set checkpoint.every to null." if short else ""
     yield Finding("needs", short or f"{told}, for {parameters:,} parameters", "failure" if short else "ok", advice)
 
 

@@ -14,7 +14,7 @@ _MARKS = {"ok": "", "warning": "warning", "failure": "FAILURE"}
 
 
 def table(report: Report) -> str:
-    """Return a line a finding: what, what was found, who found it where not all did, how bad, what to do."""
+    """Return one line per finding: name, result, ranks if not all, severity, advice."""
     width = max(len(said.finding.name) for said in report.said)
     lines = []
     for said in report.said:

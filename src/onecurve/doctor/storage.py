@@ -1,4 +1,4 @@
-"""The run directory's disk: room, permission, locks, and whether all machines see one and the same."""
+"""The run directory's disk: free space, permissions, locks, and whether all machines share it."""
 
 import fcntl
 import os
@@ -52,7 +52,7 @@ def _check_lock(path: Path) -> Finding:
             return Finding("locks", "held")
         except OSError as error:
             return Finding("locks", f"none: {error.strerror}", "failure", advice)
-    return Finding("locks", "two were given at once", "failure", advice)
+    return Finding("locks", "two processes held one lock at once", "failure", advice)
 
 
 def check_shared(patient: Patient) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""The ranks that were started: how they find each other, who did not come, and what they tell each other."""
+"""The ranks that were started: how they connect, which are missing, and how they exchange values."""
 
 import json
 import os
@@ -139,7 +139,7 @@ def _store(rank: int, slurm_hosts: list[str], timeout: float) -> Any:
         reason = str(error).strip().split("\n")[0]
         raise LaunchError(
             f"rank {rank} on {socket.gethostname()} {what} {address}, port {port}: {reason}",
-            fix="Look at the first machine's name, its firewall and that port.",
+            fix="Check the first machine's name, its firewall and that port.",
         ) from None
     return dist.PrefixStore(_PREFIX, store)
 

@@ -1,1 +1,1 @@
-"""The model folder that a run leaves, and its card."""
+"""Writes the model folder of a run, and its card."""

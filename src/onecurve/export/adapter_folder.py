@@ -1,4 +1,4 @@
-"""What lies beside an adapter's weights, so that plain transformers and PEFT load its folder: the base, by reference.
+"""Adds links to the base model to an adapter's folder, so that plain transformers and PEFT can load it.
 
 transformers takes a folder with config.json and adapter_config.json for a whole model with an adapter, and looks there
 for the base's weights; PEFT's AutoPeft classes build whatever `base_model_name_or_path` names, with its own labels.

@@ -1,4 +1,4 @@
-"""The card that lies beside the weights: what they were trained on, how, and how well they score."""
+"""The model card: training data, recipe and metrics."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""Writing the model folder: what plain `from_pretrained` loads, read back and compared before it counts."""
+"""Writes the model folder for `from_pretrained`, and verifies it by reading it back."""
 
 import shutil
 from collections.abc import Callable
@@ -114,7 +114,7 @@ def _save(
     except (OSError, SafetensorError, KeyError, ValueError) as error:  # the last two are PEFT's, of what it misses
         problem = f"It could not be written: {str(error).rstrip('.')}."
     failed = int(accelerator.reduce(torch.tensor(float(bool(problem)), device=accelerator.device), "sum"))
-    return problem or ("Rank 0 knows why." if failed else "")
+    return problem or ("See rank 0's message." if failed else "")
 
 
 def _write(folder: Path, model: Any, values: dict[str, Tensor], main: bool, adapter: bool) -> None:

@@ -1,4 +1,4 @@
-"""task.json beside the weights: what was learnt, so that a model can be asked exactly as it was trained."""
+"""task.json next to the weights: task and settings, so that predictions use the same encoding as training."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class TaskFile:
-    """What a trained model's reader has to know."""
+    """What is needed to use a trained model."""
 
     name: str
     """Of the task, as a recipe names it."""

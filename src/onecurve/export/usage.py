@@ -1,4 +1,4 @@
-"""How to load a model folder, as its card says it: code that runs as it stands."""
+"""The model card's section on loading: code that runs as it is."""
 
 import json
 from pathlib import Path
@@ -106,7 +106,7 @@ def _rounding(model: Any) -> str:
 
 
 def _about(folder: Path, kind: str, base: Base) -> list[str]:
-    """Say what the folder takes for granted."""
+    """Describe the folder's references to the base model."""
     where = f"the folder `{base.name}` of the machine that wrote it" if base.local else f"`{base.name}` on the hub"
     lines = [
         f"This folder holds the adapter. Its base is {where}: the other weight files here and in `{BASE}/` are links",

@@ -1,4 +1,4 @@
-"""What can happen to a run from outside or within, and how it ends or goes on: one file a kind."""
+"""Interruptions and failures of a run, and how each is handled: one file per kind."""
 
 from onecurve.faults.bad_steps import BadSteps
 from onecurve.faults.blackbox import BlackBox

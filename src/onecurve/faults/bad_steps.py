@@ -1,4 +1,4 @@
-"""Steps whose update must not be made: stop with a black box, leave the step out, or go back to leave it out."""
+"""Bad steps (non-finite or a loss spike): stop with a black box, skip the step, or rewind and skip it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,9 @@ _WHAT = {"loss": "the loss is not finite", "gradient": "the gradient is not fini
 
 @dataclass(frozen=True)
 class BadSteps:
-    """Does what the recipe says; nothing has been updated when it is called, and every rank calls it.
+    """Handles a bad step as the recipe says; called on every rank, before any update.
 
-    Going back and leaving out what led to a spike is the practice of Chowdhery et al., PaLM: Scaling language modeling
+    Rewinding and skipping the batches that led to a spike follows Chowdhery et al., PaLM: Scaling language modeling
     with Pathways, 2022, section 5.1.
     """
 
@@ -25,14 +25,14 @@ class BadSteps:
     black_box: BlackBox
 
     def __call__(self, step: Step, outcome: dict[str, Any]) -> int:
-        """Deal with a step.
+        """Handle a bad step.
 
         Args:
             step: The step.
-            outcome: What `train_step` made of it.
+            outcome: What `train_step` returned.
 
         Returns:
-            The step that the run stands after: this one, left out, or that of the checkpoint it went back to.
+            The step that the run continues after: this one, skipped, or that of the checkpoint it went back to.
 
         Raises:
             TrainingError: The run stops here.
@@ -46,7 +46,7 @@ class BadSteps:
             raise self._stop(step, outcome)
         history.left_out[step.number] = fault
         if history.in_a_row(step.number) > section.max_skipped:
-            raise self._stop(step, outcome, f"More than train.max_skipped ({section.max_skipped}) in a row. ")
+            raise self._stop(step, outcome, f"More than train.max_skipped ({section.max_skipped}) skipped in a row. ")
         if answer == "rewind":
             return self._rewind(step, outcome)
         self.tracker.skipped(step.number, _WHAT[fault], **_facts(step, outcome))
@@ -70,7 +70,7 @@ class BadSteps:
         return TrainingError(
             f"step {step.number}: {_WHAT[outcome['fault']]} (loss {outcome['loss']:.6g}); {findings} "
             f"Nothing was updated. {why}"
-            "Lower optim.lr, lengthen optim.warmup_steps, mend the samples, or launch again with "
+            "Lower optim.lr, raise optim.warmup_steps, fix the samples, or launch again with "
             f"train.{key} skip or rewind."
         )
 

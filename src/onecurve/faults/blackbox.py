@@ -1,4 +1,4 @@
-"""What is known of a step that went wrong, in a folder: the step repeated under watch, its samples and its batches."""
+"""The black box: repeats a bad step with hooks, and writes its samples, batches and findings to a folder."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -28,12 +28,12 @@ _NAMES_TOLD = 10
 
 @dataclass
 class _Pass:
-    """One micro-batch's forward and backward pass, watched."""
+    """Observations of one micro-batch's forward and backward pass."""
 
     outputs: dict[str, None] = field(default_factory=dict)
     """Modules whose output is not finite, in the order of the forward pass."""
     gradients: dict[str, Tensor] = field(default_factory=dict)
-    """Parameter -> the norm of what this micro-batch adds to its gradient, in the order of the backward pass."""
+    """Parameter -> norm of this micro-batch's gradient, in the order of the backward pass."""
 
     @property
     def bad_gradients(self) -> list[str]:
@@ -44,9 +44,9 @@ class _Pass:
 class BlackBox:
     """Writes <directory>/blackbox/step-N: report.json, samples.txt, and each rank's batches.
 
-    A step is a function of its number and the weights, and those are as they were before it: so it can be repeated, and
-    what nobody watches while all is well (each layer's output, each rank's own gradient) is watched then. The hooks
-    sit on modules and parameters, where every strategy computes the same.
+    A step depends only on its number and the weights, which are unchanged, so it can be repeated with hooks that would
+    be too slow in normal training: on each layer's output and each rank's own gradient. The hooks are on modules and
+    parameters, where every strategy computes the same.
     """
 
     checked: Checked
@@ -56,14 +56,14 @@ class BlackBox:
     reading: Reading
 
     def write(self, step: Step, outcome: dict[str, Any]) -> str:
-        """Repeat a step and write down what it shows; every rank calls it.
+        """Repeat a step and write what it shows; every rank calls it.
 
         Args:
             step: The step; its update has not been made.
             outcome: What `train_step` returned.
 
         Returns:
-            What was found and where it is written, for people.
+            A sentence with the findings and where they are written.
         """
         folder = self.checked.directory.path / "blackbox" / f"step-{step.number:08d}"
         own = self._repeat(step)
@@ -73,7 +73,7 @@ class BlackBox:
         if self.loader.accelerator.is_main_process:
             errors.append(_error(lambda: self._write_report(folder, step, outcome, ranks)))
         micro_batches = sorted((one for entry in ranks for one in entry["micro_batches"]), key=lambda m: m["position"])
-        unwritten = "".join(f" It cannot be written: {error}." for error in filter(None, errors[:1]))
+        unwritten = "".join(f" It could not be written: {error}." for error in filter(None, errors[:1]))
         return f"{_found(outcome, micro_batches)}. See {folder}.{unwritten}"
 
     def _repeat(self, step: Step) -> dict[str, Any]:
@@ -153,7 +153,7 @@ class BlackBox:
 
 @contextmanager
 def _watched(model: nn.Module, scale: float) -> Iterator[list[_Pass]]:
-    """Watch a model: a pass begins with each forward of the whole; gradients are divided by `scale`."""
+    """Add the hooks to a model: each forward pass starts a new observation; gradients are divided by `scale`."""
     passes: list[_Pass] = []
 
     def output(name: str) -> Callable[..., None]:
@@ -199,7 +199,7 @@ def _found(outcome: dict[str, Any], micro_batches: list[dict[str, Any]]) -> str:
             continue
         return f"first not finite on rank {one['rank']}, in micro-batch {one['position']}, is {first}"
     where = f" on rank {', '.join(map(str, outcome['ranks']))}" if outcome["ranks"] else ""
-    return f"when the step was repeated it did not happen again, so look at the hardware{where}"
+    return f"repeating the step did not reproduce it, so check the hardware{where}"
 
 
 def _error(work: Callable[[], None]) -> str:
@@ -215,7 +215,7 @@ def _largest(values: list[float]) -> float:
 
 
 def _spelt(value: Any) -> Any:
-    """JSON has neither NaN nor infinity: they become words."""
+    """Return NaN and infinity as words, which JSON lacks."""
     if isinstance(value, dict):
         return {key: _spelt(entry) for key, entry in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""`train.micro_batch_size: auto`: the largest that fits, found by measuring growing ones on the longest examples."""
+"""`train.micro_batch_size: auto`: finds the largest that fits by trying growing sizes on the longest examples."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,19 +19,19 @@ from onecurve.step import accumulate
 from onecurve.strategies.base import Strategy
 
 _USED_AT_MOST = 0.9
-"""Of the memory there is: allocators split it, and measured peaks are met again only nearly."""
+"""Share of the memory to use: allocators fragment it, and peaks vary a little between passes."""
 
 
 def fit(checked: Checked, plan: BatchPlan, strategy: Strategy, loader: Loader) -> tuple[Checked, Recipe, BatchPlan]:
-    """Replace a micro-batch size of auto by the largest that fits on every rank; every rank calls it.
+    """Replace a micro-batch size of auto with the largest that fits on every rank; every rank calls it.
 
     Sizes are the powers of two that divide the global batch and leave no rank without work. Each is tried with two
-    forward and backward passes over the longest examples, beside as much memory as the optimizer will take, and without
-    an update: nothing of the run has changed afterwards. One is tried only where those before it say that it will fit,
-    because a strategy that talks between layers does not outlive a rank that runs out of memory.
+    forward and backward passes over the longest examples, with the optimizer's memory reserved and without an update:
+    the run is unchanged afterwards. A size is tried only if the smaller ones predict that it fits, because a strategy
+    that communicates between layers does not survive a rank that runs out of memory.
 
     Raises:
-        LaunchError: The system does not let a process measure its memory.
+        LaunchError: The system does not allow a process to measure its memory.
     """
     recipe = checked.recipe
     if recipe.train.micro_batch_size != "auto":
@@ -69,7 +69,7 @@ def _sizes(plan: BatchPlan, world_size: int) -> Iterator[int]:
 
 
 def _expected(peaks: dict[int, int], size: int) -> float:
-    """Prolong the line through the last two sizes: activations grow with the examples, the rest stays."""
+    """Extrapolate from the last two sizes: activations grow linearly with the examples, the rest is constant."""
     if len(peaks) == 1:  # the smallest is tried whatever it takes
         return 0.0
     (small, least), (large, most) = list(peaks.items())[-2:]
@@ -83,7 +83,7 @@ def _measure(size: int, strategy: Strategy, loader: Loader, seed: int) -> int:
         memory.reset_peak(loader.accelerator.device)
     except OSError as error:
         raise LaunchError(
-            f"auto needs to measure memory, which this system does not let a process do: {error.strerror}.",
+            f"auto needs to measure memory, which this system does not allow: {error.strerror}.",
             where="train.micro_batch_size",
             fix="Set a number.",
         ) from None

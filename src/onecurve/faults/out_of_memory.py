@@ -1,4 +1,4 @@
-"""Out of memory: what was asked for, what was there, and the three settings that would help most."""
+"""Out-of-memory messages: the requested and the free memory, and the three settings that would help most."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,22 +17,22 @@ _REMEDIES_TOLD = 3
 
 @dataclass(frozen=True)
 class Held:
-    """What training takes on one rank, in bytes."""
+    """Memory that training takes on one rank, in bytes."""
 
     parameters: int
     gradients: int
     moments: int
     activations: int
-    """Of one forward and backward pass: all that is not the others, nor was there before the first step."""
+    """Of one forward and backward pass: memory beyond the other fields and beyond that before the first step."""
 
 
 class OutOfMemory:
-    """Turns an error that says so into a message; made before the first step.
+    """Turns an out-of-memory error into a message; created before the first step.
 
     Args:
-        recipe: What the run is.
+        recipe: The run.
         model: Not yet on its device.
-        accelerator: The ranks, the device, and what DeepSpeed was told.
+        accelerator: The ranks, the device, and DeepSpeed's config.
     """
 
     def __init__(self, recipe: Recipe, model: Any, accelerator: Accelerator) -> None:
@@ -45,7 +45,7 @@ class OutOfMemory:
         self.before = memory.used(self.device)
 
     def __call__(self, error: BaseException) -> str:
-        """Return the message; empty where the error is another one."""
+        """Return the message; empty for any other error."""
         if not memory.ran_out(error):
             return ""
         if memory.ran_out_of_pinned(error, self.device):
@@ -57,32 +57,32 @@ class OutOfMemory:
         instead = ", in place of micro_batch_tokens," if self.recipe.train.micro_batch_tokens else ""
         return (
             f"out of memory on rank {self.accelerator.process_index} ({self.device}): "
-            f"{spelt(asked) if asked else 'more'} was asked for, {self._free(error)}. Training takes "
+            f"{spelt(asked) if asked else 'more'} was requested, {self._free(error)}. Training takes "
             f"parameters {spelt(held.parameters)}, gradients {spelt(held.gradients)}, optimizer {spelt(held.moments)}, "
             f"activations about {spelt(held.activations)}. What would help most: {told}. "
-            f"train.micro_batch_size auto{instead} finds the largest that fits; the global batch and the curve stay."
+            f"train.micro_batch_size auto{instead} finds the largest that fits, with the same global batch and curve."
         )
 
     def _free(self, error: BaseException) -> str:
         there = spelt(memory.total(self.device))
         if left := memory.left(error):
             return f"{spelt(left)} of {there} was free"
-        return f"{spelt(memory.free(self.device))} of {there} is free now that it was given up"
+        return f"{spelt(memory.free(self.device))} of {there} is free after the failure"
 
     def _of_pinned(self) -> str:
-        """Say what page-locked memory is for in this run, and that the GPU's settings do not help."""
+        """Explain what uses page-locked memory in this run, and that settings for GPU memory do not help."""
         host = torch.device("cpu")
         held = self._held(0)
         uses = [f"the copy that a checkpoint is written from (up to {spelt(held.parameters + held.moments)})"]
         remedies = [
             "more memory for the job (Slurm's --mem, the container's limit, ulimit -l)",
-            "fewer ranks a machine",
+            "fewer ranks per machine",
         ]
         if self.recipe.train.activations == "offload":
             uses.append("offloaded activations")
             remedies.append("train.activations recompute")
         if self.offloads:
-            uses.append("what DeepSpeed offloads")
+            uses.append("state offloaded by DeepSpeed")
             remedies.append("launching with accelerate_configs/zero3.yaml")
         return (
             f"out of page-locked host memory on rank {self.accelerator.process_index} ({self.device}): "
@@ -111,7 +111,7 @@ class OutOfMemory:
     def _of_activations(self, held: Held) -> list[tuple[float, str]]:
         train = self.recipe.train
         found = []
-        if tokens := train.micro_batch_tokens:  # where an example has more than half, the next launch says how many
+        if tokens := train.micro_batch_tokens:  # if an example has more than half of them, the next launch reports it
             found.append((held.activations / 2, f"train.micro_batch_tokens {tokens // 2}"))
         if (size := train.examples_a_pass) > 1:
             fewer = max(n for n in range(1, size) if train.global_batch_size % n == 0)
@@ -142,7 +142,7 @@ class OutOfMemory:
             state = held.parameters + held.gradients + held.moments
             found.append((state, "launching with accelerate_configs/zero3_offload.yaml"))
         if self.recipe.peft is None:
-            found.append((held.gradients + held.moments, "peft.method lora, another curve"))
+            found.append((held.gradients + held.moments, "peft.method lora, which changes the curve"))
         return found
 
 

@@ -1,4 +1,4 @@
-"""Requests to end or to save: signals, the time budget, files in the run directory; seen by one rank, agreed by all."""
+"""Requests to stop or save: signals, time limit, files in the run directory. Any rank sees them, all ranks agree."""
 
 import os
 import re
@@ -22,17 +22,17 @@ _STOP_AFTER = "train.stop_after (raise it or leave it out)"
 _REASONS = (*SIGNALS, TIME, STOP, SAVE)
 
 _SECONDS_BETWEEN_LOOKS = 1.0
-"""At the files: a shared disk is asked no more often."""
+"""Seconds between two looks at the files, to spare a shared disk."""
 _SECONDS_TO_LEAVE = 10.0
-"""For the process to end after its last save."""
+"""Seconds for the process to exit after its last save."""
 
 
 class Stopping:
-    """Takes signals from here on: they are answered after the step that is under way, and a second one changes nothing.
+    """Handles signals from here on: the run acts on them after the current step. A second signal changes nothing.
 
     Args:
         section: The recipe's `train`.
-        directory: Where SAVE and STOP are looked for.
+        directory: Where the files SAVE and STOP are looked for.
         max_steps: Of the whole run.
         accelerator: The other ranks.
     """
@@ -46,17 +46,17 @@ class Stopping:
         self.deadline = _deadline(section.time_limit.total_seconds() if section.time_limit else None)
         self.border = time.monotonic()
         self.longest = 0.0
-        """Seconds between two borders: a step, with the scoring and saving that may follow it."""
+        """Seconds from one step boundary to the next: a step, and the evaluation and save that may follow it."""
         self.looked = 0.0
         for name in SIGNALS:
             signal.signal(getattr(signal, name), self._hear)
 
     def behind(self, step: int) -> Asked:
-        """What a launch that goes on after `step` has been asked before it began."""
+        """The requests that a launch resumed after `step` received before it began."""
         return Asked(stop=_STOP_AFTER) if self.stop_after and step >= self.stop_after else Asked()
 
     def asked(self, step: int, save_seconds: float) -> Asked:
-        """Agree, after a step, on what was asked of any rank since the last; every rank calls it.
+        """Agree, after a step, on the requests that any rank received since the last step; every rank calls it.
 
         Args:
             step: The step just made.
@@ -99,7 +99,7 @@ class Stopping:
 
 
 def _deadline(time_limit: float | None) -> float:
-    """When the process must be gone, on the monotonic clock: its own budget's end or its Slurm job's, if any."""
+    """When the process must have exited, on the monotonic clock: train.time_limit or the Slurm job's end, if any."""
     now = time.monotonic()
     left = [_seconds_left_in_job()]
     if time_limit is not None:

@@ -114,11 +114,11 @@ class Launch:
     def reason(self, exit_code: int) -> str:
         """Say what train.py itself could not: that it was killed, or never started; empty where it spoke."""
         if not self.processes:
-            return "interrupted before anything had begun; launch again to go on"
+            return "interrupted before anything had begun; launch again to start"
         if exit_code <= 128:
             return ""
         name = signal.Signals(exit_code - 128).name
-        why = ", as a system does when memory runs out" if name == "SIGKILL" else ""
+        why = ", probably because memory ran out" if name == "SIGKILL" else ""
         return f"train.py was killed by {name}{why}"
 
     def _leave_others_time(self, code: int) -> None:

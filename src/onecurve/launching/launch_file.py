@@ -1,4 +1,4 @@
-"""Accelerate's launch files: which one is meant, and what `accelerate launch` tells the ranks it starts by it."""
+"""Accelerate's launch files: finds one, and gets the environment that `accelerate launch` gives its ranks."""
 
 import json
 import os
@@ -47,7 +47,7 @@ class LaunchFile:
             asked = subprocess.run(command, capture_output=True, text=True, check=False)
             if not told.is_file():
                 why = (asked.stderr.strip() or f"it ended with code {asked.returncode}").splitlines()[-1]
-                raise LaunchError(f"accelerate launch does not take {str(self.path)!r}: {why}", where=_WHERE)
+                raise LaunchError(f"accelerate launch rejects {str(self.path)!r}: {why}", where=_WHERE)
             environment: dict[str, str] = json.loads(told.read_text(encoding="utf-8"))
         added = {
             name: value
@@ -73,7 +73,7 @@ def find_launch_file(name: str | None, num_processes: int | None) -> LaunchFile 
     if name is None:
         if num_processes not in (None, 1):
             raise LaunchError(
-                f"is {num_processes}, and no launch file says how they work together.",
+                f"is {num_processes}, but no launch file is given.",
                 where="--num_processes",
                 fix="Add --launch ddp, or another file of accelerate_configs/.",
             )
@@ -81,7 +81,7 @@ def find_launch_file(name: str | None, num_processes: int | None) -> LaunchFile 
     for variable in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
         if int(os.environ.get(variable, "1")) > 1:
             raise LaunchError(
-                f"{variable} is {os.environ[variable]}: each of that many processes would start ranks of its own.",
+                f"{variable} is {os.environ[variable]}: each of these processes would start its own ranks.",
                 where=_WHERE,
                 fix="Start it once, without a launcher.",
             )
@@ -93,14 +93,14 @@ def find_launch_file(name: str | None, num_processes: int | None) -> LaunchFile 
         raise LaunchError(f"{str(path)!r}: num_processes must be a whole number above 0; got {count!r}.", where=_WHERE)
     if machines not in (None, 1):
         raise LaunchError(
-            f"{str(path)!r} is of {machines} machines, and this starts ranks on one.",
+            f"{str(path)!r} is for {machines} machines, but onecurve train starts ranks on one.",
             where=_WHERE,
             fix=f"On each machine: accelerate launch --config_file {path} ... {files.root() / 'train.py'} RECIPE.",
         )
     is_one_process = values.get("distributed_type", "NO") in ("NO", False, None)  # to YAML 1.1, NO is false
     if count > 1 and is_one_process:
         raise LaunchError(
-            f"{str(path)!r} starts one process, and --num_processes asks for {count}.",
+            f"{str(path)!r} starts one process, but --num_processes is {count}.",
             where=_WHERE,
             fix="Use ddp, or a file with another distributed_type.",
         )
@@ -129,7 +129,7 @@ def _read(path: Path) -> dict[str, Any]:
         why = " ".join(str(error).split())
         raise LaunchError(f"{str(path)!r} cannot be read: {why}.", where=_WHERE) from None
     if not isinstance(values, dict):
-        raise LaunchError(f"{str(path)!r} holds no settings.", where=_WHERE)
+        raise LaunchError(f"{str(path)!r} has no settings.", where=_WHERE)
     return values
 
 

@@ -1,1 +1,1 @@
-"""What a loss is computed with: cross-entropy whole and in chunks, next-token prediction."""
+"""Losses: cross-entropy, whole and in chunks, and next-token prediction."""

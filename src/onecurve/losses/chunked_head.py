@@ -1,4 +1,4 @@
-"""An output layer that returns the loss of its rows where all their logits would take too much memory."""
+"""An output layer that returns the loss of its rows, to avoid storing all logits."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ def chunk_logits(model: Any) -> None:
     if head is None:
         obstacle = f"{type(model).__name__} predicts no tokens"
     elif type(head) is not nn.Linear:
-        obstacle = f"the output layer is no plain one but {type(head).__module__}.{type(head).__name__}"
+        obstacle = f"the output layer is not a plain nn.Linear but {type(head).__module__}.{type(head).__name__}"
     elif head.bias is not None:
         obstacle = "the output layer has a bias"
     if obstacle:

@@ -1,4 +1,4 @@
-"""Next-token prediction: what the tasks that write text compute alike."""
+"""Next-token prediction, shared by the tasks that generate text."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -75,7 +75,7 @@ def _loss_of_chunks(model: "nn.Module", inputs: "dict[str, Tensor]", head: Any, 
         handle.remove()
     if loss.dim() or [loss.data_ptr()] != returned:
         raise ConfigError(
-            "logits cannot be chunked: this model scales, caps or cuts what its output layer returns.",
+            "logits cannot be chunked: this model scales, caps or slices its output layer's result.",
             where="train.logits",
             fix="Set it to whole.",
         )

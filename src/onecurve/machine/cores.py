@@ -1,4 +1,4 @@
-"""What a rank takes of the machine it shares with others: its threads, and memory that it keeps from step to step."""
+"""A rank's share of the machine: its threads, and memory that it keeps between steps."""
 
 import ctypes
 import os

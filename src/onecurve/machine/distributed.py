@@ -1,4 +1,4 @@
-"""Ranks, device and precision: a world that is not the one asked for is refused."""
+"""Ranks and device: joins the process group, and rejects a world size that differs from the launcher's."""
 
 import os
 from contextlib import redirect_stdout
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def launched_rank() -> int:
-    """This process's rank as its launcher says it, before any process group exists."""
+    """This process's rank from the launcher's environment, before any process group exists."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
 
 
 def asked_world_size() -> int:
-    """How many processes the launcher says there are.
+    """The world size from the launcher's environment.
 
     Raises:
         LaunchError: A launch form that starts one process where several were asked for, or several worlds.
@@ -31,30 +31,30 @@ def asked_world_size() -> int:
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     if joined != tasks > 1:
         raise LaunchError(
-            f"Slurm started {tasks} tasks, but the world of this one is of {joined}: "
-            "each world would train a copy of its own.",
+            f"Slurm started {tasks} tasks, but this one has a world size of {joined}: "
+            "several separate runs would train.",
             fix="Submit a script of slurm/, or tell accelerate launch of all machines (see multinode.yaml).",
         )
     if "WORLD_SIZE" not in os.environ and {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys():
         # what `distributed_type: MULTI_CPU` leaves behind without mpirun
         raise LaunchError(
-            "accelerate launch was asked for several processes and started one.",
+            "accelerate launch started one process instead of several.",
             fix="Use accelerate_configs/ddp.yaml (distributed_type MULTI_GPU serves CPUs too).",
         )
     return asked
 
 
 def uses_deepspeed() -> bool:
-    """Whether the launcher asked for DeepSpeed."""
+    """Whether the launch uses DeepSpeed."""
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
 _TIME_TO_BEGIN = timedelta(minutes=10)
-"""By which ranks may come apart while they load, beside the time a hang may take."""
+"""Extra time ranks may take to load before the first collective, on top of hang_timeout."""
 
 
 def start(trackers: list[str], project_dir: str, hang_timeout: timedelta = timedelta(minutes=30)) -> "Accelerator":
-    """Join the world that was asked for.
+    """Join the process group of the launch.
 
     Args:
         trackers: Names that Accelerate knows.
@@ -97,8 +97,8 @@ def start(trackers: list[str], project_dir: str, hang_timeout: timedelta = timed
     count = int(accelerator.reduce(torch.ones((), device=accelerator.device), "sum"))
     if not asked == accelerator.num_processes == count:
         raise LaunchError(
-            f"{asked} processes were asked for, but this one is in a world of {count}: "
-            "each would train a copy of its own.",
+            f"{asked} processes were requested, but this one has a world size of {count}: "
+            "several separate runs would train.",
             fix="Launch with a file of accelerate_configs/, and under Slurm with a script of slurm/.",
         )
     return accelerator
@@ -139,7 +139,7 @@ def resolve_precision(section: TrainSection) -> tuple[str, str]:
     """Return the precision to compute in (no, bf16, fp16, fp8) and, where that needs saying, why.
 
     Raises:
-        LaunchError: The device can only emulate what the recipe asks for, and the recipe does not allow that.
+        LaunchError: The device can only emulate the precision, and the recipe does not allow emulation.
     """
     asked = section.mixed_precision
     if asked == "auto":
@@ -151,7 +151,7 @@ def resolve_precision(section: TrainSection) -> tuple[str, str]:
         raise LaunchError(
             f"{asked} is only emulated by {_device()}, many times slower than float32.",
             where="train.mixed_precision",
-            fix="Set it to auto or no, or set train.emulate to true if you want just that.",
+            fix="Set it to auto or no, or set train.emulate to true to allow it.",
         )
     return asked, f"mixed_precision {asked} is emulated by {_device()}: expect it to be many times slower"
 

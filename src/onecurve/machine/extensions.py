@@ -1,4 +1,4 @@
-"""How ranks take turns to compile and load an operator: a lock that ends with the process that holds it.
+"""A lock for compiling and loading operators, which is released when its process dies.
 
 Torch's own is a file that stays when its process is killed, and every later start on the machine then waits for ever.
 """

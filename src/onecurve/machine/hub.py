@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub answers: asked once, within seconds, and believed for the rest of the run."""
+"""Checks once, within seconds, whether the Hugging Face hub can be reached."""
 
 import http.client
 import urllib.error

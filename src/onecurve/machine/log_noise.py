@@ -1,4 +1,4 @@
-"""What upstream says and a user can do nothing about, kept off the terminal of the commands that load models."""
+"""Hides upstream messages that a user can do nothing about, in the commands that load models."""
 
 import logging
 import warnings

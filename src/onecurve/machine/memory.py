@@ -1,4 +1,4 @@
-"""The memory that tensors are made in: how much there is for this process, how much it uses, and when it ran out."""
+"""Memory of the device: total, used and free for this process, and detection of out-of-memory errors."""
 
 import re
 import resource
@@ -120,7 +120,7 @@ def _control_groups() -> Iterator[tuple[Path, str]]:
 
 
 def spelt(num_bytes: float) -> str:
-    """Spell bytes for people."""
+    """Format a number of bytes, such as 1.5 GiB."""
     for unit in ("GiB", "MiB", "KiB"):
         if abs(num_bytes) >= _UNITS[unit]:
             return f"{num_bytes / _UNITS[unit]:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""Packages that transformers and PEFT import wherever they are installed, kept out of a run that has no use of them."""
+"""Keeps optional packages, which transformers and PEFT would import if installed, out of runs that do not need them."""
 
 import sys
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ _DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
 
 
 def require(packages: Iterable[str], where: str, what: str) -> None:
-    """Refuse to start without packages that a recipe needs.
+    """Check that the packages that a recipe needs are installed.
 
     Args:
         packages: As they are imported.

@@ -1,4 +1,4 @@
-"""How ranks find each other again after the launcher has restarted them."""
+"""Rendezvous of the ranks after the launcher has restarted them."""
 
 import os
 from collections.abc import Iterator

@@ -124,8 +124,8 @@ class RunLock:
             found = self._read()
             if found is not None and found[0].token not in ("", self.us.token):
                 raise TrainingError(
-                    f"{str(self.path.parent)!r} was taken over by another run: {found[0]}. This one had not been heard "
-                    f"of for {self.gone_after:.0f} seconds and stops, so that the two do not mix."
+                    f"{str(self.path.parent)!r} was taken over by another run: {found[0]}. This one had not renewed "
+                    f"its lock for {self.gone_after:.0f} seconds and stops, so that the two do not mix."
                 )
 
     def _create(self) -> bool:
@@ -175,7 +175,7 @@ class RunLock:
         return self._watched == (owner.token, renewed) or self._falls_silent(owner, renewed)
 
     def _falls_silent(self, owner: Owner, renewed: int) -> bool:
-        told = f"{self.path.parent} was last used by {owner}; watching for a sign of it, up to {self.gone_after:.0f} s"
+        told = f"{self.path.parent} was last used by {owner}; waiting up to {self.gone_after:.0f} s for a renewal"
         print(f"train.py: {told}", file=sys.stderr, flush=True)  # noqa: T201
         until = monotonic() + self.gone_after
         while monotonic() < until:
@@ -212,7 +212,7 @@ class RunLock:
         while claim.exists():
             if monotonic() > until:
                 raise LaunchError(
-                    f"a run that was taking over from {dead} ended in the middle of it.",
+                    f"a run ended while it was taking over the lock of {dead}.",
                     where="output_dir",
                     fix=f"Remove {claim} and {self.path} if no run uses this directory.",
                 )

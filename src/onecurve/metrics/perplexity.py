@@ -1,4 +1,4 @@
-"""Perplexity: how many tokens a language model hesitates between."""
+"""Perplexity of a language model."""
 
 import math
 

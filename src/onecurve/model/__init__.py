@@ -1,1 +1,1 @@
-"""The model: read, loaded or drawn, and how its layers compute."""
+"""The model: loading or initialising it, and how its layers compute."""

@@ -47,7 +47,7 @@ def _from_host(checkpoint: Any, function: Any, *args: Any) -> Any:
 
 
 def _policy(_: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """Keep what is dear to compute for its size.
+    """Keep the outputs that are expensive to compute relative to their size.
 
     After Chen et al., Training deep nets with sublinear memory cost, 2016, section 4, which keeps convolutions and
     matrix products and computes the rest again.

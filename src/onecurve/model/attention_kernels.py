@@ -1,4 +1,4 @@
-"""Which of torch's attention kernels a run may use on a GPU, in which order."""
+"""The attention kernels of torch that a run may use on a GPU, in order of preference."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

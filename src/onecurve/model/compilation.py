@@ -92,7 +92,7 @@ def _within_bounds(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return call(*args, **kwargs)
     except torch._dynamo.exc.FailOnRecompileLimitHit as error:
         raise TrainingError(
-            f"train.compile: a layer asks for more than {_GRAPHS} graphs, so more than a batch's shape changes "
-            "from pass to pass; with TORCH_LOGS=recompiles torch says what. Set it to false and launch again: the run "
-            "goes on from its last checkpoint, and the curve stays."
+            f"train.compile: a layer needs more than {_GRAPHS} graphs, so more than a batch's shape changes "
+            "between passes; TORCH_LOGS=recompiles shows what. Set it to false and launch again: the run "
+            "resumes from its last checkpoint, with the same curve."
         ) from error

@@ -38,7 +38,7 @@ def draw(skeleton: Any, names: Iterable[str], seed: int) -> dict[str, Tensor]:
     values = {name: skeleton.get_parameter(name).data for name in names}
     if left := [name for name, value in values.items() if value.isnan().any()]:
         raise ConfigError(
-            f"the checkpoint does not give {', '.join(left)}, and {type(skeleton).__name__} does not initialise it.",
+            f"the checkpoint lacks {', '.join(left)}, and {type(skeleton).__name__} does not initialise it.",
             where="model.path",
             fix="Take a checkpoint that has it.",
         )

@@ -1,4 +1,4 @@
-"""Linear layers that multiply in float8, by torchao: what they are made of, and all the rest, is as in bf16."""
+"""Linear layers that multiply in float8, by torchao; everything else is as with bf16."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ _MULTIPLE = 16
 
 
 def check_float8(recipe: Recipe) -> None:
-    """Check, before any weights load, that a recipe which asks for fp8 can be computed so.
+    """Check, before any weights load, that a recipe with fp8 can run.
 
     Raises:
         ConfigError: It trains an adapter.
@@ -24,7 +24,7 @@ def check_float8(recipe: Recipe) -> None:
     """
     if recipe.peft:
         raise ConfigError(
-            f"fp8 is for runs that train every weight, and peft.method is {recipe.peft.method}: torchao would compute "
+            f"fp8 is only for full fine-tuning, but peft.method is {recipe.peft.method}: torchao would compute "
             "the gradients of frozen weights too.",
             where="train.mixed_precision",
             fix="Set it to bf16.",

@@ -1,4 +1,4 @@
-"""Where a model's `generate` stops by itself: at the token that it learnt to end an answer with."""
+"""Sets the stop tokens of `generate`: the token that the model learnt to end an answer with."""
 
 from pathlib import Path
 from typing import Any

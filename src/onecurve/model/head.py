@@ -1,4 +1,4 @@
-"""A classifier's trained head: each row kept with its label, or drawn anew where nothing tells whose it is."""
+"""A classifier's trained head: rows are matched to labels by name, or initialised again if that is not possible."""
 
 from copy import deepcopy
 from dataclasses import dataclass

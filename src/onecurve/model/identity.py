@@ -1,4 +1,4 @@
-"""Whether frozen weights are the ones a run began with: told from samples of their files, within milliseconds."""
+"""Hashes samples of the weight files, to detect within milliseconds that frozen weights have changed."""
 
 from hashlib import blake2b
 from pathlib import Path

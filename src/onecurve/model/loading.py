@@ -1,4 +1,4 @@
-"""The model: loaded or drawn, its head adapted to the labels, the same weights under every strategy."""
+"""Loads or initialises the model and its head, with the same weights under every strategy."""
 
 import pickle
 import re
@@ -102,9 +102,9 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
             model, fit = _load_pretrained(recipe, auto_model, config, options, head)
     except pickle.UnpicklingError:
         raise ConfigError(
-            f"{section.path!r} has weights in a pickle with more than tensors, which could run anything: not loaded.",
+            f"{section.path!r} has weights in a pickle with more than tensors, which could run any code: not loaded.",
             where="model.path",
-            fix="Take a folder with model.safetensors.",
+            fix="Use a folder with model.safetensors.",
         ) from None
     except (OSError, ValueError, SafetensorError) as error:
         line = str(error).strip().split("\n")[0]

@@ -1,4 +1,4 @@
-"""Attention within each of several documents that lie end to end in one row."""
+"""Attention within each of several documents that are concatenated in one row."""
 
 import inspect
 from dataclasses import dataclass

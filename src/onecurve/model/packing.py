@@ -1,4 +1,4 @@
-"""Micro-batches without their padding: the examples end to end in one row, each seeing only itself."""
+"""Packing: the examples of a micro-batch in one row without padding, with attention within each example."""
 
 import inspect
 from collections.abc import Collection, Sequence
@@ -168,7 +168,7 @@ def _obstacle(model: Any, base: Any, recipe: Recipe, longest: int) -> str:
     """Return what stands in the way that the model tells of itself; empty when nothing does."""
     kind, asked = type(base).__name__, recipe.model.attn_implementation
     if asked not in (None, "sdpa"):
-        return f"model.attn_implementation asks for {asked}"
+        return f"model.attn_implementation is {asked}"
     if any(c.is_prompt_learning or c.is_adaption_prompt for c in getattr(model, "peft_config", {}).values()):
         return "the adapter puts virtual tokens before each example"
     if base.config.is_encoder_decoder:
@@ -177,7 +177,7 @@ def _obstacle(model: Any, base: Any, recipe: Recipe, longest: int) -> str:
         return f"{kind} does not attend through transformers' attention interface"
     signature = inspect.signature(base.base_model.forward)
     if "position_ids" not in signature.parameters or not _open_name(signature):
-        return f"{kind} takes no positions, or passes nothing on to its layers"
+        return f"{kind} has no position_ids argument, or does not pass extra arguments to its layers"
     return _layer_obstacle(base, longest)
 
 
@@ -221,7 +221,7 @@ def _difference(packing: Packing, model: Any, task: Task, batch: Batch, dtypes: 
     for ours, theirs in zip(_tensors(packed), _tensors(padded), strict=True):
         apart = float((ours - theirs).abs().max() / theirs.float().std().clamp_min(1e-12))
         if apart > tolerance:
-            return f"{kind} gives packed examples other logits ({apart:.1e} standard deviations apart)"
+            return f"{kind} gives different logits for packed examples ({apart:.1e} standard deviations apart)"
     return ""
 
 

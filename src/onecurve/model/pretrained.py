@@ -13,8 +13,8 @@ _NAMED = 5
 _MATCH = "Give the config.json that belongs to the weights (vocab_size, num_hidden_layers, ...)"
 _CLASSIFIER = f"Only a new head is drawn at random. {_MATCH}, or the weights that belong to it."
 _LANGUAGE_MODEL = (
-    "Nothing of a language model is drawn at random, its head included: an encoder, or a model saved without its head, "
-    f"is none. {_MATCH}, or set model.init to random."
+    "All weights of a language model must be in the checkpoint, its head included; an encoder, or a model saved "
+    f"without its head, cannot be used. {_MATCH}, or set model.init to random."
 )
 _COMPUTED = re.compile(
     r"(^|\.)(masked_bias|inv_freq|position_ids|token_type_ids|causal_mask|attn\.bias|attention\.bias)$"

@@ -1,4 +1,4 @@
-"""A frozen base kept in 4 or 8 bits, which only an adapter on it is trained through (QLoRA)."""
+"""A frozen base model in 4 or 8 bits, with an adapter trained on top (QLoRA)."""
 
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ def quantized_loading(
     if hasattr(config, "quantization_config"):
         kind = section.quantization or "nf4 or int8"
         raise ConfigError(
-            f"{section.path!r} is stored quantised already.",
+            f"{section.path!r} is already quantised.",
             where="model.quantization" if section.quantization else "model.path",
             fix=f"Name the model it was made from; model.quantization makes it {kind}.",
         )
@@ -79,9 +79,9 @@ def settle_quantized(model: Any, new_modules: list[str]) -> None:
     for name in new_modules:
         if isinstance(model.get_submodule(name), (Linear4bit, Linear8bitLt)):
             raise ConfigError(
-                f"the checkpoint has no {name}, and what is new cannot be trained in codes.",
+                f"the checkpoint has no {name}, and new weights cannot be trained in quantised form.",
                 where="model.quantization",
-                fix="Take a checkpoint that has it, or remove model.quantization.",
+                fix="Use a checkpoint that has it, or remove model.quantization.",
             )
     for module in model.modules():
         if isinstance(module, Linear4bit):

@@ -1,4 +1,4 @@
-"""Which of the trained parameters the loss reaches: those that it never does are frozen before the first step."""
+"""Finds trained parameters that the loss does not depend on, and freezes them before the first step."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -74,7 +74,7 @@ def probe(
         never, sometimes = broadcast_object_list([never, sometimes])
     if len(never) == len(trained) > 0:
         raise ConfigError(
-            f"the loss does not depend on anything that is to be trained: {_list(never)}.",
+            f"the loss depends on none of the trained parameters: {_list(never)}.",
             where="peft.target_modules" if recipe.peft else "model.path",
             fix="Target modules that the model uses for this task.",
         )

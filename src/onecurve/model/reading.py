@@ -11,7 +11,7 @@ from onecurve.content.labels import model_labels
 from onecurve.errors import ConfigError
 from onecurve.machine.hub import reachable
 
-_SET_TOKENIZER = "Set model.tokenizer to where it lies."
+_SET_TOKENIZER = "Check model.path and the network, or set model.tokenizer to the tokenizer's folder or hub name."
 _CONVERT = (
     "A checkpoint of onecurve, Accelerate or DeepSpeed becomes a model folder with `onecurve checkpoint convert`."
 )
@@ -119,7 +119,7 @@ def load_config(section: ModelSection) -> Any:
         raise ConfigError(
             f"{section.path!r} has no model config that can be read: {_first_line(error)}",
             where="model.path",
-            fix="Give a model folder, or a hub name that can be reached.",
+            fix="Check the path, or the hub name and the network.",
         ) from None
 
 
@@ -182,7 +182,7 @@ def resolve_max_length(asked: int | None, tokenizer: Any, config: Any, reserved:
     limits = [n for n in (room, tokenizer.model_max_length) if n and n < 10**9]  # 1e30: "no limit" upstream
     if asked is None:
         if not limits:
-            raise ConfigError("this model names no limit.", where="data.max_length", fix="Set it.")
+            raise ConfigError("must be set: this model has no length limit.", where="data.max_length", fix="Set it.")
         return min(limits)
     if room and asked > room:
         taken = f" less the {reserved} of peft's virtual tokens" if reserved else ""
@@ -201,7 +201,7 @@ def _refuse_adapter(path: str) -> None:
     # transformers would only say that there are no weights
     if (Path(path).expanduser() / "adapter_config.json").is_file():
         raise ConfigError(
-            f"{path!r} is a PEFT adapter, and a run starts from a whole model.",
+            f"{path!r} is a PEFT adapter, but a run needs a whole model.",
             where="model.path",
             fix=f"Merge it into its base: onecurve checkpoint convert {path} FOLDER --merge",
         )

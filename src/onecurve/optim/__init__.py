@@ -1,4 +1,4 @@
-"""What moves the weights: parameter groups, an optimizer, and the learning rate as a function of the step."""
+"""Parameter groups, the optimizer, and the learning rate as a function of the step."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
 
 def check_optim(section: OptimSection) -> dict[str, Any]:
-    """Check what the schema leaves to this room; return the optimizer's own settings, resolved.
+    """Check the optimizer's and schedule's settings; return the optimizer's own settings, resolved.
 
     Raises:
         ConfigError: No such optimizer or schedule, or a setting that it does not know, cannot take or would ignore.
@@ -36,12 +38,12 @@ def check_optim(section: OptimSection) -> dict[str, Any]:
             raise ConfigError(f"Unknown setting 'optim.{key}' of {section.name}. {nearest(f'optim.{key}', known)}")
         kind = type(settings[key])
         if isinstance(value, bool) is not (kind is bool) or not isinstance(value, (kind, int)):
-            raise ConfigError(f"must be a {kind.__name__}; got {value!r}.", where=f"optim.{key}")
+            raise ConfigError(f"must be {_KINDS.get(kind, kind.__name__)}; got {value!r}.", where=f"optim.{key}")
         settings[key] = kind(value)
     if section.decay_steps is not None and schedule is not schedules.wsd:
-        raise ConfigError(f"belongs to schedule wsd; this one is {section.schedule}.", where="optim.decay_steps")
+        raise ConfigError(f"is only for schedule wsd; the schedule is {section.schedule}.", where="optim.decay_steps")
     if section.min_lr_ratio and schedule is schedules.constant:
-        raise ConfigError("the constant schedule never falls to a floor.", where="optim.min_lr_ratio")
+        raise ConfigError("has no effect with the constant schedule.", where="optim.min_lr_ratio")
     return settings
 
 

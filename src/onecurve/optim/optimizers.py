@@ -1,4 +1,4 @@
-"""Optimizers: a new one is a new function here; its keyword arguments are the recipe's further `optim` keys."""
+"""Optimizers: to add one, add a function here; its keyword arguments are the extra `optim` keys of the recipe."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""Trained weights kept in bfloat16: updated in float32, and rounded so that small updates are not lost."""
+"""Training of bfloat16 weights: updated in float32, and rounded so that small updates are not lost."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

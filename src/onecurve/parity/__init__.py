@@ -1,1 +1,1 @@
-"""One recipe under every launch form this machine can hold, compared with one process."""
+"""Compares one recipe in every launch form that fits on this machine with one process."""

@@ -1,4 +1,4 @@
-"""How far two runs are apart: step by step in what they logged, tensor by tensor in what they saved."""
+"""The differences between two runs: per step in their logs, per tensor in their checkpoints."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -54,7 +54,7 @@ def strategies() -> list[str]:
     names = sorted(path.stem for path in LAUNCH_FILES.glob("*.yaml") if not path.stem.startswith(_NOT_COMPARED))
     if not names or not Path("train.py").is_file():
         raise LaunchError(
-            "there is no train.py with its accelerate_configs/ here.", where=str(Path.cwd()), fix="Run from the "
+            "there is no train.py with accelerate_configs/ here.", where=str(Path.cwd()), fix="Run from the "
             "repository's root."
         )  # fmt: skip
     return names

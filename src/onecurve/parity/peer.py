@@ -1,4 +1,4 @@
-"""What a user of the plain Hugging Face Trainer would have got: its runs, one process and several."""
+"""The runs of the plain Hugging Face Trainer, with one process and several."""
 
 import json
 from collections.abc import Callable, Iterator

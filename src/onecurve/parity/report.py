@@ -1,4 +1,4 @@
-"""What a comparison's user reads: the table, what parted where, and the JSON."""
+"""The report of a comparison: the table, the first differences, and the JSON."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What is to be compared, checked before anything heavy is imported."""
+"""The requested comparison, checked before anything heavy is imported."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ class Asked:
         """Return the recipe as its runs will be launched, and the micro-batch sizes to compare.
 
         Raises:
-            UserError: The recipe cannot be meant, a form does not exist, or a size does not divide the global batch.
+            UserError: An invalid recipe, an unknown form, or a size that does not divide the global batch.
         """
         check_strategies(self.strategies)
         if self.work_dir.is_file() or (self.work_dir.is_dir() and any(self.work_dir.iterdir())):

@@ -1,4 +1,4 @@
-"""Whether a launch form drew the curve of one process, and where it first parted from it."""
+"""Whether a launch form gives the curve of one process, and the first step at which they differ."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a run will write, in bytes, and whether the disk holds it: known before the first step."""
+"""How many bytes a run will write, and whether they fit on the disk; known before the first step."""
 
 import shutil
 from pathlib import Path
@@ -66,7 +66,7 @@ def require_room(root: Path, num_bytes: int, final_model: int, keep: Retention, 
     kept = keep.most(steps)
     if short := forecast(num_bytes if steps else 0, kept, free, final_model, present, len(steps) > kept):
         raise LaunchError(
-            f"The disk does not hold what the run will write: {short}",
+            f"There is not enough disk space for the run: {short}",
             where="output_dir",
-            fix="Make room, lower checkpoint.keep, choose another disk, or set checkpoint.every to null (none).",
+            fix="Free disk space, lower checkpoint.keep, choose another disk, or set checkpoint.every to null (none).",
         )

@@ -1,1 +1,1 @@
-"""What each rank is doing, and what becomes of a run when one is lost or hangs."""
+"""Monitors the ranks and ends the run when one is lost or hangs."""

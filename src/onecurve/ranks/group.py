@@ -1,4 +1,4 @@
-"""The other ranks as saving and loading see them: a gloo group of their own, which talks while training does."""
+"""The process group of checkpoints: a separate gloo group, which can communicate during training."""
 
 from collections.abc import Callable
 from typing import Any

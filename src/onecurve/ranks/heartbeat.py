@@ -1,4 +1,4 @@
-"""What this rank is doing at the moment: the loop says it as it goes, and nothing is written."""
+"""The current step and phase of this rank, set by the loop; in memory only."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,7 +8,7 @@ class Beat(NamedTuple):
     """How far a rank is."""
 
     beats: int = 0
-    """So far: ranks do the same work, so the one with fewer is behind."""
+    """Number of phases so far: ranks do the same work, so the one with fewer is behind."""
     phase: str = "beginning"
     step: int = 0
 
@@ -18,7 +18,7 @@ _listener: Callable[[str], None] | None = None
 
 
 def beat(phase: str, step: int | None = None) -> None:
-    """Say that `phase` begins now, of `step` where that is another one than before."""
+    """Record that `phase` begins now, and `step` if it has changed."""
     global _last
     beats, _, before = _last
     _last = Beat(beats + 1, phase, before if step is None else step)
@@ -27,11 +27,11 @@ def beat(phase: str, step: int | None = None) -> None:
 
 
 def listen(listener: Callable[[str], None] | None) -> None:
-    """Have `listener` told of each phase as it begins, on the loop's own thread; None: nobody."""
+    """Call `listener` with each phase as it begins, on the loop's thread; None: no listener."""
     global _listener
     _listener = listener
 
 
 def last_beat() -> Beat:
-    """Return the newest one; any thread may ask."""
+    """Return the newest one; may be called from any thread."""
     return _last

@@ -1,4 +1,4 @@
-"""Who started this rank: when it dies, the rank must not live on; and whether it starts the same launch again."""
+"""The launcher of this rank: the rank must stop when it dies. Also tells whether a launch is a restart."""
 
 import ctypes
 import os
@@ -16,7 +16,7 @@ started."""
 
 
 def end_with_launcher() -> None:
-    """Have the kernel send a SIGTERM when the launcher dies, whatever it dies of: the run then saves and stops."""
+    """Have the kernel send a SIGTERM when the launcher dies for any reason: the run then saves and stops."""
     if _MARKS & os.environ.keys():
         end_with_parent(signal.SIGTERM)
 
@@ -28,7 +28,7 @@ def end_with_parent(number: signal.Signals) -> None:
 
 
 def launched_by() -> dict[str, str]:
-    """Identify the Slurm job and the torchrun that this process belongs to, if any; the same when started again."""
+    """Identify the Slurm job and the torchrun of this process, if any; the same after a restart."""
     run = os.environ.get("TORCHELASTIC_RUN_ID", "")
     if run == "none":  # the static rendezvous names no run: then its agent is known, which starts ranks again itself
         run = f"{platform.node()} {os.getppid()} {_started(os.getppid())}"

@@ -1,4 +1,4 @@
-"""The signs of life that ranks leave in the run directory, and what can be told from them."""
+"""The heartbeats that ranks write to the run directory, and how to read them."""
 
 import json
 import os
@@ -19,27 +19,27 @@ _RANKS_TOLD = 4
 
 @dataclass(frozen=True)
 class Sign:
-    """What a rank said of itself last."""
+    """The last heartbeat of a rank."""
 
     rank: int
     process: Owner
     number: int
-    """Of its signs: one that no longer grows is a rank that gives none. Clocks are never compared."""
+    """Number of the heartbeat: a rank is silent if it no longer grows. Clocks are never compared."""
     step: int
     phase: str
     beats: int
     collectives: int
-    """That it has taken part in, or waits in."""
+    """Collectives that it has begun."""
     silent: float
-    """Seconds that it ran without getting on."""
+    """Seconds without progress."""
     ended: str = ""
-    """Why it left; empty while it runs."""
+    """Why it ended; empty while it runs."""
     time: str = ""
-    """Told to people only."""
+    """For messages only."""
 
     @property
     def is_gone(self) -> bool:
-        """Whether its process is known to have ended, which only its own machine can know."""
+        """Whether its process is known to have ended; only known on its own machine."""
         return self.is_near and not is_running(self.process)
 
     @property
@@ -53,27 +53,27 @@ class Sign:
 
 @dataclass(frozen=True)
 class Signs:
-    """The folder they lie in."""
+    """The folder of the heartbeat files."""
 
     folder: Path
 
     def path(self, rank: int) -> Path:
-        """The sign of a rank."""
+        """Return the heartbeat file of a rank."""
         return self.folder / f"rank-{rank:05d}.json"
 
     def stacks(self, rank: int) -> Path:
-        """Where a rank's threads stood when it hung."""
+        """Return the file with the stacks of a hung rank's threads."""
         return self.folder / f"rank-{rank:05d}.stacks"
 
     def leave(self, sign: Sign) -> None:
-        """Replace a rank's own; a disk that cannot be written is the run's to say, not ours."""
+        """Replace a rank's heartbeat. A write error is ignored: the run itself reports a full disk."""
         with suppress(OSError):
             unfinished = self.folder / f"rank-{sign.rank:05d}.incomplete"
             unfinished.write_text(json.dumps(asdict(sign), indent=1) + "\n", encoding="utf-8")
             os.replace(unfinished, self.path(sign.rank))  # not flushed to the disk: nobody needs it after a power cut
 
     def read(self, ranks: Iterable[int]) -> dict[int, Sign]:
-        """Return what these ranks said last; those that said nothing are left out."""
+        """Return the last heartbeats of these ranks, without those that have none."""
         found = {}
         for rank in ranks:
             with suppress(OSError, ValueError, TypeError):
@@ -82,14 +82,14 @@ class Signs:
         return found
 
     def remove(self, rank: int) -> None:
-        """Take a rank's away, and the folder with the last ones."""
+        """Remove a rank's heartbeat, and the folder after the last one."""
         with suppress(OSError):
             for path in (self.path(rank), self.stacks(rank)):
                 path.unlink(missing_ok=True)
             self.folder.rmdir()
 
     def where(self, rank: int) -> str:
-        """Tell the innermost frames of a rank's main thread; empty where it left no stacks."""
+        """Describe the innermost frames of a rank's main thread; empty if it left no stacks."""
         try:
             text = self.stacks(rank).read_text(encoding="utf-8", errors="replace")
         except OSError:
@@ -100,7 +100,7 @@ class Signs:
 
 
 def answering(before: Mapping[int, Sign], after: Mapping[int, Sign]) -> set[int]:
-    """Return the ranks that left a sign between two looks."""
+    """Return the ranks with a new heartbeat between two checks."""
     return {rank for rank, sign in after.items() if rank not in before or sign.number > before[rank].number}
 
 
@@ -110,7 +110,7 @@ def lost(signs: Iterable[Sign]) -> list[Sign]:
 
 
 def late(before: Mapping[int, Sign], after: Mapping[int, Sign]) -> list[Sign]:
-    """Return whom the others wait for: who has ended, else who gives no signs, else who is furthest behind."""
+    """Return the ranks that the others wait for: ended ones, else silent ones, else those furthest behind."""
     alive = answering(before, after)
     least = min((sign.beats, sign.collectives) for sign in after.values())
     return (
@@ -121,12 +121,12 @@ def late(before: Mapping[int, Sign], after: Mapping[int, Sign]) -> list[Sign]:
 
 
 def tell(culprits: Iterable[Sign], alive: set[int], files: Signs) -> str:
-    """Name the ranks that a run waits for or has lost, and what they are or were doing.
+    """Describe the ranks that a run waits for or has lost, and what they were doing.
 
     Args:
         culprits: Those ranks.
-        alive: Ranks that still leave signs.
-        files: Where their stacks are.
+        alive: Ranks with recent heartbeats.
+        files: Gives the files with their stacks.
     """
     told = [f"{sign} {_state(sign, sign.rank in alive)}{files.where(sign.rank)}" for sign in culprits]
     more = [f"and {len(told) - _RANKS_TOLD} more"] if len(told) > _RANKS_TOLD else []
@@ -138,14 +138,14 @@ def _state(sign: Sign, alive: bool) -> str:
     if sign.ended:
         return f"ended {place}: {sign.ended}"
     if sign.is_gone:
-        return f"is gone, last heard of {place}"
+        return f"is gone, last seen {place}"
     if alive:
         return f"has been {place} for {sign.silent:.0f} s"
-    return f"gives no sign of life{_process_state(sign)}, last heard of {place}"
+    return f"gives no sign of life{_process_state(sign)}, last seen {place}"
 
 
 def _process_state(sign: Sign) -> str:
-    """What the kernel says of a process on this machine: stopped, disk-sleep, running, ..."""
+    """The kernel's state of a process on this machine: stopped, disk-sleep, running, ..."""
     if not sign.is_near:
         return ""
     try:

@@ -1,17 +1,17 @@
-"""Which errors mean that another rank is lost, and which are mistakes of our own."""
+"""Tells errors that mean a lost rank from bugs."""
 
 from onecurve.errors import TrainingError
 
 _NCCL = ("ncclRemoteError", "ncclSystemError", "aborted", "imeout", "imed out")
-"""In an error of NCCL's: a peer or the way to it is gone. The others, such as ncclInvalidUsage, are bugs."""
+"""Words in NCCL errors that mean a lost peer or connection. Other errors, such as ncclInvalidUsage, are bugs."""
 
 
 class RankLost(TrainingError):
-    """The ranks can no longer talk to each other; the message is the backend's."""
+    """The ranks can no longer communicate; the message is the backend's."""
 
 
 def is_loss(error: BaseException) -> bool:
-    """Whether an error is what a backend raises when a rank it talks to is gone.
+    """Whether an error is what a backend raises when a peer is gone.
 
     Gloo raises a bare RuntimeError, which only its text tells from others: it names the file of gloo's transport
     ("Connection closed by peer", "Connection reset by peer", "Timed out waiting"). NCCL's has a type of its own. The

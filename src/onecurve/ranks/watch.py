@@ -1,4 +1,4 @@
-"""The watch over a run's ranks: a thread on each leaves signs of life, and ends the run when one is lost or hangs."""
+"""Monitors a run's ranks: a thread on each writes heartbeats, and ends the run when a rank is lost or hangs."""
 
 import faulthandler
 import os
@@ -16,24 +16,24 @@ from onecurve.ranks.heartbeat import last_beat
 from onecurve.ranks.liveness import Sign, Signs, answering, late, lost, tell
 
 _PERIOD_SECONDS = 5.0
-"""Between two signs, at most: a shared disk is asked no more often."""
+"""Maximum seconds between heartbeats; not shorter, to spare a shared disk."""
 _SECONDS_TO_SHOW = 2.0
-"""For a sign to reach the other ranks, beside three periods."""
+"""Seconds for a heartbeat to reach the other ranks, on top of three periods."""
 _POLL_SECONDS = 0.2
 _BYTES_THAT_COUNT = 2**20
-"""Read or written between two looks: who moves so much gets on, as when one rank writes a large model."""
+"""Bytes read or written between two checks that count as progress, as when one rank writes a large model."""
 
 
 class Watch:
     """Watches from `start` until `stop`, `leave` or the end of the process.
 
     Args:
-        folder: Where signs are left; all ranks share it.
-        rank: This one.
-        world_size: How many there are.
+        folder: Where heartbeats are written; shared by all ranks.
+        rank: This rank.
+        world_size: Number of ranks.
         hang_timeout: Seconds.
-        end: Says why the run ends, for all to see; called on one rank.
-        said: Whether any rank has said so.
+        end: Reports why the run ends; called on one rank.
+        said: Whether any rank has reported it.
     """
 
     def __init__(
@@ -47,26 +47,26 @@ class Watch:
     ) -> None:
         self.signs, self.rank, self.ranks = Signs(folder), rank, range(world_size)
         self.again: Callable[[], str] = lambda: "Launch again."
-        """Says what launching again does, for the ends of messages."""
+        """Returns a sentence on what launching again does, for the end of messages."""
         self.hang_timeout, self.end, self.said = hang_timeout, end, said
         self.period = min(_PERIOD_SECONDS, hang_timeout / 10)
         self.patience = 3 * self.period + _SECONDS_TO_SHOW
-        """Seconds in which every rank that lives leaves another sign."""
+        """Seconds within which every live rank writes another heartbeat."""
         self.us, self.number, self.silent = ourselves(), 0, 0.0
         self.looked, self.progress = monotonic(), (0, 0)
         self.suspected: tuple[float, dict[int, Sign]] | None = None
-        """Since when a hang is, on the monotonic clock, and what the ranks said then."""
+        """When the hang began, on the monotonic clock, and the ranks' heartbeats then."""
         self.near: dict[int, Sign] = {}
         """The other ranks on this machine."""
         self.stacks: TextIO | None = None
         self._ending = RLock()
-        """Held by the thread that ends this process: the loop's or ours."""
+        """Held by the thread that ends this process: the training loop's or the monitor's."""
         self._stopped = Event()
         self._writing = Lock()
-        """So that no sign is left after the last one."""
+        """Prevents a heartbeat after the last one."""
 
     def start(self) -> None:
-        """Leave the first sign, and go on in a thread."""
+        """Write the first heartbeat, and continue in a thread."""
         with suppress(OSError):  # a full disk: the run says so itself
             self.signs.folder.mkdir(exist_ok=True)
             self.stacks = open(self.signs.stacks(self.rank), "w", encoding="utf-8")
@@ -75,21 +75,21 @@ class Watch:
         Thread(target=self._watch, name="watch over ranks", daemon=True).start()
 
     def stop(self) -> None:
-        """End the watch at a good end, or where another rank is to blame; nothing is left of it."""
+        """Stop monitoring after success, or when another rank is to blame; removes the heartbeat."""
         self._halt()
         with self._writing:
             self.signs.remove(self.rank)
 
     def leave(self, reason: str) -> None:
-        """End the watch because this rank ends, for a reason of its own that the others will want to tell."""
+        """Stop monitoring because this rank failed, and leave its reason for the other ranks to report."""
         self._halt()
         self._leave_sign(reason.strip().partition("\n")[0] or "for no reason given")
 
     def explain(self, error: str) -> str:
-        """Find out, after a collective failed, whom the run has lost; returns when it is this rank's turn to say so.
+        """Find out, after a collective failed, which rank is lost; returns when it is this rank's turn to report it.
 
         Returns:
-            What there is to say; empty where another rank has said it.
+            The message; empty if another rank has reported it.
         """
         self._ending.acquire()
         before, deadline = self._read(), monotonic() + self.patience
@@ -98,7 +98,7 @@ class Watch:
         after = self._read()
         alive = answering(before, after) | {self.rank}
         gone = gone or [sign for rank, sign in after.items() if rank not in alive]
-        why = tell(gone, alive, self.signs) or f"none is gone, but they no longer reach each other: {error}"
+        why = tell(gone, alive, self.signs) or f"all are alive, but they cannot reach each other: {error}"
         return f"a rank was lost: {why}. {self.again()}" if self._is_our_turn(gone, after) else ""
 
     def _halt(self) -> None:
@@ -120,7 +120,7 @@ class Watch:
                 self._judge_hang(self.suspected[1])
 
     def _look(self) -> None:
-        """See whether this rank got on since the last look, and leave a sign."""
+        """Check whether this rank made progress since the last check, and write a heartbeat."""
         now = monotonic()
         passed, self.looked = min(now - self.looked, 2 * self.period), now  # more: we were suspended, all of us
         (count, moved), self.progress = self.progress, (last_beat().beats, _bytes_moved())
@@ -130,7 +130,7 @@ class Watch:
         self._arm()
 
     def _arm(self) -> None:
-        """Have the stacks written if this thread does not run again: the interpreter lock is held, and C needs none."""
+        """Have C code write the stacks if this thread never runs again: another may hold the interpreter lock."""
         with self._writing:
             if self.stacks is not None and not self._stopped.is_set():
                 faulthandler.dump_traceback_later(self.hang_timeout, file=self.stacks)
@@ -141,7 +141,7 @@ class Watch:
                 faulthandler.dump_traceback(file=self.stacks)
 
     def _judge_loss(self) -> None:
-        """End the process where another of this machine has ended, though the loop waits for it without an error."""
+        """End the process if another on this machine has exited while the loop waits for it without an error."""
         if len(self.near) + 1 < _ranks_here(len(self.ranks)):
             first = self.rank - int(os.environ.get("LOCAL_RANK", self.rank))
             here = self.signs.read(range(first, first + _ranks_here(len(self.ranks))))
@@ -151,7 +151,7 @@ class Watch:
             self._end("a rank was lost", lost(self._others()), after)
 
     def _judge_hang(self, before: Mapping[int, Sign]) -> None:
-        """End the process where whom the others wait for has been silent for too long as well."""
+        """End the process if the rank that the others wait for has made no progress for hang_timeout either."""
         after = self._read()
         alive, culprits = answering(before, after), late(before, after)
         if not any(sign.rank in alive and sign.silent < self.hang_timeout for sign in culprits):
@@ -167,7 +167,7 @@ class Watch:
             os._exit(TrainingError.exit_code)
 
     def _is_our_turn(self, culprits: list[Sign], signs: Mapping[int, Sign]) -> bool:
-        """Leave it to the lowest rank that is not to blame; where it does not speak, this one does."""
+        """Leave the report to the lowest rank that is not to blame; if it does not report, this one does."""
         to_blame = {sign.rank for sign in culprits}
         first = min({*signs, self.rank} - to_blame or {*signs, self.rank})
         deadline = monotonic() + (self.patience if first != self.rank else 0)
@@ -196,12 +196,12 @@ class Watch:
 
 
 def _ranks_here(world_size: int) -> int:
-    """How many ranks the launcher says it started on this machine; all of them where it does not say."""
+    """Ranks that the launcher started on this machine; all ranks if it does not tell."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
 
 
 def _bytes_moved() -> int:
-    """What this process has read and written so far; 0 where the kernel does not tell."""
+    """Bytes that this process has read and written so far; 0 if the kernel does not tell."""
     try:
         with open("/proc/self/io", encoding="ascii") as file:
             told = dict(line.split(": ") for line in file)
@@ -211,7 +211,7 @@ def _bytes_moved() -> int:
 
 
 def _collectives() -> int:
-    """How many collectives this rank has begun: of two in the same phase, the other waits for the one with fewer."""
+    """Collectives begun by this rank: of two ranks in the same phase, the one with fewer is behind."""
     from torch.distributed import distributed_c10d
 
     groups: list[Any] = list(distributed_c10d._world.pg_map)

@@ -1,4 +1,4 @@
-"""The run directory: who may write there, what the run was, and how it stands."""
+"""The run directory: its lock, the run's recipe, and its status."""
 
 import json
 import os
@@ -24,12 +24,12 @@ class RunDirectory:
 
     @cached_property
     def lock(self) -> RunLock:
-        """Who uses it."""
+        """The lock of the run that uses it."""
         return RunLock(self.path / "lock")
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a line."""
+        """One JSON object per line."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -45,9 +45,9 @@ class RunDirectory:
             resolved: Every value of the recipe.
 
         Raises:
-            ConfigError: It is no directory or holds another finished run, or the checkpoint named is none.
+            ConfigError: Not a directory, or it holds another finished run, or the named checkpoint is invalid.
             LaunchError: It cannot be written, or another run uses it.
-            NothingToDo: It holds this very run, finished.
+            NothingToDo: It holds this same run, finished.
         """
         status, goes_on = self.status(), resume == "auto"
         if resume == "never":
@@ -58,7 +58,7 @@ class RunDirectory:
         elif resume != "auto":
             goes_on = self._earlier().get("train", {}).get("resume") == resume  # it began from there, and goes on
             if not goes_on and not os.path.isfile(Path(resume) / "manifest.json"):
-                raise ConfigError(f"{resume!r} is no complete checkpoint.", where="train.resume")
+                raise ConfigError(f"{resume!r} is not a complete checkpoint.", where="train.resume")
         if goes_on and status.get("status") == "done":
             self._refuse_finished(status, resolved)
         try:
@@ -97,17 +97,17 @@ class RunDirectory:
         return LaunchError(
             f"{str(self.path)!r} cannot be written: {error.strerror}.",
             where="output_dir",
-            fix="Choose a folder that this user can write, on a disk with room.",
+            fix="Choose a folder that this user can write, on a disk with free space.",
         )
 
     @property
     def checkpoints(self) -> Path:
-        """One folder a checkpoint."""
+        """One folder per checkpoint."""
         return self.path / "checkpoints"
 
     @property
     def ranks(self) -> Path:
-        """Signs of life, a file a rank; gone when the run ends well."""
+        """Heartbeats, one file per rank; removed when the run ends without failure."""
         return self.path / "ranks"
 
     def take(self) -> None:
@@ -150,7 +150,7 @@ class RunDirectory:
             raise self._stopped_by(error, self.metrics) from None
 
     def cut(self, step: int) -> None:
-        """Take back what the metrics tell of the steps after this one, as the run goes back to it.
+        """Remove the metrics of the steps after this one, because the run goes back to it.
 
         Raises:
             TrainingError: It cannot be written.
@@ -162,14 +162,14 @@ class RunDirectory:
             raise self._stopped_by(error, self.metrics) from None
 
     def _lines_until(self, step: int) -> Iterator[str]:
-        """What the metrics tell up to a step: what came after it will be told again."""
+        """The metrics up to a step; later steps will be logged again."""
         if self.metrics.exists():
             for line in self.metrics.read_text(encoding="utf-8").splitlines(keepends=True):
                 if line.endswith("\n") and json.loads(line)["step"] <= step:
                     yield line
 
     def set_status(self, status: str, *, step: int, exit_code: int | None = None, reason: str = "") -> None:
-        """Say how the run stands: running, done, stopped or failed.
+        """Write the run's status: running, done, stopped or failed.
 
         Raises:
             TrainingError: It cannot be written.
@@ -186,21 +186,21 @@ class RunDirectory:
         write_atomically(self.path / "status.json", json.dumps(entry, indent=1) + "\n")
 
     def again(self) -> str:
-        """Say what launching again does, by what is here now: one sentence."""
+        """Return a sentence on what launching again does."""
         if not self.path.is_dir():
             return f"{str(self.path)!r} is no longer there."
         names = (path.parent.name for path in self.checkpoints.glob("step-*/manifest.json"))
         complete = [name for name in names if name.removeprefix("step-").isdigit()]  # not what was set aside
         if complete:
             newest = max(complete, key=lambda name: int(name.removeprefix("step-")))
-            return f"Launch again with train.resume auto to go on from the newest checkpoint, {newest}."
-        return "There is no checkpoint: launched again, the run begins anew."
+            return f"Launch again with train.resume auto to resume from the newest checkpoint, {newest}."
+        return "There is no checkpoint: launched again, the run starts from the beginning."
 
     def _stopped_by(self, error: OSError, path: Path) -> TrainingError:
-        return TrainingError(f"{str(path)!r} cannot be written: {error.strerror}. Mend that. {self.again()}")
+        return TrainingError(f"{str(path)!r} cannot be written: {error.strerror}. Fix that. {self.again()}")
 
     def status(self) -> dict[str, Any]:
-        """Read what the last run here said of itself; empty when there was none."""
+        """Read the status of the last run here; empty if there was none."""
         try:
             return json.loads((self.path / "status.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a run remembers of its steps: the losses of late, by which a spike is told, and the updates it left out."""
+"""Recent losses (for spike detection) and the steps whose update was skipped."""
 
 from collections import deque
 from math import fsum, isfinite, sqrt

@@ -1,4 +1,4 @@
-"""How a run ends: one voice, one message, an exit code, and the status that scripts trust."""
+"""How a run ends: one message from one rank, an exit code, and the final status."""
 
 import os
 import shutil
@@ -26,14 +26,14 @@ from onecurve.ranks.watch import Watch
 from onecurve.run.directory import RunDirectory
 
 _SECONDS_TO_SPEAK = 20
-"""How long other ranks leave rank 0 to say a mistake that all of them found."""
+"""Seconds that other ranks wait for rank 0 to report a mistake that all of them found."""
 
 
 EX_TEMPFAIL = 75
-"""Of sysexits.h: not done, and launching again goes on."""
+"""EX_TEMPFAIL of sysexits.h: not done; launch again to resume."""
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
-"""Ask a run to save and stop."""
+"""Signals that make a run save and stop."""
 
 MESSAGE_FILE = "ONECURVE_MESSAGE_FILE"
 """The environment variable with the path of a file that is also given the message a run fails with."""
@@ -45,22 +45,22 @@ class Asked:
 
     save: bool = False
     stop: str = ""
-    """Why the run ends here; empty when it goes on."""
+    """Why the run ends here; empty if it continues."""
     exit_code: int = 0
     """What it then ends with: 0, or `EX_TEMPFAIL` where it was interrupted."""
 
 
 class Run:
-    """What is known of a run at any moment: where it writes and how far it is."""
+    """The state of a run: its directory and its progress."""
 
     directory: RunDirectory | None = None
-    """Absent until the run has begun; what was there before stays untouched."""
+    """None until the run has begun; until then existing files are not changed."""
     step = 0
     asked = Asked()
     """What was agreed after that step; a reason to stop is how the run ends when nothing fails."""
 
     explain: Callable[[BaseException], str] | None = None
-    """Says what a failure that is no bug means; nothing where it is one."""
+    """Explains a failure that is not a bug; empty for a bug."""
 
     lock: RunLock | None = None
     watch: Watch | None = None
@@ -100,7 +100,7 @@ class Run:
         self.watch.start()
 
     def give_up(self, message: str) -> None:
-        """Say that training failed; any rank may, since rank 0 may be what failed."""
+        """Report that training failed; on any rank, since rank 0 may be the one that failed."""
         if self.directory is not None and self.directory.lock.holder() == self.holder:  # else it is another run's now
             with suppress(TrainingError):  # it cannot be written: the message is for the terminal then
                 self.directory.set_status("failed", step=self.step, exit_code=TrainingError.exit_code, reason=message)
@@ -110,7 +110,7 @@ class Run:
         _hand_over(message)
 
     def finish(self, status: str, exit_code: int, reason: str = "") -> None:
-        """Write how it ended and let go of the directory.
+        """Write the final status and release the directory.
 
         Raises:
             TrainingError: It cannot be written.
@@ -154,13 +154,13 @@ def execute(body: Callable[[list[str], Run], None], argv: list[str]) -> int:
         if launched_rank() == 0:
             print(reason)  # noqa: T201
         return 0
-    except BaseException as error:  # noqa: BLE001  every end is told
+    except BaseException as error:  # noqa: BLE001  every end is reported
         return _end(run, error)
     return run.asked.exit_code
 
 
 def _end(run: Run, error: BaseException) -> int:
-    """Tell how a run failed, and return the exit code."""
+    """Report how a run failed, and return the exit code."""
     if told := run.explain(error) if run.explain else "":
         run.give_up(told)
         if run.watch:
@@ -187,8 +187,8 @@ def _end(run: Run, error: BaseException) -> int:
 def leave(exit_code: int) -> NoReturn:
     """End the process at once.
 
-    Without the interpreter's farewell: gloo's process group joins its threads in a destructor that holds the lock
-    those threads wait for, and one run in a few never ended.
+    Skips the interpreter's shutdown: gloo's process group joins its threads in a destructor that holds the lock
+    those threads wait for, so some runs never ended.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -196,9 +196,9 @@ def leave(exit_code: int) -> NoReturn:
 
 
 def _leave_unbegun(number: int, frame: Any) -> None:
-    """Answer a signal that comes before there is anything to save: the default would end the process as a crash."""
+    """Handle a signal before there is anything to save: by default it would look like a crash."""
     if launched_rank() == 0:  # another rank's launcher may only be ending it after a mistake that rank 0 has told
-        os.write(2, f"train.py: {signal.Signals(number).name}: nothing has begun; launch again to go on\n".encode())
+        os.write(2, f"train.py: {signal.Signals(number).name}: nothing has begun; launch again to start\n".encode())
     os._exit(EX_TEMPFAIL)
 
 
@@ -222,7 +222,7 @@ def _hand_over(message: str) -> None:
 
 
 def _hush() -> None:
-    """Keep off the terminal what upstream says and a user can do nothing about."""
+    """Hide upstream messages that a user can do nothing about."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

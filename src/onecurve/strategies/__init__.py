@@ -1,4 +1,4 @@
-"""How a step is carried out across ranks: one file a strategy, picked by what the launcher started."""
+"""How a step runs across ranks: one file per strategy, chosen by the launch."""
 
 import json
 import os
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 _NOT_ON_SHARES = {
-    "adafactor": "needs whole matrices, and ZeRO gives each rank a flat share of them",
+    "adafactor": "needs whole matrices, but ZeRO gives each rank a flat slice of them",
     "adamw_8bit": "scales its moments by blocks of a whole tensor, and where ZeRO cuts a rank's flat share depends on "
     "how many ranks there are",
 }
@@ -66,20 +66,20 @@ def _check_stage(stage: int, recipe: Recipe) -> None:
         # Where a layer is computed again, other parameters have to be gathered, and biases are added in place to what
         # was kept: measured, this fails with Llama and trains BERT wrongly without a word
         raise ConfigError(
-            "selective does not work where ZeRO-3 gathers a layer's parameters anew.",
+            "selective does not work with ZeRO-3, which gathers a layer's parameters again for the recomputation.",
             where="train.activations",
             fix="Use recompute or offload, or ZeRO-2.",
         )
     if stage == 3 and recipe.train.compile:
         raise ConfigError(
-            "a graph holds for parameters that are there, and ZeRO-3 gathers them while a layer runs.",
+            "a compiled graph needs all parameters, but ZeRO-3 gathers them while a layer runs.",
             where="train.compile",
             fix="Use ZeRO-2 or DDP, or set it to false.",
         )
     if stage == 3 and recipe.model.quantization:
         raise ConfigError(
-            f"ZeRO-3 shares out single weights, and {recipe.model.quantization} keeps weights in codes that mean "
-            "something only beside the scales of their block.",
+            f"ZeRO-3 partitions single weights, but {recipe.model.quantization} weights can only be decoded with the "
+            "scales of their whole block.",
             where="model.quantization",
             fix="Use ZeRO-2 or DDP, where every rank holds the quantised base, or remove it.",
         )
@@ -94,9 +94,9 @@ def _check_optimizer(recipe: Recipe) -> None:
         )
     if recipe.optim.rounding:
         raise ConfigError(
-            f"ZeRO updates float32 masters of its shares, so there is nothing to round ({recipe.optim.rounding}).",
+            f"ZeRO updates float32 master weights, so there is nothing to round ({recipe.optim.rounding}).",
             where="optim.rounding",
-            fix="Remove it and model.dtype under ZeRO, which shares the masters out, or launch with ddp.yaml.",
+            fix="Remove it and model.dtype under ZeRO, or launch with ddp.yaml.",
         )
 
 

@@ -1,4 +1,4 @@
-"""What a strategy is: how one step's gradients become an update across ranks, and which windows each rank holds."""
+"""The interface of a strategy: from one step's gradients to an update across ranks, and each rank's windows."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -56,7 +56,7 @@ def no_gradient(names: Sequence[str]) -> TrainingError:
     return TrainingError(
         f"{told or 'a trained parameter'} got no gradient on rank {launched_rank()} in this pass, and got one in the "
         "examples tried before step 1. Ranks would train different models: nothing was updated. Launch with one "
-        "process, where the gradient then counts as zero."
+        "process: there the gradient counts as zero."
     )
 
 

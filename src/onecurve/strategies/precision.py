@@ -1,4 +1,4 @@
-"""Mixed precision as every strategy carries it out: the autocast dtypes and the loss scale of fp16."""
+"""Mixed precision, the same in every strategy: autocast dtypes, and the loss scale of fp16."""
 
 from dataclasses import dataclass
 from typing import Any

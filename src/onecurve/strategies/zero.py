@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO-1, 2 and 3: optimizer state, gradients and parameters shared out over ranks."""
+"""DeepSpeed ZeRO-1, 2 and 3: optimizer state, gradients and parameters partitioned over ranks."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -138,7 +138,7 @@ class Zero:
         persistent = kept.union(offload.persistent_parameters)
         for parameter in parameters:
             parameter.ds_persist = parameter in persistent
-        # Left to the next forward, which gathers a layer's at once; here DeepSpeed would gather them one by one
+        # Skip DeepSpeed's one-by-one gather here; the next forward gathers a layer at a time
         self.optimizer.persistent_parameters = []
         release = offload.get_param_coordinator().release_and_reset_all
         offload.partition_all_parameters = lambda: release(_Without(offload.module, kept))

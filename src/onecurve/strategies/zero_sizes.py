@@ -1,4 +1,4 @@
-"""The sizes ZeRO works with, derived from the model and the memory; docs/zero.md has the reasons and measurements."""
+"""ZeRO's sizes, derived from the model and the memory; docs/zero.md has the reasons and measurements."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

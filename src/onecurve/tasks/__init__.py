@@ -1,4 +1,4 @@
-"""The tasks: the folder is the registry, and a recipe may name one of the user's own."""
+"""The tasks: the files of this folder, or a task of the user's own."""
 
 import pkgutil
 from importlib import import_module
@@ -28,9 +28,9 @@ def load_task(section: TaskSection) -> Task:
     known_hash = settings.pop("source_hash", None) if user_code.is_external(section.name) else None
     if known_hash not in (None, source_hash := user_code.source_hash(kind)):
         raise ConfigError(
-            f"is {known_hash}, and the code of {section.name} has changed: it is {source_hash} now.",
+            f"is {known_hash}, but the code of {section.name} has changed: it is {source_hash} now.",
             where="task.source_hash",
-            fix="Remove it to train with the code as it is.",
+            fix="Remove it to train with the current code.",
         )
     try:
         return kind(kind.Settings(**settings))
@@ -49,7 +49,7 @@ def find_task(name: str) -> Any:
     names = task_names()
     if name not in names:
         raise ConfigError(
-            f"no task '{name}'; the tasks are {', '.join(names)}, and one of your own is {user_code.FORM}.",
+            f"no task '{name}'; the tasks are {', '.join(names)}. For your own, write {user_code.FORM}.",
             where="task.name",
             fix=nearest(name, names),
         )
@@ -69,10 +69,10 @@ def members() -> set[str]:
 
 def _complete(kind: Any, name: str) -> Any:
     if not isinstance(kind, type):
-        raise ConfigError(f"{name} is no class: {kind!r}.", where="task.name")
+        raise ConfigError(f"{name} is not a class: {kind!r}.", where="task.name")
     if missing := sorted(member for member in members() if not _has(kind, member)):
         raise ConfigError(
-            f"{name} lacks {', '.join(missing)}.", where="task.name", fix="onecurve.tasks.base says what a task has."
+            f"{name} lacks {', '.join(missing)}.", where="task.name", fix="See Task in onecurve.tasks.base."
         )
     settings: Any = getattr(kind, "Settings", None)
     if not (isinstance(settings, type) and issubclass(settings, BaseModel)):

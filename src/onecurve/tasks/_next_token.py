@@ -1,4 +1,4 @@
-"""What tasks share that predict each token from those before it."""
+"""Base class of the tasks that predict each token from those before it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar

@@ -1,4 +1,4 @@
-"""The contract between the loop and a task: what a row must hold, how it is encoded, and what is learnt from it."""
+"""The interface of a task: its columns, how a row is encoded, its loss, metrics and predictions."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # the heavy imports wait until a recipe is known to be good
     from torch import Tensor, nn
 
 IGNORE_INDEX = -100
-"""Label that takes no part in the loss; PyTorch's and transformers' default."""
+"""Label that the loss ignores; the default of PyTorch and transformers."""
 
 Row = dict[str, Any]
 """One row of the data by the task's own column names."""
@@ -24,7 +24,7 @@ list with one for each of the task's `terms`."""
 Batch = dict[str, "Tensor"]
 """One micro-batch; every tensor's first dimension is the example."""
 Answer = dict[str, Any]
-"""What a trained model says of one row, as plain values for JSON."""
+"""A trained model's prediction for one row, as plain values for JSON."""
 
 
 class Settings(BaseModel):
@@ -35,7 +35,7 @@ class Settings(BaseModel):
 
 @dataclass(frozen=True)
 class Survey:
-    """What the training rows tell before any is encoded."""
+    """Information from the training rows, collected before any is encoded."""
 
     labels: list[str] = field(default_factory=list)
     """Label names in the order of their ids; empty where the task has none."""
@@ -109,15 +109,15 @@ class Task(ABC):
     columns: ClassVar[Mapping[str, str]]
     """Column -> what it must hold. A name ending in `?` is optional: the file need not have it."""
     targets: ClassVar[frozenset[str]] = frozenset({"label"})
-    """The columns that are learnt, which a trained model is not told."""
+    """The target columns, which are not an input of a trained model."""
     encoder_version: ClassVar[int] = 1
-    """Raised whenever `encode` changes what it returns, so that old caches are not read."""
+    """Increase it when `encode` returns something else, so that old caches are not used."""
     peft_task_type: ClassVar[str | None] = None
     """PEFT's name for this kind of model, such as SEQ_CLS or CAUSAL_LM."""
     metric_names: Sequence[str] = ("loss",)
     """The numbers among what `metrics` returns under these settings: what `eval.best_metric` may name."""
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss"})
-    """The metrics that get better as they fall; `loss` always does."""
+    """The metrics that are better when lower; `loss` always is."""
     terms: Mapping[str, float] = {"loss": 1.0}
     """The terms of the loss by name, each with its weight: the loss is the weighted sum of their means, each mean over
     the global batch's items of that term."""
@@ -130,7 +130,7 @@ class Task(ABC):
     # Rows
 
     def read_text(self, text: str) -> Row:
-        """Return the row that a text alone stands for, where a trained model is asked about one."""
+        """Return the row for a single text, as given to `onecurve predict`."""
         return {next(iter(self.columns)).removesuffix("?"): text}
 
     def check_input(self, row: Row) -> None:  # noqa: B027  columns that are there need no more
@@ -192,7 +192,7 @@ class Task(ABC):
         """Return the transformers `AutoModelFor...` class."""
 
     def model_config(self, survey: Survey) -> dict[str, Any]:
-        """Return what the model's config must be told (label names, problem type)."""
+        """Return the values to set in the model's config (label names, problem type)."""
         return {}
 
     def forward(self, model: "nn.Module", batch: Batch) -> Any:
@@ -232,10 +232,10 @@ class Task(ABC):
 
 @runtime_checkable
 class Generates(Protocol):
-    """A task whose models write text."""
+    """A task whose models generate text."""
 
     def end_token(self, tokenizer: Any) -> int | None:
-        """Return the token that the model learns to end with; None where that cannot be told."""
+        """Return the token that the model learns to end with; None if it is unknown."""
 
     def prompt(self, row: Row, reading: Processing) -> Example:
         """Encode what the model reads before it writes: exactly what stood before an answer in training."""

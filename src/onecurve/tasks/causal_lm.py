@@ -36,7 +36,7 @@ class Task(NextTokenTask):
             raise ConfigError(
                 "has no end-of-text token, which causal_lm puts after each document.",
                 where="model.tokenizer",
-                fix="Give one that has an eos_token.",
+                fix="Use one that has an eos_token. Encoders such as BERT have none and cannot be used.",
             )
         # verbose=False: upstream would warn that the document is longer than the model, which blocks never are
         ids = tokenizer(row["text"], verbose=False, return_attention_mask=False)["input_ids"]

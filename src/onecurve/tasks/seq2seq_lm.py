@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 class Seq2SeqLmSettings(Settings):
     prefix: str = ""
-    """What stands before every source, such as T5's "translate English to German: "."""
+    """Text put before every source, such as T5's "translate English to German: "."""
 
 
 class Task(base.Task):
@@ -26,7 +26,7 @@ class Task(base.Task):
     """
 
     Settings: ClassVar[type[Settings]] = Seq2SeqLmSettings
-    columns: ClassVar[Mapping[str, str]] = {"source": "what is read: non-empty text", "target": "what is written of it"}
+    columns: ClassVar[Mapping[str, str]] = {"source": "the input: non-empty text", "target": "the output to learn"}
     targets: ClassVar[frozenset[str]] = frozenset({"target"})
     peft_task_type: ClassVar[str | None] = "SEQ_2_SEQ_LM"
     metric_names: Sequence[str] = ("loss", "perplexity")
@@ -42,9 +42,9 @@ class Task(base.Task):
     def encode(self, row: Row, survey: Survey, reading: Processing, truncate: bool) -> list[Example]:
         if not reading.config.is_encoder_decoder:
             raise ConfigError(
-                f"{reading.config.model_type} has no encoder and decoder, which seq2seq_lm needs.",
+                f"seq2seq_lm needs an encoder-decoder model; {reading.config.model_type} is not one.",
                 where="model.path",
-                fix="Take a model such as T5, BART, mBART or Marian, or the task sft.",
+                fix="Use a model such as T5, BART, mBART or Marian, or the task sft.",
             )
         options: dict[str, Any] = {"verbose": False, "return_attention_mask": False}
         limit = {"truncation": True, "max_length": reading.max_length} if truncate else {}

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: prompts and conversations of which only the answers are learnt."""
+"""Supervised fine-tuning on prompts and conversations; only the answers are in the loss."""
 
 import json
 from collections.abc import Mapping
@@ -36,9 +36,9 @@ def _read_date(value: Any) -> Date:
 
 class SftSettings(Settings):
     separator: str = "\n"
-    """What stands between prompt and response when the tokenizer has no chat template."""
+    """Text between prompt and response if the tokenizer has no chat template."""
     date: Annotated[Date, BeforeValidator(_read_date)] = DATE
-    """What a chat template that prints today's date prints, so that the examples are the same every day."""
+    """Date for chat templates that print today's date, so that the examples are the same every day."""
 
 
 class Task(NextTokenTask):
@@ -51,10 +51,10 @@ class Task(NextTokenTask):
 
     Settings: ClassVar[type[Settings]] = SftSettings
     columns: ClassVar[Mapping[str, str]] = {
-        "prompt?": "what is asked: non-empty text, with response",
+        "prompt?": "the question or instruction: non-empty text, with response",
         "response?": "the answer to learn: non-empty text, with prompt",
-        "input?": "what the prompt is about, read below it: text",
-        "messages?": "in place of these: a list of {role, content}, role system, user or assistant (in CSV: as JSON)",
+        "input?": "further input, placed below the prompt: text",
+        "messages?": "instead of these: a list of {role, content}, role system, user or assistant (in CSV: as JSON)",
     }
     shapes: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "Alpaca": {"prompt": "instruction", "input?": "input", "response": "output"},
@@ -126,7 +126,7 @@ def _question(row: Row) -> list[Message]:
         return [{"role": "user", "content": _prompt(row)}]
     messages = _read_messages(row["messages"])
     if messages[-1]["role"] == "assistant":
-        raise BadRow("messages ends with an assistant turn; what is to be answered must come last")
+        raise BadRow("messages ends with an assistant turn; the last turn must be the one to answer")
     return messages
 
 
@@ -140,15 +140,15 @@ def _messages(row: Row) -> list[Message]:
     if _given(row, "messages"):
         if also := [column for column in ("prompt", "input", "response") if _given(row, column)]:
             raise BadRow(
-                f"has messages and also {', '.join(also)}; give one of the two forms. data.columns with "
-                f"{also[0]}: '' reads no {also[0]}"
+                f"has messages and also {', '.join(also)}; use one of the two forms. To ignore {also[0]}, set "
+                f"data.columns.{also[0]} to ''"
             )
         messages = _read_messages(row["messages"])
         last = max((n for n, message in enumerate(messages) if message["role"] == "assistant"), default=None)
         if last is None:
             raise BadRow("messages has no assistant turn, so there is nothing to learn")
         if messages[0]["role"] == "assistant":
-            raise BadRow("messages starts with an assistant turn; what it answers must come first")
+            raise BadRow("messages starts with an assistant turn; a user turn must come first")
         return messages[: last + 1]
     if not _given(row, "prompt") and not _given(row, "response"):
         raise BadRow("has neither prompt and response nor messages")
@@ -183,7 +183,7 @@ def _read_message(message: Any, where: str) -> Message:
     # would change what is learnt, so it is not dropped in silence
     unknown = [key for key, value in message.items() if key not in ("role", "content") and value is not None]
     if unknown:
-        raise BadRow(f"{where} has {', '.join(map(str, unknown))}; only role and content are understood")
+        raise BadRow(f"{where} has {', '.join(map(str, unknown))}; only role and content are supported")
     return {"role": message["role"], "content": _text(message.get("content"), f"{where}.content")}
 
 

@@ -1,4 +1,4 @@
-"""Text classification: a text, or a pair of texts, and its one label, its set of labels, or its number."""
+"""Text classification of a text or a pair: single-label, multi-label, or regression."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,13 +23,13 @@ class TextClassificationSettings(Settings):
     problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] = (
         "single_label_classification"
     )
-    """What `label` holds: one name, any number of names, or a number."""
+    """Kind of `label`: one name, any number of names, or a number."""
     labels: list[str | int | bool] | None = None
     """Every label name in the order of the ids, which is also that of 0/1 vectors. Absent: the training split's, in the
     order of the model's config where it names the same ones, else of a hub dataset's feature, else numbers by value
     and names from A to Z."""
     label_separator: str = Field(default=",", min_length=1)
-    """What stands between the names of a multi-label row that is text."""
+    """Separator of the names in a multi-label row that is text."""
 
     @property
     def label_names(self) -> list[str]:
@@ -51,7 +51,7 @@ class TextClassificationSettings(Settings):
 
 
 class Task(base.Task):
-    """Say what a text is: one of several labels, any of several, or a number."""
+    """Predict one of several labels, any number of labels, or a number."""
 
     Settings: ClassVar[type[Settings]] = TextClassificationSettings
     columns: ClassVar[Mapping[str, str]] = {
@@ -92,7 +92,7 @@ class Task(base.Task):
                 f"{self.settings.problem_type} needs at least {self._problem.least_labels} different labels; "
                 f"the training split has {', '.join(map(repr, names)) or 'none'}.",
                 where="data.train",
-                fix="Look at data.columns (is `label` the right column?) or set task.labels.",
+                fix="Check data.columns (is `label` the right column?) or set task.labels.",
             )
         return Survey(in_natural_order(names))
 

@@ -55,7 +55,7 @@ class Task(base.Task):
 
     Settings: ClassVar[type[Settings]] = TokenClassificationSettings
     columns: ClassVar[Mapping[str, str]] = {
-        "tokens": "a list of words (in CSV: as JSON, or with spaces between)",
+        "tokens": "a list of words (in CSV: as JSON, or separated by spaces)",
         "tags": "a list of tags, one for each word",
     }
     targets: ClassVar[frozenset[str]] = frozenset({"tags"})
@@ -91,7 +91,7 @@ class Task(base.Task):
             raise DataError(
                 f"token_classification needs at least two different tags; the training split has {names}.",
                 where="data.train",
-                fix="Look at data.columns (is `tags` the right column?) or set task.labels.",
+                fix="Check data.columns (is `tags` the right column?) or set task.labels.",
             )
         return Survey(names, label_counts=[counts[name] for name in names])
 

@@ -1,4 +1,4 @@
-"""What one sees of a run: the terminal, metrics.jsonl and Accelerate's trackers."""
+"""Output of a run: the terminal, metrics.jsonl and Accelerate's trackers."""
 
 from onecurve.tracking.tracker import Tracker
 

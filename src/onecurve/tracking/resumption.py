@@ -1,4 +1,4 @@
-"""How trackers are told that a launch goes on with a run they know."""
+"""Lets trackers continue an existing run when a launch resumes it."""
 
 import os
 from typing import Any

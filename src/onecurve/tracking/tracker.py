@@ -19,7 +19,7 @@ _PLAIN_LINES = 40
 
 
 class Tracker:
-    """Says and records what happens; on ranks other than 0 it does neither."""
+    """Prints and records events; does nothing on ranks other than 0."""
 
     def __init__(
         self,
@@ -52,11 +52,11 @@ class Tracker:
             self.say(f"resumed from {resumed['checkpoint']}, after step {resumed['step']}", *resumed["remarks"])
             for key, now in recipe.train.cut.items():
                 if (earlier := resumed["from_cut"][key]) != now:
-                    self.say(f"train.{key} was {earlier} and is {now}: dropout, if any, draws other masks now")
+                    self.say(f"train.{key} was {earlier} and is {now}: dropout masks, if any, change with it")
             self.event("resume", **resumed)
         if recipe.train.micro_batch_size == "auto":
             found = recipe.train.examples_a_pass
-            self.say(f"train.micro_batch_size auto is {found}; dropout, if any, draws other masks at another size")
+            self.say(f"train.micro_batch_size auto is {found}; dropout masks, if any, depend on this size")
             self.event("micro_batch_size", resumed["step"] if resumed else 0, found=found)
 
     def say(self, *texts: str) -> None:
@@ -99,7 +99,7 @@ class Tracker:
     def skipped(self, step: int, why: str, **values: Any) -> None:
         """Record a step whose update was not made."""
         self.bar.update()
-        self.say(f"step {step} is left out: {why}")
+        self.say(f"step {step} is skipped: {why}")
         self.event("skipped_step", step, reason=why, **values)
 
     def went_back(self, step: int, why: str, **values: Any) -> None:
@@ -130,7 +130,7 @@ class Tracker:
         """Say that the run ends here for now, its checkpoint complete, and why."""
         self.bar.close()
         never = " (without train.resume never)" if self.resume == "never" else ""
-        self.say(f"stopped after step {step} by {reason}; launch again{never} to go on")
+        self.say(f"stopped after step {step} by {reason}; launch again{never} to resume")
         self.event("stop", step, reason=reason)
         self._finish()
 

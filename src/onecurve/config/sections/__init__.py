@@ -1,1 +1,1 @@
-"""The recipe's sections, a file each."""
+"""The sections of the recipe, one file each."""

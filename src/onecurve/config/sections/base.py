@@ -1,4 +1,4 @@
-"""What the recipe's sections have in common: frozen, strict, and no unknown key."""
+"""Base classes of the recipe's sections: frozen, strict, no unknown keys."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ class Section(BaseModel):
 
 
 class OpenSection(Section):
-    """A section whose further keys belong to what its first key names, which checks them (`extras`)."""
+    """A section with extra keys. The task, method or optimizer that its first key names checks them (`extras`)."""
 
     model_config = ConfigDict(extra="allow")
 
     @property
     def extras(self) -> dict[str, Any]:
-        """The keys this schema does not know, for their owner to check."""
+        """The keys that are not in this schema; the named task, method or optimizer checks them."""
         return dict(self.__pydantic_extra__ or {})

@@ -1,4 +1,4 @@
-"""When a run is saved, and what is kept."""
+"""When checkpoints are saved, and which are kept."""
 
 from typing import Literal
 
@@ -9,12 +9,12 @@ from onecurve.config.sections.base import Section
 
 class CheckpointSection(Section):
     every: int | None = Field(default=0, ge=0)
-    """Steps between two checkpoints, the last step's besides; 0: only the last step's; null: none."""
+    """Steps between checkpoints; the last step is always saved. 0: only the last step. null: no checkpoints."""
     also: list[NonNegativeInt] = Field(default_factory=list)
-    """Further steps to save after, always kept; 0 is the start, before the first update."""
+    """Additional steps to save and never delete; 0 is the state before the first update."""
     keep: int = Field(default=2, gt=0)
-    """Newest checkpoints to keep; the best step's is kept besides."""
+    """How many of the newest checkpoints to keep; the best step's is kept as well."""
     on_error: Literal["stop", "continue"] = "stop"
-    """What a save that fails (a full disk) does to a run that still trains; the last good checkpoint stays."""
+    """What to do when a save fails during training, such as on a full disk. The last good checkpoint stays."""
     keep_every: int = Field(default=0, ge=0)
-    """Keep every checkpoint whose step is a multiple of this; 0: none for that reason."""
+    """Also keep every checkpoint whose step is a multiple of this; 0: off."""

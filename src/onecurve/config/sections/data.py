@@ -1,4 +1,4 @@
-"""What a run reads, and what is done with rows and examples that do not fit."""
+"""The data of a run, and what happens to invalid rows and long examples."""
 
 from typing import Literal
 
@@ -9,32 +9,32 @@ from onecurve.config.sections.base import Section
 
 class DataSection(Section):
     train: str
-    """File, folder or hub name (`org/name` or `org/name:split`)."""
+    """Training data: a file, a folder or a hub name (`org/name` or `org/name:split`)."""
     eval: str | None = None
-    """The dev split, scored during training."""
+    """The dev split, evaluated during training."""
     test: str | None = None
-    """The test split, scored once at the end."""
+    """The test split, evaluated once at the end."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """What the task needs -> what the file calls it (a position from 0 where a CSV has no header); '': read none."""
+    """Name in the task -> column in the file (its index, from 0, where a CSV has no header); '' leaves it out."""
     format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "text", "conll", "parallel"] = "auto"
-    """auto: by the file's suffix. parallel: a file a column, line by line; `columns` names their suffixes, such as
-    {source: en, target: de}, and `train`, `eval` and `test` the path before them."""
+    """auto: from the file's suffix. parallel: one file per column, matched line by line; `columns` gives the suffixes,
+    such as {source: en, target: de}, and `train`, `eval` and `test` give the path without the suffix."""
     encoding: str = "utf-8"
-    """Of text files."""
+    """Character encoding of text files."""
     header: bool = True
-    """Whether the first row of CSV and TSV names the columns."""
+    """Whether the first row of a CSV or TSV file holds the column names."""
     quoting: Literal["auto", "minimal", "none"] = "auto"
-    """Quotes in CSV and TSV: minimal, they enclose fields; none, they are plain characters, as in GLUE; auto, minimal
-    but for a TSV in which some quotes enclose nothing."""
+    """Quotes in CSV and TSV. minimal: quotes enclose fields. none: quotes are plain characters, as in GLUE. auto:
+    minimal, except for a TSV where some quotes do not enclose a field."""
     sample_by: Literal["document", "paragraph", "line"] = "document"
-    """What one row of plain text is."""
+    """What counts as one row of a plain text file."""
     hub_config: str | None = None
-    """The configuration of a hub dataset that has several."""
+    """Configuration (subset) of a hub dataset that has several."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """What a broken row does; skipped ones are counted and reported."""
+    """What to do with an invalid row: stop with an error, or skip it. Skipped rows are counted and reported."""
     on_long: Literal["error", "truncate", "drop"] = "error"
-    """What an example longer than `max_length` does; each one is counted and reported."""
+    """What to do with an example longer than `max_length`. Truncated and dropped examples are counted and reported."""
     max_length: int | None = Field(default=None, gt=1)
-    """Tokens an example may have; the model's own limit when absent."""
+    """Maximum tokens per example; default: the model's own limit."""
     cache_dir: str | None = None
-    """Where encoded examples are kept; the user's cache directory when absent."""
+    """Cache folder for encoded examples; default: the user's cache directory."""

@@ -1,8 +1,8 @@
-"""The adapter, where not every weight is trained."""
+"""The PEFT adapter."""
 
 from onecurve.config.sections.base import OpenSection
 
 
 class PeftSection(OpenSection):
     method: str
-    """A PEFT type (lora, ia3, prefix_tuning, ..., bottleneck). Further keys are that method's own fields in PEFT."""
+    """A PEFT method (lora, ia3, prefix_tuning, ...) or bottleneck. Extra keys: fields of its PEFT config."""

@@ -1,4 +1,4 @@
-"""What is told of a run, and to whom."""
+"""Logging, trackers and profiling."""
 
 from pydantic import Field
 
@@ -7,10 +7,10 @@ from onecurve.config.sections.base import Section
 
 class TrackingSection(Section):
     trackers: list[str] = Field(default_factory=list)
-    """Accelerate's trackers, such as tensorboard, wandb, mlflow."""
+    """Trackers supported by Accelerate, such as tensorboard, wandb, mlflow."""
     project: str = "onecurve"
-    """The project's name in those trackers."""
+    """Project name in the trackers."""
     log_every: int = Field(default=1, gt=0)
-    """Steps between two train lines of metrics.jsonl."""
+    """Steps between train lines in metrics.jsonl."""
     profile: int = Field(default=0, ge=0)
-    """Steps to measure, after three that warm up: `<output_dir>/profile/` then says where their time went. 0: none."""
+    """Number of steps to profile, after three warm-up steps; the result is in `<output_dir>/profile/`. 0: off."""

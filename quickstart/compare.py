@@ -29,8 +29,8 @@ def compare(run_dir: Path) -> str:
     """Return the table, where the model lies, and a command to try it with."""
     recipe, _ = load_recipe([str(run_dir / "config.yaml")])
     task = load_task(recipe.task)
-    reading = Reading(recipe.model, recipe.data.max_length)
-    data = load_data(recipe.data, task, lambda: reading.tokenizer, lambda _: reading.max_length)
+    reading = Reading(recipe.model, recipe.data.max_length, task.auto_processor)
+    data = load_data(recipe.data, task, reading)
     assert data.test is not None and data.survey.labels, "compare.py reads runs of one label a text with data.test"
 
     # The same seed draws the same weights: this is the model as it stood before the first step
@@ -38,7 +38,7 @@ def compare(run_dir: Path) -> str:
     model = load_model(recipe, task, reading.config, data.survey, "no")
     strategy = Plain(accelerator, "no", recipe.optim.max_grad_norm)
     strategy.prepare(model, build_optimizer(model, recipe.optim), 1)
-    loader = Loader(data.test, task, reading.tokenizer.pad_token_id, accelerator)
+    loader = Loader(data.test, task, reading, accelerator)
     untrained = Evaluator(strategy, recipe, data.survey)(loader)
 
     commonest = Counter(data.train[i]["labels"] for i in range(len(data.train))).most_common(1)[0][0]

@@ -83,6 +83,7 @@ def predict(
     *,
     batch_size: int = 8,
     max_new_tokens: int = 64,
+    task: str | None = None,
 ) -> list[dict[str, Any]]:
     """Predict with a trained model, on the accelerator if there is one, in the precision that it is stored in.
 
@@ -91,13 +92,14 @@ def predict(
         inputs: Texts, or rows with the task's columns; labels are optional.
         batch_size: Rows per forward pass.
         max_new_tokens: Maximum number of generated tokens.
+        task: Its task, where the folder has no task.json and several fit it.
 
     Returns:
         One prediction per input, by task: `label`, `probability` and `probabilities`; `value`; `tags` and `entities`;
         or `text`. `error` if the input is invalid.
 
     Raises:
-        UserError: Not a model folder.
+        UserError: No model folder, or one whose task is not known.
     """
     from onecurve.machine.log_noise import hush_transformers
 
@@ -106,7 +108,7 @@ def predict(
     from onecurve.prediction.rows import rows_of_inputs
     from onecurve.prediction.trained import load_trained
 
-    trained = load_trained(Path(model))
+    trained = load_trained(Path(model), task)
     check_askable(trained.task, str(model))
     return list(answer(trained, rows_of_inputs(trained, inputs), batch_size, max_new_tokens))
 

@@ -159,7 +159,7 @@ def test_ranks_from_python_without_a_main_guard(recipe, tmp_path):
 def test_predict_labels_texts_and_rows_whatever_the_batch(trained):
     texts = [row["text"] for row in ROWS[:5]] + ["a much longer text about profit that rises and falls"]
     answers = predict(trained.output_dir / "model", texts)
-    assert [set(answer) for answer in answers] == [{"label", "probability"}] * 6
+    assert [set(answer) for answer in answers] == [{"label", "probability", "probabilities"}] * 6
     one_by_one = predict(trained.output_dir / "model", [{"text": text} for text in texts], batch_size=1)
     assert [answer["label"] for answer in one_by_one] == [answer["label"] for answer in answers]
     for one, many in zip(one_by_one, answers, strict=True):
@@ -169,12 +169,13 @@ def test_predict_labels_texts_and_rows_whatever_the_batch(trained):
 
 
 def test_predict_continues_texts(tiny_llama):
-    (answer,) = predict(tiny_llama, ["the dog"], max_new_tokens=4)
+    (answer,) = predict(tiny_llama, ["the dog"], max_new_tokens=4, task="causal_lm")
     assert list(answer) == ["text"]
 
 
 def test_predict_refuses_what_it_cannot_read(trained, tmp_path):
-    with pytest.raises(UserError, match="is no model folder"):
+    with pytest.raises(UserError, match="is not a model folder"):
         predict(tmp_path, ["x"])
-    with pytest.raises(UserError, match="input 1: must be a text"):
-        predict(trained.output_dir / "model", ["x", {"txt": "x"}])
+    good, bad, wrong = predict(trained.output_dir / "model", ["x", {"txt": "x"}, 3])
+    assert "label" in good and bad == {"error": "text is missing"}
+    assert wrong == {"error": "must be a text or a map; got int"}

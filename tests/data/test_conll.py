@@ -64,3 +64,12 @@ def test_a_line_of_another_width_or_another_encoding_is_a_bad_row(tmp_path: Path
     assert bad.reason == "has 1 columns where its sentence began with 2." and bad.place.endswith("line 2")
     assert good.row["tokens"] == ["c"]
     assert "not utf-8" in undecodable.reason and undecodable.place.endswith("line 6")
+
+
+def test_windows_files_and_compressed_ones_read_the_same(tmp_path: Path) -> None:
+    expected = [row.row for row in rows(write(tmp_path / "plain.conll", TABS))]
+    windows = b"\xef\xbb\xbf" + TABS.replace("\n", "\r\n").encode()
+    (tmp_path / "windows.conll").write_bytes(windows)
+    (tmp_path / "windows.bio.gz").write_bytes(gzip.compress(windows))
+    for name in ("windows.conll", "windows.bio.gz"):
+        assert [row.row for row in rows(tmp_path / name)] == expected

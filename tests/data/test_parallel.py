@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 
-from onecurve.config import DataSection
+from onecurve.config import DataSection, TaskSection
+from onecurve.data.checking import Report, RowChecker
 from onecurve.data.sources import open_source
 from onecurve.errors import ConfigError, DataError
+from onecurve.tasks import load_task
 
 COLUMNS = {"source": "read", "target": "written"}
 
@@ -51,3 +53,23 @@ def test_a_missing_file_is_named(prefix: Path) -> None:
         source(prefix.with_name("nothing"), format="parallel")
     with pytest.raises(ConfigError, match="no such file or folder"):
         source(prefix.with_name("nothing"))
+
+
+def test_windows_files_read_the_same(prefix: Path) -> None:
+    expected = [found.row for found in source(prefix).rows()]
+    prefix.with_suffix(".en").write_bytes(b"\xef\xbb\xbf" + "a dog\r\na \u2028cat\r\n".encode())
+    prefix.with_suffix(".de.gz").write_bytes(gzip.compress(b"\xef\xbb\xbfein Hund\r\neine Katze\r\n"))
+    assert [found.row for found in source(prefix).rows()] == expected
+
+
+def test_an_empty_line_is_a_bad_row_with_its_line(prefix: Path) -> None:
+    task = load_task(TaskSection(name="seq2seq_lm"))
+    prefix.with_suffix(".en").write_text("a dog\n\na cat\n", encoding="utf-8")
+    prefix.with_suffix(".de.gz").write_bytes(gzip.compress(b"ein Hund\nx\n \n"))
+    with pytest.raises(DataError, match=r"train, line 2: source is empty"):
+        list(RowChecker(source(prefix), task, skips=False).usable(Report(), None))
+    report = Report()
+    assert len(list(RowChecker(source(prefix), task, skips=True).usable(report, None))) == 1
+    assert (
+        report.skipped == 2 and "line 3" in report.skipped_places[1] and "target is empty" in report.skipped_places[1]
+    )

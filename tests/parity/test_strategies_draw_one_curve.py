@@ -1,13 +1,14 @@
 """One recipe under every launch form, against one process: the same data, and losses equal up to float noise."""
 
 import json
+from itertools import cycle, islice
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.launching import write_recipe
-from tests.tiny_models import build_tiny_bert, build_tiny_llama
+from tests.tasks.contract import all_cases
 
 pytestmark = pytest.mark.distributed
 
@@ -15,48 +16,35 @@ TOLERANCE = 1e-6
 STEPS = 6
 
 
+FIRST = {case.task: case for case in reversed(all_cases().values())}
+"""Task -> its first case. What is not named below is under all of these launch forms too, most of them slow."""
+
+
 @pytest.fixture(scope="module")
-def recipes(tmp_path_factory):
+def recipes(tmp_path_factory, request):
     """A recipe a task: dropout on, clipping active, two parameter groups, a short last batch, uneven lengths."""
     folder = tmp_path_factory.mktemp("parity")
-    llama, bert = build_tiny_llama(folder / "llama"), build_tiny_bert(folder / "bert")
-    words = ("profit", "loss", "rises", "falls", "the bank", "shares", "in Oslo", "after a long and quiet year")
-    rows = [
-        {
-            "text": " ".join(words[(i * j + j) % len(words)] for j in range(1, 3 + i % 7)),
-            "label": ("good", "bad", "so-so")[i % 3],
-        }
-        for i in range(46)
-    ]
-    data = folder / "train.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    common = {
-        "seed": 3,
-        "optim": {"lr": 1e-3, "weight_decay": 0.1, "max_grad_norm": 0.3, "schedule": "cosine"},
-        "train": {"max_steps": STEPS, "global_batch_size": 12, "micro_batch_size": 2},
-    }
-    tasks = {
-        "text_classification": {"model": {"path": str(bert)}, "columns": {}},
-        "causal_lm": {"model": {"path": str(llama)}, "columns": {}},
-        "sft": {"model": {"path": str(llama)}, "columns": {"prompt": "text", "response": "label"}},
-    }
-    return {
-        name: write_recipe(
-            folder / f"{name}.yaml",
-            output_dir="unused",
-            task={"name": name},
-            model=own["model"],
-            data={
-                "train": str(data),
-                "test": str(data),
-                "columns": own["columns"],
-                "cache_dir": str(folder / "cache"),
-                "on_long": "truncate",
-            },
-            **common,
-        )
-        for name, own in tasks.items()
-    }
+    return {task: _recipe(folder, case, request.getfixturevalue(case.model)) for task, case in FIRST.items()}
+
+
+def _recipe(folder, case, model):
+    data = folder / f"{case.task}.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in islice(cycle(case.rows), 46)))
+    return write_recipe(
+        folder / f"{case.task}.yaml",
+        output_dir="unused",
+        task={"name": case.task, **case.settings},
+        model={"path": str(model)},
+        data={
+            "train": str(data),
+            "test": str(data),
+            "cache_dir": str(folder / "cache"),
+            "on_long": "truncate",
+        },
+        seed=3,
+        optim={"lr": 1e-3, "weight_decay": 0.1, "max_grad_norm": 0.3, "schedule": "cosine"},
+        train={"max_steps": STEPS, "global_batch_size": 12, "micro_batch_size": 2},
+    )
 
 
 FULL: list[str] = []
@@ -77,6 +65,11 @@ REST = [
     ("text_classification", LORA, ["ddp", "zero1", "zero3", "zero3_offload"]),
     ("sft", HALF, ["ddp", "zero2", "zero3", "zero3_offload"]),
 ]
+NEW = sorted(FIRST.keys() - {task for task, *_ in QUICK})
+"""Tasks of which nothing is said above."""
+QUICK += [(task, FULL, ["ddp"]) for task in NEW]
+REST += [(task, FULL, ["single", "zero2", "zero3"]) for task in NEW]
+REST += [(task, LORA, ["single", "ddp", "zero2", "zero3"]) for task in NEW]
 
 
 def check(forks, recipes, tmp_path, task, overrides, strategies):

@@ -34,11 +34,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write one line a row; return 1 where a row could not be used."""
+    from onecurve.export.task_file import is_model_folder
+
+    for text in arguments.texts:
+        if is_model_folder(Path(text)):
+            raise ConfigError(
+                f"{arguments.model!r} and {text!r} are both model folders; one model is asked at a time.",
+                fix="As a text to ask about, it is written --text.",
+            )
     texts = [*arguments.texts, *arguments.text]
     if texts and arguments.input:
         raise ConfigError("texts and --input were both given.", fix="Give one of them.")
     if arguments.batch_size < 1:
         raise ConfigError(f"must be at least 1; got {arguments.batch_size}.", where="--batch_size")
+    if arguments.max_new_tokens < 1:
+        raise ConfigError(f"must be at least 1; got {arguments.max_new_tokens}.", where="--max_new_tokens")
+    _check_output(arguments.output, arguments.input)
     from onecurve.machine.log_noise import hush_transformers
 
     hush_transformers()
@@ -61,6 +72,16 @@ def run(arguments: argparse.Namespace) -> int:
     return int(errors > 0)
 
 
+def _check_output(output: str | None, given: str | None) -> None:
+    if output is None:
+        return
+    path = Path(output)
+    if path.is_dir() or not path.parent.is_dir():
+        raise ConfigError(f"{output!r} is a folder, or is to lie in one that is not there.", where="--output")
+    if given not in (None, "-") and path.exists() and Path(given).exists() and path.samefile(given):
+        raise ConfigError(f"{output!r} is what --input reads.", where="--output", fix="Name another file.")
+
+
 def _rows(trained: "Trained", texts: list[str], path: str | None) -> "Iterator[Located | Broken]":
     from onecurve.prediction.rows import rows_of_file, rows_of_lines, rows_of_texts
 
@@ -73,5 +94,7 @@ def _noted(rows: "Iterator[Located | Broken]", asked: list[tuple[Any, Any]]) -> 
     """Pass rows on, and note of each what its answer is told by: its `id`, else its number, and what it begins with."""
     for number, found in enumerate(rows):
         row = getattr(found, "row", {})
-        asked.append((row.get("id", number), next((v for k, v in row.items() if k != "id"), found.place)))
+        name = row.get("id")  # in CoNLL-U, a column of its words
+        first = next((value for key, value in row.items() if key != "id"), found.place)
+        asked.append((name if isinstance(name, str | int) else number, first))
         yield found

@@ -55,6 +55,14 @@ class TaskFile:
             raise ConfigError(f"cannot be read: {error}.", where=str(path)) from None
 
 
+def is_model_folder(folder: Path) -> bool:
+    """Whether a model or an adapter lies there; a long text is no folder's name either."""
+    try:
+        return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+    except OSError:
+        return False
+
+
 def _survey(values: dict[str, Any]) -> Survey:
     heads = {name: _survey(head) for name, head in values.get("heads", {}).items()}
     return Survey(**{**values, "heads": heads})

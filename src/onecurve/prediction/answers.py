@@ -10,6 +10,7 @@ from onecurve.prediction.trained import Trained
 from onecurve.tasks.base import Answer, BadRow, Example, Generates, Row, Task
 
 _CUT = "truncated"
+_NOTHING = "nothing to read"
 _BATCHES_SORTED = 16
 """Batches among which rows are put together by length."""
 
@@ -31,7 +32,7 @@ def answer(
     """
     rows = iter(rows)
     while window := list(islice(rows, batch_size * _BATCHES_SORTED)):
-        encoded = [_encode(trained, row) for row in window]
+        encoded = [_encode(trained, row, max_new_tokens) for row in window]
         answers = [value if isinstance(value, str) else None for value in encoded]
         examples = {place: value for place, value in enumerate(encoded) if not isinstance(value, str)}
         order = sorted(examples, key=lambda place: -trained.task.length(examples[place]))
@@ -47,14 +48,14 @@ def answer(
                 yield {"error": error}
 
 
-def _encode(trained: Trained, found: Located | Broken) -> Example | str:
+def _encode(trained: Trained, found: Located | Broken, max_new_tokens: int) -> Example | str:
     """Return a row as an example, or why it is none."""
     if isinstance(found, Broken):
         return found.reason
     try:
         trained.task.check_input(found.row)
         if isinstance(trained.task, Generates):
-            return _fitting(trained, trained.task.prompt(found.row, trained))
+            return _prompt(trained, trained.task, found.row, max_new_tokens)
         row = _unlabelled(trained.task, found.row)
         examples = trained.task.encode(row, trained.survey, trained, truncate=False)
         if max(map(trained.task.length, examples), default=0) > trained.max_length:
@@ -62,13 +63,26 @@ def _encode(trained: Trained, found: Located | Broken) -> Example | str:
             examples = [{**example, _CUT: True} for example in examples]
     except BadRow as error:
         return str(error)
-    return examples[0] if examples else "nothing to read"
+    return examples[0] if examples else _NOTHING
 
 
-def _fitting(trained: Trained, prompt: Example) -> Example | str:
+def _prompt(trained: Trained, task: Generates, row: Row, max_new_tokens: int) -> Example | str:
+    prompt = task.prompt(row, trained)
     length = trained.task.length(prompt)
+    if length == 0:
+        return _NOTHING
+    if getattr(trained.config, "is_encoder_decoder", False):  # reads one sequence and writes another
+        if length <= trained.max_length:
+            return prompt
+        (cut,) = trained.task.encode(_unlabelled(trained.task, row), trained.survey, trained, truncate=True)
+        return {**cut, _CUT: True}
     if length >= trained.max_length:
         return f"has {length} tokens, and the model reads and writes {trained.max_length} in all"
+    if trained.positions and length + max_new_tokens > trained.positions:
+        return (
+            f"has {length} tokens; with {max_new_tokens} new ones that is more than the {trained.positions} that the "
+            f"model has. max_new_tokens may be at most {trained.positions - length} here"
+        )
     return prompt
 
 
@@ -96,16 +110,21 @@ def check_askable(task: Task, name: str) -> None:
 
 def plain(told: Answer, text: Any) -> str:
     """Return an answer as a line for a terminal: what is said, then what it was said of."""
-    if "error" in told:
-        return f"error: {told['error']}\t{text}"
     if "text" in told:
         return str(told["text"])
+    return f"{_said(told)}\t{' '.join(map(str, text)) if isinstance(text, list) else text}"
+
+
+def _said(told: Answer) -> str:
+    if "error" in told:
+        return f"error: {told['error']}"
     if "value" in told:
-        return f"{told['value']:.4f}\t{text}"
+        return f"{told['value']:.4f}"
     if "entities" in told:
-        found = ", ".join(f"{one['type']} {one['text']!r}" for one in told["entities"])
-        return f"{found or '(none)'}\t{text}"
+        return ", ".join(f"{one['type']} {one['text']!r}" for one in told["entities"]) or "(none)"
+    if "tags" in told:
+        return " ".join(told["tags"])
     label, probabilities = told["label"], told["probabilities"]
     if isinstance(label, list):
-        return f"{', '.join(f'{name} {probabilities[name]:.3f}' for name in label) or '(none)'}\t{text}"
-    return f"{label} {told['probability']:.3f}\t{text}"
+        return ", ".join(f"{name} {probabilities[name]:.3f}" for name in label) or "(none)"
+    return f"{label} {told['probability']:.3f}"

@@ -5,10 +5,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from onecurve.config import DataSection
-from onecurve.data.rows import Broken, Located
-from onecurve.data.sources import read_rows
+from onecurve.data.rows import Broken, Columns, Located
+from onecurve.data.sources import open_source
 from onecurve.prediction.trained import Trained
-from onecurve.tasks.base import Row, Task
+from onecurve.tasks.base import Recognises, Row, Task
+
+_ID = "id?"
 
 
 def rows_of_texts(task: Task, texts: Iterable[str]) -> Iterator[Located]:
@@ -43,16 +45,30 @@ def rows_of_lines(trained: Trained, lines: Iterable[str]) -> Iterator[Located | 
 
 
 def rows_of_file(trained: Trained, path: str) -> Iterator[Located | Broken]:
-    """Yield the rows of a file, a folder or a hub data set; its columns are called as the training data's, or as the
-    task calls them.
+    """Yield the rows of a file, a folder or a hub data set; its columns are called as the training data's.
 
     Raises:
         UserError: Nothing there, or it cannot be read.
     """
-    columns = {"id?": "what an answer is told by"}
-    columns |= {_optional(name, trained.task): what for name, what in trained.task.columns.items()}
-    renamed = {name: column for name, column in trained.columns.items() if name not in trained.task.targets}
-    return read_rows("--input", path, DataSection(train=path, columns=renamed), columns)
+    settings = DataSection(train=path, columns=_mapping(trained))
+    return open_source("--input", path, settings, *_known(trained.task)).rows()
+
+
+def _mapping(trained: Trained) -> dict[str, str]:
+    return {name: column for name, column in trained.columns.items() if name not in trained.task.targets}
+
+
+def _known(task: Task) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """Return the columns of a row whose labels may be absent, and its other forms: the fuller ones first.
+
+    Without the labels two forms may differ in an optional column alone.
+    """
+    columns = {_ID: "what an answer is told by"}
+    columns |= {_optional(name, task): what for name, what in task.columns.items()}
+    forms = task.shapes.values() if isinstance(task, Recognises) else ()
+    bare = [{name: column for name, column in form.items() if name not in task.targets} for form in forms]
+    full = [{name.removesuffix("?"): column for name, column in form.items()} for form in bare]
+    return columns, [{_ID: "id", **form} for form in (*full, *bare)]
 
 
 def _optional(name: str, task: Task) -> str:
@@ -61,6 +77,6 @@ def _optional(name: str, task: Task) -> str:
 
 def _renamed(record: Mapping[str, Any], trained: Trained) -> Row:
     """Return a record under the task's names, as they are or as the training data called them."""
-    names = [name.removesuffix("?") for name in trained.task.columns]
-    found = {name: record.get(trained.columns.get(name, name), record.get(name)) for name in ("id", *names)}
+    names = Columns.resolve(_mapping(trained), *_known(trained.task)).names_in(record)
+    found = {name: record.get(column, record.get(name)) for name, column in names.items()}
     return {name: value for name, value in found.items() if value is not None}

@@ -7,10 +7,10 @@ from typing import Any
 from onecurve.config import ModelSection, TaskSection
 from onecurve.errors import ConfigError
 from onecurve.export.adapter_folder import base_of, described_in
-from onecurve.export.task_file import NAME, TaskFile
+from onecurve.export.task_file import NAME, TaskFile, is_model_folder
 from onecurve.machine.distributed import computes_natively
 from onecurve.model.generation import read_generation_config
-from onecurve.model.reading import load_tokenizer
+from onecurve.model.reading import Reading
 from onecurve.tasks import load_task, task_names
 from onecurve.tasks.base import Survey, Task
 
@@ -35,6 +35,13 @@ class Trained:
         return getattr(self.processor, "tokenizer", self.processor)
 
     @property
+    def positions(self) -> int | None:
+        """How many tokens the model has positions for; None where it names no limit."""
+        text = self.config.get_text_config()
+        found = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+        return found if isinstance(found, int) and found > 0 else None
+
+    @property
     def labels(self) -> list[str]:
         """The labels that it was trained on."""
         return self.survey.labels
@@ -50,16 +57,19 @@ def load_trained(folder: Path, task_name: str | None = None) -> Trained:
 
     Args:
         folder: A run's model/, or what `onecurve checkpoint convert` wrote.
-        task_name: The task to ask it for, where the folder has no task.json.
+        task_name: The task to ask it for, where the folder has no task.json; where it has one, the same.
 
     Raises:
-        ConfigError: No model folder, no task that is known, or weights that cannot be read.
+        ConfigError: No model folder, no task that is known or another one, or weights that cannot be read.
     """
-    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+    if not is_model_folder(folder):
         raise ConfigError(f"{str(folder)!r} is not a model folder: it has no config.json and no adapter_config.json.")
-    known = TaskFile.read(folder) or _guess(folder, task_name)
+    known = TaskFile.read(folder)
+    if known and task_name not in (None, known.name):
+        raise ConfigError(f"{str(folder)!r} was trained for {known.name}; it cannot be asked as {task_name}.")
+    known = known or _guess(folder, task_name)
     task = load_task(TaskSection(name=known.name, **known.settings))
-    processor = load_tokenizer(ModelSection(path=str(folder)))
+    processor = Reading(ModelSection(path=str(folder)), None, task.auto_processor).processor
     model = _load_model(folder, task, known.survey)
     model.to(_device()).eval()
     return Trained(task, known.survey, known.columns, processor, model, known.max_length)
@@ -82,6 +92,8 @@ def _guess(folder: Path, task_name: str | None) -> TaskFile:
     labels = [config.id2label[number] for number in sorted(config.id2label or {})]
     kind = load_task(TaskSection(name=names[0])).Settings
     told = {key: getattr(config, key) for key in kind.model_fields if getattr(config, key, None) is not None}
+    if "problem_type" in kind.model_fields and len(labels) == 1:
+        told.setdefault("problem_type", "regression")  # what transformers takes one output for
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     length = limit if isinstance(limit, int) and limit > 0 else 2048
     return TaskFile(names[0], told, Survey(labels), {}, length)

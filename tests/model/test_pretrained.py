@@ -275,5 +275,5 @@ def test_a_damaged_file_is_told(tmp_path: Path) -> None:
 def test_what_the_model_does_not_initialise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, "gpt2")
     monkeypatch.setattr(transformers.GPT2PreTrainedModel, "_init_weights", lambda self, module: None)
-    with pytest.raises(ConfigError, match=r"does not give score.weight, and GPT2ForSequence.* does not initialise it"):
+    with pytest.raises(ConfigError, match=r"lacks score.weight, and GPT2ForSequence.* does not initialise it"):
         load(tmp_path)

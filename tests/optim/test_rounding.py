@@ -111,5 +111,5 @@ def test_it_is_refused_where_nothing_is_rounded(monkeypatch):
     with pytest.raises(ConfigError, match=r"model.dtype: bfloat16 is for frozen weights"):
         check_model(Recipe.model_validate(copy.deepcopy(RECIPE) | {"optim": {}}))
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ConfigError, match=r"optim.rounding: ZeRO updates float32 masters"):
+    with pytest.raises(ConfigError, match=r"optim.rounding: ZeRO updates float32 master weights"):
         check_strategy(Recipe.model_validate(RECIPE))

@@ -99,7 +99,12 @@ MISTAKES = {
     "longer than the model": ([], {"max_length": 10**6}, GOOD, "data.max_length: must be at most 256"),
     "unknown encoding": ([], {"encoding": "utf-9"}, GOOD, "utf-9"),
     "half precision trained": (["--model.dtype", "bfloat16"], {}, GOOD, "model.dtype"),
-    "checkpoint asked for": (["--train.resume", "some/checkpoint"], {}, GOOD, "'some/checkpoint' is not a complete checkpoint"),
+    "checkpoint asked for": (
+        ["--train.resume", "some/checkpoint"],
+        {},
+        GOOD,
+        "'some/checkpoint' is not a complete checkpoint",
+    ),
     "metric without its split": (["--eval.best_metric", "accuracy"], {}, GOOD, "set data.eval"),
     "misspelt metric": (
         ["--eval.best_metric", "f1_macro"],

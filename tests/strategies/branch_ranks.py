@@ -13,7 +13,8 @@ from onecurve.checkpoint import Alone, Piece, Writer, read_state
 from onecurve.checkpoint.retention import Retention
 from onecurve.errors import TrainingError, UserError
 from onecurve.machine.distributed import start, uses_deepspeed
-from onecurve.resume import Checkpoints, _Group
+from onecurve.ranks.group import Group
+from onecurve.resume import Checkpoints
 from onecurve.strategies.base import Strategy
 from onecurve.strategies.snapshot import Snapshot
 
@@ -74,21 +75,24 @@ def save(folder: Path, strategy: Strategy, accelerator: Any, step: int) -> None:
     """Save as earlier versions did: without optimizer state of what never had a gradient."""
     windows = [w for w in strategy.windows(once=True) if w.key == "param" or not w.name.startswith(LATE)]
     pieces = [Piece(f"{w.key}/{w.name}", w.view, w.offset, w.numel, w.shape) for w in windows]
-    peers = _Group(accelerator) if accelerator.num_processes > 1 else Alone()
+    peers = Group(accelerator) if accelerator.num_processes > 1 else Alone()
     writer = Writer(folder, peers, Retention(1), "stop")
-    state = {"loss_scale": strategy.loss_scale.state(), "best": {}, "history": {}}
+    recipe = {"eval": {"best_metric": None}}
+    state = {"loss_scale": strategy.loss_scale.state(), "best": {}, "history": {}, "recipe": recipe, "step": step}
     writer.save(step, pieces, state)
     writer.wait()
 
 
 def load(folder: Path, strategy: Strategy, accelerator: Any) -> None:
-    ignored = SimpleNamespace(load=lambda state: None, snapshot=Snapshot(strategy))
+    ignored = SimpleNamespace(
+        load=lambda *state: "", snapshot=Snapshot(strategy), dev="", differs=lambda state: "", metric=None
+    )
     run: Any = SimpleNamespace(
         strategy=strategy,
         left_out=[],
         best=ignored,
         history=ignored,
-        peers=_Group(accelerator) if accelerator.num_processes > 1 else Alone(),
+        peers=Group(accelerator) if accelerator.num_processes > 1 else Alone(),
     )
     run._pieces = lambda once: Checkpoints._pieces(run, once)
     Checkpoints._load(run, folder, read_state(folder))

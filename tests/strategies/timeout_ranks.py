@@ -10,7 +10,7 @@ import torch.distributed as dist
 from accelerate.utils import DistributedType
 
 from onecurve.machine.distributed import start
-from onecurve.resume import _Group
+from onecurve.ranks.group import Group
 from onecurve.strategies.plain import Plain
 from onecurve.strategies.zero import Zero
 from tests.strategies.zero_ranks import build
@@ -22,7 +22,7 @@ def main(argv: list[str], run: Any) -> None:
     strategy = Zero(accelerator, "no", 0.0, 1) if is_zero else Plain(accelerator, "no", 0.0)
     model = build(frozen=False)
     strategy.prepare(model, torch.optim.SGD(model.parameters(), 0.1), 1)
-    of_checkpoints = _Group(accelerator)
+    of_checkpoints = Group(accelerator)
     assert of_checkpoints.gather(accelerator.process_index) == [0, 1]
     groups = dist.distributed_c10d._world.pg_map
     waits = [group._get_backend(torch.device("cpu")).options._timeout.total_seconds() / 60 for group in groups]

@@ -22,6 +22,10 @@ from onecurve.tasks.text_classification import Task as TextClassification
 
 
 class Task(TextClassification):
+    def __init__(self, settings):
+        super().__init__(settings)
+        self.metric_names = (*self.metric_names, "agreement")
+
     def encode(self, row, survey, reading, truncate):
         from wording import lower
 
@@ -110,11 +114,15 @@ MISTAKES = {
     "no class in the name": ("mine.py", "", "'mine.py' names no class. Write my_file.py:NAME"),
     "no such class": ("mine.py:Tsk", "class Task: pass", "there is no 'Tsk' in mine.py"),
     "no class": ("mine.py:Task", "Task = 3", "is not a class: 3"),
-    "a member is missing": ("mine.py:Task", "class Task: columns = {}", "lacks Settings, auto_model, check, "),
+    "a member is missing": (
+        "mine.py:Task",
+        "class Task: columns = {}",
+        "does not inherit from onecurve.tasks.base.Task",
+    ),
     "only the contract": (
         "mine.py:Task",
         "from onecurve.tasks.base import Settings, Task as Base\nclass Task(Base):\n    Settings = Settings",
-        "auto_model, check, ",
+        "lacks auto_model, collate, columns, ",
     ),
     "settings that are none": (
         "mine.py:Task",
@@ -143,7 +151,7 @@ def test_what_cannot_be_used_is_one_message(project, mistake):
 
 
 def test_the_package_s_own_tasks_have_every_member_that_is_asked_for(project):
-    assert {"encode", "columns", "loss_sum", "Settings", "peft_task_type"} <= members()
+    assert {"encode", "columns", "loss_sum", "collate", "auto_model"} <= members()
     for name in task_names():
         code = f"from onecurve.tasks.{name} import Task as Base\nclass Task(Base): pass"
         (project / f"mine_{name}.py").write_text(code)
@@ -200,7 +208,7 @@ def test_relative_imports_and_packages_count(project):
 def test_another_code_is_other_examples(project):
     def key():
         task = load_task(TaskSection(name="shouted.py:Task"))
-        return content_key("data", "tokenizer", task, Survey(), DataSection(train="x"), 8)
+        return content_key("data", "sample", "tokenizer", task, Survey(), DataSection(train="x"), 8)
 
     first = key()
     assert key() == first

@@ -168,7 +168,12 @@ def test_the_working_directory_s_own_launch_files_come_first(tmp_path, monkeypat
     [
         ("zer2", None, {}, "--launch: there is no launch file 'zer2'. Did you mean 'zero2'?"),
         ("./zero2.yaml", None, {}, "--launch: there is no file './zero2.yaml'."),
-        ("multinode", None, {}, "is of 2 machines, and this starts ranks on one. On each machine: accelerate launch"),
+        (
+            "multinode",
+            None,
+            {},
+            "is for 2 machines, but onecurve train starts ranks on one. On each machine: ",
+        ),
         ("single", 2, {}, "starts one process, but --num_processes is 2"),
         ("ddp", 0, {}, "num_processes must be a whole number above 0; got 0"),
         (None, 2, {}, "--num_processes: is 2, but no launch file is given"),

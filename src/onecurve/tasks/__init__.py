@@ -63,13 +63,15 @@ def resolve_task(task: Task) -> dict[str, Any]:
 
 
 def members() -> set[str]:
-    """The names that a task's class must have: what the contract declares for the class, `settings` aside."""
-    return {name for name in {*vars(Task), *Task.__annotations__} if not name.startswith("_")} - {"settings"}
+    """The names that a task's class must define itself: what its base class leaves abstract, and its columns."""
+    return {*Task.__abstractmethods__, "columns"}
 
 
 def _complete(kind: Any, name: str) -> Any:
     if not isinstance(kind, type):
         raise ConfigError(f"{name} is not a class: {kind!r}.", where="task.name")
+    if not issubclass(kind, Task):
+        raise ConfigError(f"{name} does not inherit from onecurve.tasks.base.Task.", where="task.name")
     if missing := sorted(member for member in members() if not _has(kind, member)):
         raise ConfigError(
             f"{name} lacks {', '.join(missing)}.", where="task.name", fix="See Task in onecurve.tasks.base."
@@ -84,8 +86,4 @@ def _complete(kind: Any, name: str) -> Any:
 
 
 def _has(kind: type, member: str) -> bool:
-    if member in getattr(kind, "__abstractmethods__", ()):
-        return False
-    # Who inherits from a protocol has its members, but not what they do
-    declared = vars(Task).get(member) if getattr(Task, "_is_protocol", False) else None
-    return hasattr(kind, member) and (declared is None or getattr(kind, member) is not declared)
+    return hasattr(kind, member) and member not in getattr(kind, "__abstractmethods__", ())

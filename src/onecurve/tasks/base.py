@@ -108,6 +108,8 @@ class Task(ABC):
     Settings: ClassVar[type[Settings]] = Settings
     columns: ClassVar[Mapping[str, str]]
     """Column -> what it must hold. A name ending in `?` is optional: the file need not have it."""
+    sample: ClassVar[Sequence[Row]] = ()
+    """A few rows, of which `onecurve init` makes data to begin from where the task's recipe has none as JSON lines."""
     targets: ClassVar[frozenset[str]] = frozenset({"label"})
     """The target columns, which are not an input of a trained model."""
     encoder_version: ClassVar[int] = 1

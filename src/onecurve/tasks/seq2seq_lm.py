@@ -27,6 +27,14 @@ class Task(base.Task):
 
     Settings: ClassVar[type[Settings]] = Seq2SeqLmSettings
     columns: ClassVar[Mapping[str, str]] = {"source": "the input: non-empty text", "target": "the output to learn"}
+    sample: ClassVar[Sequence[Row]] = (
+        {"source": "forty-two", "target": "4 2"},
+        {"source": "seven", "target": "7"},
+        {"source": "one hundred and five", "target": "1 0 5"},
+        {"source": "ninety", "target": "9 0"},
+        {"source": "thirteen", "target": "1 3"},
+        {"source": "two hundred", "target": "2 0 0"},
+    )
     targets: ClassVar[frozenset[str]] = frozenset({"target"})
     peft_task_type: ClassVar[str | None] = "SEQ_2_SEQ_LM"
     metric_names: Sequence[str] = ("loss", "perplexity")

@@ -58,6 +58,14 @@ class Task(base.Task):
         "tokens": "a list of words (in CSV: as JSON, or separated by spaces)",
         "tags": "a list of tags, one for each word",
     }
+    sample: ClassVar[Sequence[Row]] = (
+        {"tokens": ["Anna", "Bauer", "flew", "to", "Oslo"], "tags": ["B-PER", "I-PER", "O", "O", "B-LOC"]},
+        {"tokens": ["prices", "rose", "in", "Upper", "Vale"], "tags": ["O", "O", "O", "B-LOC", "I-LOC"]},
+        {"tokens": ["Hugo", "thanked", "Elena", "Petrov"], "tags": ["B-PER", "O", "B-PER", "I-PER"]},
+        {"tokens": ["Elena", "left", "Oslo"], "tags": ["B-PER", "O", "B-LOC"]},
+        {"tokens": ["rain", "fell", "on", "Lisbon"], "tags": ["O", "O", "O", "B-LOC"]},
+        {"tokens": ["Oslo", "welcomed", "Anna", "Bauer"], "tags": ["B-LOC", "O", "B-PER", "I-PER"]},
+    )
     targets: ClassVar[frozenset[str]] = frozenset({"tags"})
     peft_task_type: ClassVar[str | None] = "TOKEN_CLS"
     metric_names: Sequence[str] = ("loss", "accuracy", "precision", "recall", "f1")

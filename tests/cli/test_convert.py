@@ -200,7 +200,7 @@ def test_what_cannot_leave_is_refused(folder, classified, adapted, tmp_path, cap
     writer = Writer(tmp_path / "old" / "checkpoints", Alone(), Retention(1))
     writer.save(1, [Piece("param/w", torch.ones(2), 0, 2, (2,))], {"run_id": "r"})
     writer.wait()
-    assert "does not say survey" in refusal(capsys, tmp_path / "old", tmp_path / "new")
+    assert "has no survey" in refusal(capsys, tmp_path / "old", tmp_path / "new")
     assert "nothing to merge" in refusal(capsys, root, tmp_path / "new", "--merge")
     assert "has its own labels" in refusal(capsys, root, tmp_path / "new", "--labels", "a", "b")
 
@@ -351,7 +351,7 @@ def test_no_pickle_runs_code(folder, tmp_path, capsys, name):
     torch.save({"buffer_names": Evil(witness)}, (source / name).parent / "mp_rank_00_model_states.pt")
     (source / "latest").write_text("global_step1")
     said = refusal(capsys, source, tmp_path / "new", "--config", folder / "bert")
-    assert "could run anything: not loaded" in said
+    assert "could run any code: not loaded" in said
     assert not witness.exists()
 
 
@@ -359,7 +359,7 @@ def test_a_run_does_not_start_from_a_pickle_that_runs_code(folder, tmp_path):
     witness = tmp_path / "witness"
     shutil.copytree(folder / "bert", tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     torch.save({"weight": Evil(witness)}, tmp_path / "model" / "pytorch_model.bin")
-    with pytest.raises(ConfigError, match=r"model\.path: .* could run anything"):
+    with pytest.raises(ConfigError, match=r"model\.path: .* could run any code"):
         start(tmp_path / "model")
     assert not witness.exists()
 

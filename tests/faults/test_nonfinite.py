@@ -172,7 +172,10 @@ def test_going_back_to_the_very_start_forgets_the_moments(launch, tmp_path):
     ("options", "said"),
     [
         (["--train.on_nonfinite", "rewind", "--checkpoint.every", "0"], "There is no checkpoint to go back to"),
-        (["--train.on_nonfinite", "skip", "--train.max_skipped", "0"], "More than train.max_skipped (0) in a row."),
+        (
+            ["--train.on_nonfinite", "skip", "--train.max_skipped", "0"],
+            "More than train.max_skipped (0) skipped in a row.",
+        ),
     ],
 )
 def test_where_the_answer_does_not_help_the_run_stops(launch, tmp_path, options, said):

@@ -337,7 +337,7 @@ def test_a_bad_row_is_told_and_the_others_are_answered(trained: Trainer, capsys:
     first, second, third, fourth = ask(capsys, asked.model, "--input", path, code=1)
     assert first == {**expected[0], "id": "a"} and third == expected[2]
     assert second == {"id": 7, "error": "text is empty"}
-    assert fourth["id"] == 3 and fourth["error"].startswith("broken JSON")
+    assert fourth["id"] == 3 and fourth["error"].startswith("invalid JSON")
     assert main(["predict", str(asked.model), "--input", str(path)]) == 1
     out, said = capsys.readouterr()
     assert len(out.splitlines()) == 4 and "2 of 4 rows could not be used" in said

@@ -7,7 +7,7 @@ from tests.resume.curves import partings
 
 pytestmark = pytest.mark.distributed
 
-OF_THE_MOMENT = ("tokens_per_second", "stall_seconds", "model")
+OF_THE_MOMENT = ("time", "tokens_per_second", "stall_seconds", "model")
 
 
 def lasting(run):

@@ -145,7 +145,7 @@ def test_on_a_disk_without_links_peft_still_loads_it(read, parent):
 HUB = """
 import sys
 from pathlib import Path
-from tests.test_adapter_folder import export
+from tests.export.test_adapter_folder import export
 for number in (2, 3):
     export("org/bert", Path(sys.argv[1]) / f"labels-{number}", number)
 export("org/llama", Path(sys.argv[1]) / "language", None)

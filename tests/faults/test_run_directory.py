@@ -231,7 +231,7 @@ def test_a_directory_that_vanishes_ends_the_run_and_is_not_begun_anew(recipe, tm
 def test_a_save_and_the_metrics_that_fail_together_are_one_message(forks, recipe, tmp_path):
     folder, moved = tmp_path / "run", tmp_path / "moved"
     words = [str(recipe), "--output_dir", str(folder), *ENDLESS]
-    ended = forks.run_script("tests.run.vanishing", "python", str(moved), *words)
+    ended = forks.run_script("tests.faults.vanishing", "python", str(moved), *words)
     assert ended.exit_code == 3
     (message,) = [line for line in ended.stderr.splitlines() if line.startswith("train.py: ")]
     assert "metrics.jsonl' cannot be written: No such file or directory." in message

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from reprlib import repr as short
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
@@ -261,6 +262,16 @@ class Recognises(Protocol):
     shapes: ClassVar[Mapping[str, Mapping[str, str]]]
     """Name -> task column, optional ones with `?`, -> file column. The first that a row fits is taken, where the recipe
     has no `data.columns` and the row has no column of the task's own form but those that the two share."""
+
+
+def check_text(value: Any, column: str) -> None:
+    """Raise `BadRow` unless a value is text that is not blank."""
+    if value is None:
+        raise BadRow(f"{column} is missing")
+    if not isinstance(value, str):
+        raise BadRow(f"{column} must be text; got {short(value)} ({type(value).__name__})")
+    if not value.strip():
+        raise BadRow(f"{column} is empty")
 
 
 def pad(rows: Sequence[Sequence[int]], value: int) -> "Tensor":

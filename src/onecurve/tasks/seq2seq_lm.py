@@ -1,13 +1,23 @@
 """Sequence to sequence: a source text, of which an encoder-decoder writes the target, such as its translation."""
 
 from collections.abc import Mapping, Sequence
-from reprlib import repr as short
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from onecurve.errors import ConfigError
 from onecurve.losses.next_token import target_logits, target_loss_sum
 from onecurve.tasks import base
-from onecurve.tasks.base import IGNORE_INDEX, BadRow, Batch, Example, Processing, Row, Settings, Survey, pad, pad_text
+from onecurve.tasks.base import (
+    IGNORE_INDEX,
+    Batch,
+    Example,
+    Processing,
+    Row,
+    Settings,
+    Survey,
+    check_text,
+    pad,
+    pad_text,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,11 +51,11 @@ class Task(base.Task):
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss", "perplexity"})
 
     def check_input(self, row: Row) -> None:
-        _check_text(row, "source")
+        check_text(row.get("source"), "source")
 
     def check(self, row: Row) -> None:
         self.check_input(row)
-        _check_text(row, "target")
+        check_text(row.get("target"), "target")
 
     def encode(self, row: Row, survey: Survey, reading: Processing, truncate: bool) -> list[Example]:
         if not reading.config.is_encoder_decoder:
@@ -119,13 +129,3 @@ class Task(base.Task):
     def describe(self, example: Example, survey: Survey, tokenizer: Any) -> str:
         source, target = (tokenizer.decode(example[name]) for name in ("input_ids", "labels"))
         return f"{source} -> «{target}»"
-
-
-def _check_text(row: Row, column: str) -> None:
-    value = row.get(column)
-    if value is None:
-        raise BadRow(f"{column} is missing")
-    if not isinstance(value, str):
-        raise BadRow(f"{column} must be text; got {short(value)} ({type(value).__name__})")
-    if not value.strip():
-        raise BadRow(f"{column} is empty")

@@ -13,7 +13,19 @@ from onecurve.content.labels import in_natural_order, label_name, read_name
 from onecurve.errors import DataError
 from onecurve.metrics import NUMBERS
 from onecurve.tasks import base
-from onecurve.tasks.base import Answer, BadRow, Batch, Example, Processing, Row, Settings, Survey, pad, pad_text
+from onecurve.tasks.base import (
+    Answer,
+    BadRow,
+    Batch,
+    Example,
+    Processing,
+    Row,
+    Settings,
+    Survey,
+    check_text,
+    pad,
+    pad_text,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,9 +81,9 @@ class Task(base.Task):
         self._problem: _Problem = _PROBLEMS[settings.problem_type](settings)
 
     def check_input(self, row: Row) -> None:
-        _check_text(row.get("text"), "text")
+        check_text(row.get("text"), "text")
         if row.get("text_pair") is not None:
-            _check_text(row["text_pair"], "text_pair")
+            check_text(row["text_pair"], "text_pair")
 
     def check(self, row: Row) -> None:
         self.check_input(row)
@@ -270,15 +282,6 @@ _PROBLEMS: dict[str, type[_Problem]] = {
     "multi_label_classification": _MultiLabel,
     "regression": _Regression,
 }
-
-
-def _check_text(value: Any, column: str) -> None:
-    if value is None:
-        raise BadRow(f"{column} is missing")
-    if not isinstance(value, str):
-        raise BadRow(f"{column} must be text; got {short(value)} ({type(value).__name__})")
-    if not value.strip():
-        raise BadRow(f"{column} is empty")
 
 
 def _check_known(names: list[str], known: list[str], what: str) -> None:

@@ -133,7 +133,7 @@ def _explained(path: Path) -> Iterator[None]:
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         raise ConfigError(
-            "is a pickle with more than tensors, which could run anything: not loaded"
+            "is a pickle with more than tensors, which could run any code: not loaded"
             f"{f' (it holds {found[1]})' if found else ''}.",
             where=str(path),
             fix="If you trust it, load it where it was made and save it as model.safetensors.",

@@ -2,6 +2,7 @@ import math
 import warnings
 
 import pytest
+import seqeval.metrics as seqeval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,6 @@ IOBES = [*IOB, "E-person", "S-person", "E-place", "S-place"]
 @given(data=st.data())
 @settings(max_examples=200, deadline=None)
 def test_entities_and_their_scores_are_those_of_seqeval(names: list[str], data: st.DataObject) -> None:
-    seqeval = pytest.importorskip("seqeval.metrics")
     lengths = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=5))
     predicted, right = (
         [data.draw(st.lists(st.integers(0, len(names) - 1), min_size=n, max_size=n)) for n in lengths] for _ in range(2)

@@ -1,5 +1,6 @@
 """The summary printed before step 1."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from onecurve.machine.cores import describe_threads
 from onecurve.model.float8 import describe_float8
 from onecurve.model.head import shown
 from onecurve.model.quantization import num_weights
-from onecurve.tasks.base import Survey, Task
+from onecurve.tasks.base import Recognises, Survey, Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,7 +44,8 @@ def describe_run(
         *(["compile   layers: the first passes may take minutes"] if recipe.train.compile else []),
         *_describe_labels(data.survey, getattr(model, "head_remark", "")),
         *map(_describe_split, data.splits),
-        f"columns   {_describe_columns(data.splits)}",
+        f"columns   {_describe_columns(data.splits, task)}",
+        *_describe_tally(data.splits),
         f"items     {int(train.num_items.sum()):,} terms of the loss from {int(train.num_tokens.sum()):,} tokens "
         f"({train.num_items.sum() / train.num_tokens.sum():.1%}); at most {data.max_length} tokens an example"
         + (", read from the cache" if data.cached else ""),
@@ -77,11 +79,27 @@ def _describe_split(split: Split) -> str:
     return f"{split.name:<9} {len(split):,} examples from {report.rows:,} rows{notes}"
 
 
-def _describe_columns(splits: list[Split]) -> str:
+def _describe_tally(splits: list[Split]) -> Iterator[str]:
+    total: Counter[str] = sum((Counter(split.report.tally) for split in splits), Counter())
+    if total:
+        yield "found     " + ", ".join(f"{count:,} {phrase}" for phrase, count in total.most_common())
+
+
+def _describe_columns(splits: list[Split], task: Task) -> str:
     read: dict[str, str] = {}
     for split in splits:
         read = split.columns.read | read
     named = [name if name == column else f"{name} as {column}" for column, name in read.items()]
     unread = list(dict.fromkeys(name for split in splits for name in split.columns.unread))
     more = f" and {len(unread) - _NAMED} more" if len(unread) > _NAMED else ""
-    return ", ".join(named) + (f"; not read: {', '.join(unread[:_NAMED])}{more}" if unread else "")
+    return _shape(read, task) + ", ".join(named) + (f"; not read: {', '.join(unread[:_NAMED])}{more}" if unread else "")
+
+
+def _shape(read: dict[str, str], task: Task) -> str:
+    """Name the form that rows have, where it is another than the task's own."""
+    for name, columns in task.shapes.items() if isinstance(task, Recognises) else ():
+        known = {column.removesuffix("?"): file for column, file in columns.items()}
+        own = all(column == file for column, file in read.items())
+        if not own and all(known.get(column) == file for column, file in read.items()):
+            return f"{name}: "
+    return ""

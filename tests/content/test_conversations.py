@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from onecurve.content.conversations import DATE, CannotRender, render, render_conversation
+from onecurve.content.templates import DATE, CannotRender, chat_template
 from tests.launching import ROOT
 from tests.tiny_models import CHAT_TEMPLATE
 
@@ -36,6 +36,10 @@ def chatml(tiny_llama: Path) -> Any:
 def tokenizer(chatml: Any) -> Any:
     """A tokenizer whose template a test may change."""
     return copy.deepcopy(chatml)
+
+
+def render(messages: list[dict[str, str]], tokenizer: Any, day: date) -> str:
+    return chat_template(tokenizer, day).render(messages)
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, day: datetime) -> None:
@@ -85,17 +89,19 @@ def test_a_tokenizer_with_several_templates_and_no_default_is_refused(tokenizer:
         render(TURNS, tokenizer, DATE)
 
 
-def test_a_tokenizers_special_tokens_are_gathered_once(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of Gemma 3 there are 6,400: to ask for them took ten times as long as all else that a row needs."""
+def test_what_depends_on_the_template_alone_is_found_once(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of Gemma 3's 6,400 special tokens: to ask for them took ten times as long as all else that a row needs."""
     kind, asked = type(tokenizer), []
     gathered = kind.added_tokens_decoder
     monkeypatch.setattr(kind, "added_tokens_decoder", property(lambda self: asked.append(1) or gathered.fget(self)))
-    for text in ("yes.", "no.", "perhaps."):
-        document = render_conversation([*TURNS, {"role": "assistant", "content": text}], tokenizer, DATE)
-        assert document.is_ended and document.text.endswith(f"{text}<|im_end|>\n")
-    assert len(asked) == 1
+    rendered = []
+    monkeypatch.setattr(kind, "apply_chat_template", lambda *_, **__: rendered.append(1) or "answer<|im_end|>")
+    for _ in range(3):
+        assert chat_template(tokenizer, DATE).ends_with_special("answer<|im_end|>\n".rstrip())
+        assert chat_template(tokenizer, DATE).end_of("answer<|im_end|>\n") == len("answer<|im_end|>")
+    assert len(asked) == 1 and len(rendered) == 3
 
 
 def test_nothing_else_renders() -> None:
     found = {path.name for path in (ROOT / "src").rglob("*.py") if "apply_chat_template" in path.read_text("utf-8")}
-    assert found == {"conversations.py"}
+    assert found == {"templates.py"}

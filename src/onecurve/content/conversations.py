@@ -1,175 +1,246 @@
-"""Renders conversations with a chat template and locates the answers in the text."""
+"""Locates the answers of a conversation in the text that a chat template renders it to.
 
-import json
+What is trained for an answer begins with what the model is given at inference: the conversation before it, rendered
+with the generation prompt. docs/conversations.md says how the rest is found.
+"""
+
+from collections.abc import Sequence
 from contextlib import suppress
-from datetime import date as Date
-from datetime import datetime
-from functools import cache
-from string import ascii_letters
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
-from onecurve.errors import ConfigError
+from onecurve.content.documents import Document, Span, tokenise
+from onecurve.content.messages import KNOWN, Conversation, Message, Turn
+from onecurve.content.templates import SENTINEL, CannotRender, ChatTemplate
 
-Message = dict[str, str]
-"""Role and content."""
-
-DATE = Date(2024, 7, 26)
-"""Default date for templates that print the date: the fallback of Llama 3.1's own template."""
-
-
-class CannotRender(ValueError):
-    """Messages that the chat template rejects, or renders so that the answers cannot be located."""
+_MASK = "answers by the template's generation mask"
+_DIFF = "answers by the difference of two renderings"
+_SENTINEL = "answers by a sentinel in their place"
+_PUT_BACK = "answers whose reasoning the template drops and that is put back"
+_CLOSED = "answers without reasoning, which begin by closing the prompt's <think>"
+_OPEN, _CLOSE = "<think>", "</think>"
 
 
-class Document(NamedTuple):
-    """A row as text, and the positions of the answers."""
+class _Answer(NamedTuple):
+    """An answer as the last turn of what is rendered."""
 
     text: str
-    answers: list[tuple[int, int]]
-    """Start and end of each answer, in characters, with the end token that the template writes after it."""
-    is_ended: bool
-    """Whether the last answer ends with such a token."""
-    add_special_tokens: bool
-    """Whether the tokenizer's start token must be added; a chat template writes it itself."""
+    spans: list[Span]
+    found: list[str]
+
+    @property
+    def end(self) -> int:
+        return self.spans[-1][1]
 
 
-def render(messages: list[Message], tokenizer: Any, date: Date, add_generation_prompt: bool = False) -> str:
-    """Render messages with the tokenizer's chat template, with `date` as today's date.
+def documents(conversation: Conversation, places: Sequence[int], template: ChatTemplate) -> list[Document]:
+    """Render a conversation to as few texts as hold each answer just as the model writes it.
+
+    That is one text where the template only appends. Where it renders earlier turns differently once later ones
+    follow, an answer that would change is the last of a text of its own.
+
+    Args:
+        conversation: The messages and their tools.
+        places: Of the answers to learn.
+        template: Renders them.
 
     Raises:
-        CannotRender: The template rejects them.
+        CannotRender: The template rejects the messages, leaves some out, or no answer can be found.
     """
-    from jinja2 import TemplateError
+    found: list[Document] = []
+    answers = [_locate(conversation, place, template) for place in places]
+    if not answers:
+        return []
+    _check_is_whole(conversation, places[-1], answers[-1], template)
+    for answer in reversed(answers):
+        head = answer.text[: answer.end]
+        document = next((document for document in found if document.text.startswith(head)), None)
+        if document is None:
+            document = _document(answer, template)
+            found.append(document)
+        document.answers = answer.spans + document.answers
+        document.found.update(answer.found)
+    return found[::-1]
 
+
+def unread(conversation: Conversation, template: ChatTemplate) -> list[str]:
+    """Return the keys of messages that the template does not read."""
+    keys = dict.fromkeys(key for message in conversation.messages for key in message if key not in KNOWN)
+    return [key for key in keys if not template.mentions(key)]
+
+
+def _document(answer: _Answer, template: ChatTemplate) -> Document:
+    is_ended = template.ends_with_special(answer.text[: answer.end])
+    # Without one, what the template still writes would stand between the answer and its end token
+    return Document(answer.text if is_ended else answer.text[: answer.end], [], is_ended, add_special_tokens=False)
+
+
+def _locate(conversation: Conversation, place: int, template: ChatTemplate) -> _Answer:
+    messages, tools = conversation.messages[: place + 1], conversation.tools
+    text = template.render(messages, tools)
     try:
-        template = tokenizer.get_chat_template()
-        if "strftime_now" in template:
-            template = _stopped_clock(date) + template
-        return tokenizer.apply_chat_template(
-            messages,
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            date_string=date.strftime("%d %b %Y"),  # what the Llama 3 family prints instead, where it is given
+        prompt: str | None = template.render(messages[:place], tools, add_generation_prompt=True)
+    except CannotRender:
+        if any(message["role"] == "user" for message in messages[:place]):
+            raise
+        prompt = None  # the conversation begins with this turn: nobody asks for it
+    end = template.end_of(text)
+    if prompt is None or not (text.startswith(prompt) and len(prompt) < end):
+        answer = _by_sentinel(conversation, place, template, prompt, text)
+    else:
+        answer = _Answer(text, [(len(prompt), end)], [_DIFF])
+        if template.has_masks(tools):
+            answer = _by_mask(answer, template, messages, tools)
+    answer = _with_reasoning(answer, conversation, place, template, prompt)
+    _check_is_learnt(answer, conversation.messages[place], place)
+    return answer
+
+
+def _by_mask(answer: _Answer, template: ChatTemplate, messages: list[Message], tools: Any) -> _Answer:
+    """Keep of an answer what the template marks as generated, and its end token in any case."""
+    ((start, end),) = answer.spans
+    text, marked = template.render_masked(messages, tools)
+    spans = [(max(left, start), min(right, end)) for left, right in marked if right > start and left < end]
+    if text != answer.text or not spans:
+        return answer
+    closing = template.start_of_special(text[:end])
+    if spans[-1][1] >= closing:
+        spans[-1] = (spans[-1][0], end)
+    else:
+        spans.append((closing, end))
+    return _Answer(text, spans, [_MASK])
+
+
+def _by_sentinel(
+    conversation: Conversation, place: int, template: ChatTemplate, prompt: str | None, text: str
+) -> _Answer:
+    """Find where the answer begins by another text in its place, and put it behind the prompt."""
+    probed = _probe(conversation, place, template)
+    head = probed[: probed.find(SENTINEL)]
+    if not text.startswith(head):
+        raise CannotRender(
+            f"the answer messages[{place}] cannot be found in what the chat template renders: it writes other text "
+            "before it for another answer. Set model.chat_template to a template that does not"
         )
-    except (TemplateError, ValueError) as error:
-        raise CannotRender(f"the chat template rejects these messages: {error}") from None
+    end = template.end_of(text)
+    if prompt is None:
+        return _Answer(text, [(len(head), end)], [_SENTINEL])
+    written, rest, found = text[len(head) : end], text[end:], [_SENTINEL]
+    if prompt.rstrip().endswith(_OPEN) and _CLOSE not in written:
+        if not _reasoning(conversation.messages[place])[0]:
+            written, found = f"\n{_CLOSE}\n\n{written.lstrip()}", [_SENTINEL, _CLOSED]
+    elif prompt.rstrip().endswith(_CLOSE) and _CLOSE in written:
+        raise CannotRender(
+            f"messages[{place}] has reasoning, but the generation prompt closes it before the answer. Remove the "
+            "reasoning, or set task.template_kwargs so that the template leaves room for it"
+        )
+    return _Answer(prompt + written + rest, [(len(prompt), len(prompt) + len(written))], found)
 
 
-@cache
-def _stopped_clock(date: Date) -> str:
-    """Return Jinja to put before a template, where it hides transformers' own `strftime_now`.
+def _with_reasoning(
+    answer: _Answer, conversation: Conversation, place: int, template: ChatTemplate, prompt: str | None
+) -> _Answer:
+    """Put back the reasoning of an answer where the template drops it, which is meant for the turns before."""
+    message = conversation.messages[place]
+    reasoning, content = _reasoning(message)
+    learnt = "".join(answer.text[left:right] for left, right in answer.spans)
+    if not reasoning or reasoning in learnt or prompt is None:
+        return answer
+    if not template.mentions("think"):
+        raise CannotRender(
+            f"messages[{place}] has reasoning_content, which this model's chat template does not write. Put it into "
+            f"the content, such as {_OPEN}...{_CLOSE}, or remove it"
+        )
+    if prompt.rstrip().endswith(_CLOSE):
+        raise CannotRender(
+            f"messages[{place}] has reasoning, but the generation prompt closes it before the answer. Remove the "
+            "reasoning, or set task.template_kwargs so that the template leaves room for it"
+        )
+    bare = {key: value for key, value in message.items() if key != "reasoning_content"}
+    probed = _render_with(conversation, place, {**bare, "content": SENTINEL}, template)
+    tail = probed.rpartition(SENTINEL)[2]
+    opening = "" if prompt.rstrip().endswith(_OPEN) else f"{_OPEN}\n"
+    start, text = len(prompt), f"{prompt}{opening}{reasoning}\n{_CLOSE}\n\n{content}{tail}"
+    return _Answer(text, [(start, template.end_of(text))], [*answer.found, _PUT_BACK])
 
-    A function given as a variable would not: transformers hands templates plain data only. The line break at the end
-    is Jinja's to remove after a block; the template then still begins at the start of a line.
-    """
-    midnight = datetime(date.year, date.month, date.day)
-    codes = [f"%{flag}{letter}" for flag in ("-", "") for letter in ascii_letters if letter != "s"]
-    told = [("%%", "\0"), *((code, midnight.strftime(code)) for code in codes), ("\0", "%")]
-    table = json.dumps([pair for pair in told if pair[0] != pair[1]])
-    return (
-        "{% macro strftime_now(format) %}{% set told = namespace(text=format) %}"
-        f"{{% for code, value in {table} %}}{{% set told.text = told.text.replace(code, value) %}}{{% endfor %}}"
-        "{{ told.text }}{% endmacro %}\n"
-    )
+
+def _reasoning(message: Message) -> tuple[str, str]:
+    """Return an answer's reasoning, empty where it has none, and the rest of it."""
+    content = message["content"]
+    if message.get("reasoning_content"):
+        return message["reasoning_content"].strip(), content.strip()
+    before, found, after = content.rpartition(_CLOSE)
+    return (before.strip().removeprefix(_OPEN).strip(), after.strip()) if found else ("", content.strip())
 
 
-def render_conversation(messages: list[Message], tokenizer: Any, date: Date) -> Document:
-    """Render a conversation and locate its answers: each is the text that rendering it adds to rendering its prompt.
+def _probe(conversation: Conversation, place: int, template: ChatTemplate) -> str:
+    """Render a conversation up to an answer, with sentinels instead of its reasoning and its content."""
+    message = conversation.messages[place]
+    content = SENTINEL
+    if message.get("reasoning_content"):
+        message = {**message, "reasoning_content": SENTINEL}
+    elif _reasoning(message)[0]:
+        content = f"{_OPEN}\n{SENTINEL}\n{_CLOSE}\n\n{SENTINEL}"
+    probed = _render_with(conversation, place, {**message, "content": content}, template)
+    if SENTINEL not in probed:
+        raise CannotRender(f"the chat template leaves out messages[{place}], which is to be learnt")
+    return probed
 
-    Raises:
-        CannotRender: The template rejects the messages, or renders earlier turns differently once later turns follow.
-    """
-    text = render(messages, tokenizer, date)
-    answers: list[tuple[int, int]] = []
-    for place, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = render(messages[:place], tokenizer, date, add_generation_prompt=True)
-        after = render(messages[: place + 1], tokenizer, date)
-        end = len(after.rstrip())  # the line break after an end-of-turn token is the template's, not the model's
-        if not (after.startswith(before) and text.startswith(after) and len(before) < end):
+
+def _render_with(conversation: Conversation, place: int, message: Message, template: ChatTemplate, end: int = 0) -> str:
+    messages = conversation.messages[: max(end, place) + 1]
+    return template.render([*messages[:place], message, *messages[place + 1 :]], conversation.tools)
+
+
+def _check_is_learnt(answer: _Answer, message: Message, place: int) -> None:
+    learnt = "".join(answer.text[left:right] for left, right in answer.spans)
+    for call in message.get("tool_calls", ()):
+        if call["function"]["name"] not in learnt:
             raise CannotRender(
-                f"this model's chat template rewrites earlier turns: the text up to messages[{place}] changes once "
-                "later turns follow (it may drop earlier reasoning, or start the answer with extra text), so the "
-                "answer's tokens cannot be located; set model.chat_template to one that only appends"
+                f"this model's chat template leaves out messages[{place}].tool_calls. Set model.chat_template to one "
+                "that writes them"
             )
-        answers.append((len(before), end))
-    is_ended = _ends_with_special(text[: answers[-1][1]], tokenizer)
-    if not is_ended:  # what the template still writes would stand between the answer and its end token
-        text = text[: answers[-1][1]]
-    return Document(text, answers, is_ended, add_special_tokens=False)
-
-
-_Ends = dict[int, frozenset[str]]
-_ADDED: "WeakKeyDictionary[Any, _Ends]" = WeakKeyDictionary()
-"""A tokenizer's added special tokens by length: asking for thousands of them takes longer than to render a row."""
-
-
-def _ends_with_special(text: str, tokenizer: Any) -> bool:
-    """Whether a text ends with a special token; one at an answer's end is its end-of-turn token."""
-    added = _ADDED.get(tokenizer)
-    if added is None:
-        tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-        added = {width: frozenset(t for t in tokens if len(t) == width) for width in set(map(len, tokens))}
-        _ADDED[tokenizer] = added
-    named = tuple(tokenizer.all_special_tokens)
-    return text.endswith(named) or any(text[-width:] in tokens for width, tokens in added.items())
-
-
-def tokenise(document: Document, tokenizer: Any) -> tuple[list[int], list[bool]]:
-    """Return the ids, the end token after the last answer among them, and which of them are learnt.
-
-    Raises:
-        ConfigError: A tokenizer that does not tell which characters a token stands for, or has no end token.
-    """
-    if not tokenizer.is_fast:
-        raise ConfigError(
-            "sft needs a fast tokenizer, one that maps tokens to character positions.",
-            where="model.tokenizer",
+    content = _reasoning(message)[1]
+    words = content.split()
+    if words and not all(word in learnt for word in (words[0], words[-1])):
+        raise CannotRender(
+            f"this model's chat template leaves out the content of messages[{place}], which is to be learnt. Set "
+            "model.chat_template to one that writes it"
         )
-    encoded = tokenizer(
-        document.text,
-        add_special_tokens=document.add_special_tokens,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        verbose=False,
-    )
-    ids = encoded["input_ids"]
-    # A token that reaches across an answer's edge is learnt: it carries a part of the answer. So is one of no width
-    # inside: some tokenizers trim the spaces off a token's span, which leaves nothing of a code line's indentation
-    learnt = [
-        any(start < right and left < end for start, end in document.answers)
-        for left, right in encoded["offset_mapping"]
-    ]
-    if not document.is_ended:
-        eos = tokenizer.eos_token_id
-        if eos is None:
-            raise ConfigError(
-                "has no end-of-text token to learn after an answer.",
-                where="model.tokenizer",
-                fix="Use one that has an eos_token.",
+
+
+def _check_is_whole(conversation: Conversation, last: int, answer: _Answer, template: ChatTemplate) -> None:
+    """Refuse a row of which the template leaves something out: it would be learnt without a word."""
+    for place, message in enumerate(conversation.messages[:last]):
+        content = message["content"].strip()
+        if message["role"] == "assistant" or content in answer.text:
+            continue  # of earlier answers a template may drop the reasoning
+        probed = _render_with(conversation, place, {**message, "content": SENTINEL}, template, last)
+        if SENTINEL not in probed:
+            raise CannotRender(
+                f"this model's chat template leaves out messages[{place}], of role {message['role']}. Remove it, or "
+                "set model.chat_template to a template that writes it"
             )
-        if ids[-1] == eos:  # some tokenizers end with it by themselves
-            learnt[-1] = True
-        else:
-            ids.append(eos)
-            learnt.append(True)
-    return ids, learnt
+    for tool in conversation.tools or ():
+        if tool["function"]["name"] not in answer.text:
+            raise CannotRender(
+                "this model's chat template leaves out the tools. To ignore them, set data.columns.tools to ''; or "
+                "set model.chat_template to a template that writes them"
+            )
 
 
-def answer_end(tokenizer: Any, date: Date) -> int | None:
-    """Return the token that answers end with under the tokenizer's chat template.
+def answer_end(tokenizer: Any, template: ChatTemplate) -> int | None:
+    """Return the token that answers end with under a chat template.
 
     It is read off a conversation of one turn each; None where the template refuses it, with or without a system turn.
 
     Raises:
         ConfigError: As `tokenise`.
     """
-    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}]
-    for messages in (turns, [{"role": "system", "content": "Answer."}, *turns]):
+    turns = [Turn({"role": "user", "content": "What?"}), Turn({"role": "assistant", "content": "That."})]
+    for before in ([], [Turn({"role": "system", "content": "Answer."})]):
         with suppress(CannotRender):
-            ids, learnt = tokenise(render_conversation(messages, tokenizer, date), tokenizer)
+            conversation = Conversation([*before, *turns])
+            (document,) = documents(conversation, [len(before) + 1], template)
+            ids, learnt = tokenise(document, tokenizer)
             return next(token for token, is_learnt in reversed([*zip(ids, learnt, strict=True)]) if is_learnt)
     return None

@@ -1,6 +1,6 @@
 """Checks every row before anything is encoded: invalid rows are counted, or end the run."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -31,6 +31,13 @@ class Report:
     """Rows with nothing to learn from."""
     skipped_places: list[str] = field(default_factory=list)
     """Place and reason of the first few broken rows."""
+    tally: dict[str, int] = field(default_factory=dict)
+    """What the task counts among its examples: phrase -> how often."""
+
+    def note(self, tally: Mapping[str, int]) -> None:
+        """Add what the task says of an example."""
+        for phrase, count in tally.items():
+            self.tally[phrase] = self.tally.get(phrase, 0) + count
 
     def add(self, other: "Report") -> "Report":
         """Return the sum of two reports on the same split."""
@@ -41,6 +48,7 @@ class Report:
             self.dropped + other.dropped,
             self.empty + other.empty,
             (self.skipped_places + other.skipped_places)[:_PLACES_KEPT],
+            dict(Counter(self.tally) + Counter(other.tally)),
         )
 
 

@@ -19,7 +19,7 @@ from onecurve.data.rows import Broken, ColumnUse, Located
 from onecurve.data.sources import open_source
 from onecurve.data.workers import in_order
 from onecurve.errors import DataError
-from onecurve.tasks.base import BadRow, Example, Processing, Recognises, Row, Survey, Task
+from onecurve.tasks.base import TALLY, BadRow, Example, Processing, Recognises, Row, Survey, Task
 
 __all__ = ["Data", "Report", "Split", "load_data"]
 
@@ -194,6 +194,8 @@ class _Encoder:
             num_long = 0
         report.dropped += num_long
         report.empty += not fitting and not num_long
+        for example in fitting:
+            report.note(example.pop(TALLY, {}))
         return fitting
 
     def longest(self, row: Located) -> int:
@@ -253,6 +255,7 @@ class _Writing:
             report.truncated += part.report.truncated
             report.dropped += part.report.dropped
             report.empty += part.report.empty
+            report.note(part.report.tally)
             before += part.num_rows
             yield from part.batches
 

@@ -30,7 +30,7 @@ class Shape(NamedTuple):
     """A form that rows come in besides the task's own."""
 
     names: Mapping[str, str]
-    """Task column -> file column."""
+    """Task column -> file column; empty where the task's own is not read beside them."""
     needed: frozenset[str]
     """File columns by which such a row is known."""
 
@@ -95,7 +95,8 @@ class Columns:
         """Return task column -> file column for a row: of a shape that it has, with nothing of the task's own form."""
         for shape in self.shapes:
             if shape.needed <= row.keys():
-                others = set(self.names.values()).difference(shape.names.values())
+                own = {name for column, name in self.names.items() if shape.names.get(column) != ""}
+                others = own.difference(shape.names.values())
                 if all(row.get(name) in (None, "") for name in others):
                     return shape.names
         return self.names

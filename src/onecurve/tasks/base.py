@@ -21,7 +21,9 @@ Row = dict[str, Any]
 """One row of the data by the task's own column names."""
 Example = dict[str, Any]
 """One encoded example: plain values, whatever `collate` reads, and `num_items`, the terms of its loss: a number, or a
-list with one for each of the task's `terms`."""
+list with one for each of the task's `terms`. What stands under `TALLY` is counted for the summary and not kept."""
+TALLY = "tally"
+"""Key of an example: phrase -> how often what it says is true of the example."""
 Batch = dict[str, "Tensor"]
 """One micro-batch; every tensor's first dimension is the example."""
 Answer = dict[str, Any]

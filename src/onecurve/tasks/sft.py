@@ -1,27 +1,21 @@
 """Supervised fine-tuning on prompts and conversations; only the answers are in the loss."""
 
-import json
+from collections import Counter
 from collections.abc import Mapping
 from datetime import date as Date
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
-from onecurve.content.conversations import (
-    DATE,
-    CannotRender,
-    Document,
-    Message,
-    answer_end,
-    render,
-    render_conversation,
-    tokenise,
-)
+from onecurve.content.conversations import answer_end, documents, unread
+from onecurve.content.documents import Document, tokenise
+from onecurve.content.messages import Conversation, Learn, Turn, read_tools, read_turns, text_of
+from onecurve.content.templates import DATE, CannotRender, ChatTemplate, chat_template
 from onecurve.errors import ConfigError
 from onecurve.tasks._next_token import NextTokenTask
-from onecurve.tasks.base import IGNORE_INDEX, BadRow, Example, Processing, Row, Settings, Survey
+from onecurve.tasks.base import IGNORE_INDEX, TALLY, BadRow, Example, Processing, Row, Settings, Survey
 
-_ROLES = ("system", "user", "assistant")
+_OURS = {"messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize"}
 
 
 def _read_date(value: Any) -> Date:
@@ -34,100 +28,152 @@ def _read_date(value: Any) -> Date:
         raise ValueError(f"must be a date such as {DATE}; got {value!r}") from None
 
 
+def _check_variables(value: Any) -> Any:
+    if isinstance(value, dict) and (taken := sorted(_OURS.intersection(value))):
+        raise ValueError(f"must not have {', '.join(taken)}: a run sets it itself")
+    return value
+
+
 class SftSettings(Settings):
     separator: str = "\n"
     """Text between prompt and response if the tokenizer has no chat template."""
     date: Annotated[Date, BeforeValidator(_read_date)] = DATE
     """Date for chat templates that print today's date, so that the examples are the same every day."""
+    learn: Learn = "all"
+    """Which answers of a conversation are learnt: all, the last, or those marked with train: true or weight: 1. An
+    answer marked with false or 0 never is."""
+    template_kwargs: Annotated[dict[str, Any], BeforeValidator(_check_variables)] = Field(default_factory=dict)
+    """Further variables for the chat template, such as {enable_thinking: false}."""
 
 
 class Task(NextTokenTask):
     """Learn the answers of conversations.
 
-    With a chat template the row is rendered by it once and tokenised once. An answer is what rendering the messages
-    up to it adds to rendering the prompt before it, so the template's own end-of-turn token is learnt too; where
-    there is none after the last answer, the tokenizer's end token is put there.
+    With a chat template a conversation is rendered by it, to one text where the template only appends and to several
+    where it renders earlier turns differently later (`content.conversations`). The template's own end-of-turn token is
+    learnt too; where there is none after the last answer, the tokenizer's end token is put there.
     """
 
     Settings: ClassVar[type[Settings]] = SftSettings
     columns: ClassVar[Mapping[str, str]] = {
-        "prompt?": "the question or instruction: non-empty text, with response",
-        "response?": "the answer to learn: non-empty text, with prompt",
+        "prompt?": "the question or instruction: non-empty text, or the messages before the answer, with response",
+        "response?": "the answer to learn: non-empty text, or messages, with prompt",
         "input?": "further input, placed below the prompt: text",
-        "messages?": "instead of these: a list of {role, content}, role system, user or assistant (in CSV: as JSON)",
+        "messages?": "instead of these: a list of {role, content} or of {from, value} (in CSV: as JSON)",
+        "system?": "a system prompt, placed before the other turns: text",
+        "tools?": "the tools that the answers may call: a list of JSON schemas (in CSV: as JSON)",
+        "text?": "where a row has nothing else: text to learn whole",
     }
     shapes: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "Alpaca": {"prompt": "instruction", "input?": "input", "response": "output"},
-        "Dolly": {"prompt": "instruction", "input?": "context", "response": "response"},
+        "Alpaca": {"prompt": "instruction", "input?": "input", "response": "output", "system?": "system", "text?": ""},
+        "Dolly": {"prompt": "instruction", "input?": "context", "response": "response", "text?": ""},
+        "ShareGPT": {"messages": "conversations", "system?": "system", "tools?": "tools", "text?": ""},
+        "conversation": {"messages": "conversation", "system?": "system", "tools?": "tools", "text?": ""},
+        "prompt and completion": {
+            "prompt": "prompt",
+            "response": "completion",
+            "system?": "system",
+            "tools?": "tools",
+            "text?": "",
+        },
     }
-    encoder_version: ClassVar[int] = 2
+    encoder_version: ClassVar[int] = 3
     targets: ClassVar[frozenset[str]] = frozenset({"response"})
 
     def read_text(self, text: str) -> Row:
         return {"prompt": text}
 
     def check_input(self, row: Row) -> None:
-        _question(row)
+        if not _is_text(row):
+            _question(row)
 
     def check(self, row: Row) -> None:
-        _messages(row)
+        if not _is_text(row):
+            _conversation(row)
 
     def encode(self, row: Row, survey: Survey, reading: Processing, truncate: bool) -> list[Example]:
         tokenizer = reading.tokenizer
-        messages = _messages(row)
-        if tokenizer.chat_template:
-            try:
-                document = render_conversation(messages, tokenizer, self.settings.date)
-            except CannotRender as error:
-                raise BadRow(str(error)) from None
-        elif _given(row, "messages"):
-            raise ConfigError(
-                "this tokenizer has no chat template, and the data has messages.",
-                where="model.chat_template",
-                fix="Set it to a Jinja file.",
-            )
-        else:
-            prompt = messages[0]["content"] + self.settings.separator
-            text = prompt + row["response"]
-            document = Document(text, [(len(prompt), len(text))], is_ended=False, add_special_tokens=True)
-        ids, learnt = tokenise(document, tokenizer)
-        labels = [token if is_learnt else IGNORE_INDEX for token, is_learnt in zip(ids, learnt, strict=True)]
-        if truncate:
-            ids, labels = ids[: reading.max_length], labels[: reading.max_length]
-        num_items = sum(label != IGNORE_INDEX for label in labels[1:])
-        return [{"input_ids": ids, "labels": labels, "num_items": num_items}] if num_items else []
+        examples = []
+        for document in self._documents(row, tokenizer):
+            ids, learnt = tokenise(document, tokenizer)
+            labels = [token if is_learnt else IGNORE_INDEX for token, is_learnt in zip(ids, learnt, strict=True)]
+            if truncate:
+                ids, labels = ids[: reading.max_length], labels[: reading.max_length]
+            num_items = sum(label != IGNORE_INDEX for label in labels[1:])
+            example = {"input_ids": ids, "labels": labels, "num_items": num_items, TALLY: dict(document.found)}
+            examples += [example] if num_items else []
+        return examples
 
     def end_token(self, tokenizer: Any) -> int | None:
         eos: int | None = tokenizer.eos_token_id
-        return answer_end(tokenizer, self.settings.date) if tokenizer.chat_template else eos
+        return answer_end(tokenizer, self._template(tokenizer)) if tokenizer.chat_template else eos
 
     def prompt(self, row: Row, reading: Processing) -> Example:
         tokenizer = reading.tokenizer
-        if tokenizer.chat_template:
+        is_text = _is_text(row)
+        if is_text:
+            text = row["text"]
+        elif tokenizer.chat_template:
+            question = _question(row)
             try:
-                text = render(_question(row), tokenizer, self.settings.date, add_generation_prompt=True)
+                text = self._template(tokenizer).render(question.messages, question.tools, add_generation_prompt=True)
             except CannotRender as error:
                 raise BadRow(str(error)) from None
-        elif _given(row, "messages"):
-            raise BadRow("has messages, and this model's tokenizer has no chat template")
         else:
-            text = _question(row)[0]["content"] + self.settings.separator
-        special = not tokenizer.chat_template
+            question = _question(row)
+            if not _is_single(question):
+                raise BadRow("has messages, and this model's tokenizer has no chat template")
+            text = question.messages[0]["content"] + self.settings.separator
+        special = is_text or not tokenizer.chat_template
         encoded = tokenizer(text, add_special_tokens=special, return_attention_mask=False, verbose=False)
         ids = encoded["input_ids"]
         if special and ids[-1:] == [tokenizer.eos_token_id]:  # some tokenizers end with it by themselves
             ids.pop()
         return {"input_ids": ids}
 
+    def _documents(self, row: Row, tokenizer: Any) -> list[Document]:
+        if _is_text(row):
+            text = row["text"]
+            return [Document(text, [(0, len(text))], False, True, Counter({"texts, learnt whole": 1}))]
+        conversation = _conversation(row)
+        places = conversation.answers(self.settings.learn)
+        if not tokenizer.chat_template:
+            return self._plain(conversation, places)
+        template = self._template(tokenizer)
+        try:
+            found = documents(conversation, places, template)
+        except CannotRender as error:
+            raise BadRow(str(error)) from None
+        for document in found[:1]:
+            notes = [f"conversations whose key {key!r} is not read" for key in unread(conversation, template)]
+            notes += ["rows made into several examples"] * (len(found) > 1)
+            has_system = conversation.messages[0]["role"] in ("system", "developer")
+            moved = has_system and not template.takes_system
+            notes += ["system turns put before the first question, as the template has none"] * moved
+            notes += ["rows whose text is not read, as they have more"] * _given(row, "text")
+            document.found.update(notes)
+        return found
 
-def _question(row: Row) -> list[Message]:
-    """Return the turns that an answer follows."""
-    if not _given(row, "messages"):
-        return [{"role": "user", "content": _prompt(row)}]
-    messages = _read_messages(row["messages"])
-    if messages[-1]["role"] == "assistant":
-        raise BadRow("messages ends with an assistant turn; the last turn must be the one to answer")
-    return messages
+    def _plain(self, conversation: Conversation, places: list[int]) -> list[Document]:
+        """Return prompt and response as one text, where there is no chat template."""
+        if not _is_single(conversation, 2):
+            raise ConfigError(
+                "this tokenizer has no chat template, and the data has messages.",
+                where="model.chat_template",
+                fix="Set it to a Jinja file.",
+            )
+        prompt, response = (message["content"] for message in conversation.messages)
+        prompt += self.settings.separator
+        text = prompt + response
+        answers = [(len(prompt), len(text))] if places else []
+        return [Document(text, answers, is_ended=False, add_special_tokens=True)] if answers else []
+
+    def _template(self, tokenizer: Any) -> ChatTemplate:
+        settings = self.settings
+        template = chat_template(tokenizer, settings.date, settings.template_kwargs)
+        if unknown := [name for name in settings.template_kwargs if not template.mentions(name)]:
+            raise ConfigError(f"this model's chat template does not read {unknown[0]}.", where="task.template_kwargs")
+        return template
 
 
 def _given(row: Row, column: str) -> bool:
@@ -135,63 +181,82 @@ def _given(row: Row, column: str) -> bool:
     return row.get(column) not in (None, "")
 
 
-def _messages(row: Row) -> list[Message]:
-    """Return a row as messages up to its last answer, after which there is nothing to learn."""
+def _is_text(row: Row) -> bool:
+    """Whether a row has a text and nothing else."""
+    if not _given(row, "text") or any(_given(row, column) for column in ("prompt", "response", "messages")):
+        return False
+    text_of(row["text"], "text")
+    return True
+
+
+def _is_single(conversation: Conversation, num_turns: int = 1) -> bool:
+    """Whether a conversation is no more than a prompt, and its response, need no chat template."""
+    messages = conversation.messages
+    roles = [message["role"] for message in messages]
+    plain = all(message.keys() == {"role", "content"} for message in messages)
+    return plain and not conversation.tools and roles == ["user", "assistant"][:num_turns]
+
+
+def _question(row: Row) -> Conversation:
+    """Return the turns that an answer follows."""
+    if not _given(row, "messages"):
+        return _with_context(_prompt(row), row)
+    turns = read_turns(row["messages"])
+    if turns[-1].message["role"] == "assistant":
+        raise BadRow("messages ends with an assistant turn; the last turn must be the one to answer")
+    return _with_context(turns, row)
+
+
+def _conversation(row: Row) -> Conversation:
+    """Return a row as a conversation up to its last answer, after which there is nothing to learn."""
     if _given(row, "messages"):
-        if also := [column for column in ("prompt", "input", "response") if _given(row, column)]:
-            raise BadRow(
-                f"has messages and also {', '.join(also)}; use one of the two forms. To ignore {also[0]}, set "
-                f"data.columns.{also[0]} to ''"
-            )
-        messages = _read_messages(row["messages"])
-        last = max((n for n, message in enumerate(messages) if message["role"] == "assistant"), default=None)
+        turns = read_turns(row["messages"])
+        _check_one_form(row, turns)
+        last = max((n for n, turn in enumerate(turns) if turn.message["role"] == "assistant"), default=None)
         if last is None:
             raise BadRow("messages has no assistant turn, so there is nothing to learn")
-        if messages[0]["role"] == "assistant":
-            raise BadRow("messages starts with an assistant turn; a user turn must come first")
-        return messages[: last + 1]
+        return _with_context(turns[: last + 1], row)
     if not _given(row, "prompt") and not _given(row, "response"):
         raise BadRow("has neither prompt and response nor messages")
-    prompt, response = _prompt(row), _text(row.get("response"), "response")
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+    # What a prompt says is read: its answers are not learnt
+    prompt = [turn._replace(is_marked=False) for turn in _prompt(row)]
+    return _with_context([*prompt, *_turns(row.get("response"), "response", "assistant")], row)
 
 
-def _prompt(row: Row) -> str:
-    prompt, about = _text(row.get("prompt"), "prompt"), row.get("input")
+def _check_one_form(row: Row, turns: list[Turn]) -> None:
+    also = [column for column in ("prompt", "input", "response") if _given(row, column)]
+    questions = [turn.message["content"] for turn in turns if turn.message["role"] == "user"]
+    if also == ["prompt"] and row["prompt"] in questions[:1]:  # as in UltraChat, where it says nothing more
+        return
+    if also:
+        raise BadRow(
+            f"has messages and also {', '.join(also)}; use one of the two forms. To ignore {also[0]}, set "
+            f"data.columns.{also[0]} to ''"
+        )
+
+
+def _with_context(turns: list[Turn], row: Row) -> Conversation:
+    if _given(row, "system"):
+        if any(turn.message["role"] == "system" for turn in turns[:1]):
+            raise BadRow(
+                "has a system turn and also system; use one of the two. To ignore system, set data.columns.system to ''"
+            )
+        turns = [Turn({"role": "system", "content": text_of(row["system"], "system")}), *turns]
+    return Conversation(turns, read_tools(row["tools"]) if _given(row, "tools") else None)
+
+
+def _prompt(row: Row) -> list[Turn]:
+    prompt, about = _turns(row.get("prompt"), "prompt", "user"), row.get("input")
     if not _given(row, "input") or (isinstance(about, str) and about.isspace()):
         return prompt
-    return f"{prompt}\n{_text(about, 'input')}"  # as LLaMA-Factory joins them
+    message = prompt[-1].message
+    content = f"{message['content']}\n{text_of(about, 'input')}"  # as LLaMA-Factory joins them
+    return [*prompt[:-1], Turn({**message, "content": content})]
 
 
-def _read_messages(value: Any) -> list[Message]:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise BadRow(f"messages is text but not JSON: {error}") from None
-    if not isinstance(value, list | tuple) or not value:
-        raise BadRow(f"messages must be a non-empty list of {{role, content}}; got {type(value).__name__}")
-    return [_read_message(message, f"messages[{place}]") for place, message in enumerate(value)]
-
-
-def _read_message(message: Any, where: str) -> Message:
-    if not isinstance(message, Mapping):
-        raise BadRow(f"{where} must be a map with role and content; got {type(message).__name__}")
-    if message.get("role") not in _ROLES:
-        raise BadRow(f"{where}.role must be one of {', '.join(_ROLES)}; got {message.get('role')!r}")
-    # Columnar files give every message every key, null where it is not used. A used one (tool calls, a weight)
-    # would change what is learnt, so it is not dropped in silence
-    unknown = [key for key, value in message.items() if key not in ("role", "content") and value is not None]
-    if unknown:
-        raise BadRow(f"{where} has {', '.join(map(str, unknown))}; only role and content are supported")
-    return {"role": message["role"], "content": _text(message.get("content"), f"{where}.content")}
-
-
-def _text(value: Any, where: str) -> str:
-    if value is None:
-        raise BadRow(f"{where} is missing")
-    if not isinstance(value, str):
-        raise BadRow(f"{where} must be text; got {type(value).__name__}")
-    if not value.strip():
-        raise BadRow(f"{where} is empty")
-    return value
+def _turns(value: Any, where: str, role: str) -> list[Turn]:
+    """Return text as one turn, and messages as they are."""
+    is_list = isinstance(value, list | tuple) and value and isinstance(value[0], Mapping)
+    if not is_list:
+        return [Turn({"role": role, "content": text_of(value, where)})]
+    return read_turns(value, where)

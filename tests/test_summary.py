@@ -1,27 +1,35 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from onecurve.config import DataSection
-from onecurve.summary import _describe_columns
+from onecurve.data.encoding import Split
+from onecurve.summary import _describe_columns, _describe_tally
 from onecurve.tasks.sft import Task
 from tests.data.byte_level import byte_tokenizer, load, write_jsonl
 
 ROW = {"instruction": "Add.", "input": "3 and 4", "output": "7"}
 
 
-def describe(tmp_path: Path, train: list[Any], dev: list[Any]) -> str:
+def splits(tmp_path: Path, train: list[Any], dev: list[Any]) -> tuple[list[Split], Task]:
     paths = {
         name: write_jsonl(tmp_path / f"{name}.jsonl", rows) for name, rows in (("train", train), ("eval", dev)) if rows
     }
     settings = DataSection(cache_dir=str(tmp_path / "cache"), **paths)
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<end>{% endfor %}"
-    return _describe_columns(load(settings, Task(Task.Settings()), byte_tokenizer(chat_template=template)).splits)
+    task = Task(Task.Settings())
+    return load(settings, task, byte_tokenizer(chat_template=template)).splits, task
+
+
+def describe(tmp_path: Path, train: list[Any], dev: list[Any]) -> str:
+    return _describe_columns(*splits(tmp_path, train, dev))
 
 
 def test_columns_are_named_by_file_and_task_with_those_that_are_not_read(tmp_path: Path) -> None:
-    rows = [{"id": 1, **ROW}, {"id": 2, **ROW, "system": "Be kind."}, {"id": 3, **ROW, "history": None}]
-    told = "instruction as prompt, input, output as response"
-    assert describe(tmp_path, rows, []) == f"{told}; not read: id, system"
+    rows = [{"id": 1, **ROW}, {"id": 2, **ROW, "author": "me"}, {"id": 3, **ROW, "history": None}]
+    told = "Alpaca: instruction as prompt, input, output as response"
+    assert describe(tmp_path, rows, []) == f"{told}; not read: id, author"
     assert describe(tmp_path, [ROW], []) == told
     plain = {"prompt": "What?", "response": "That."}
     assert describe(tmp_path, [plain], [{**plain, "split": "dev"}]) == "prompt, response; not read: split"
@@ -30,3 +38,34 @@ def test_columns_are_named_by_file_and_task_with_those_that_are_not_read(tmp_pat
 def test_of_many_columns_that_are_not_read_twenty_are_named(tmp_path: Path) -> None:
     extra = {f"c{number}": 1 for number in range(25)}
     assert describe(tmp_path, [ROW | extra], []).endswith("; not read: " + ", ".join(list(extra)[:20]) + " and 5 more")
+
+
+TURNS = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}]
+SHARED = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"messages": TURNS}, "messages"),
+        ({"messages": TURNS, "system": "Be kind.", "text": "What? That."}, "messages, system, text"),
+        ({"conversations": SHARED, "system": "Be kind."}, "ShareGPT: conversations as messages, system"),
+        ({"conversation": TURNS, "model": "x"}, "conversation: conversation as messages; not read: model"),
+        ({**ROW, "text": "Add. 7"}, "Alpaca: instruction as prompt, input, output as response; not read: text"),
+        ({"prompt": "What?", "completion": "That."}, "prompt and completion: prompt, completion as response"),
+        ({"prompt": TURNS[:1], "completion": TURNS[1:]}, "prompt and completion: prompt, completion as response"),
+        ({"instruction": "What?", "context": "Here.", "response": "That."},
+         "Dolly: instruction as prompt, context as input, response"),
+        ({"text": "What? That."}, "text"),
+    ],
+)  # fmt: skip
+def test_the_form_of_the_rows_is_named(row: dict[str, Any], told: str, tmp_path: Path) -> None:
+    assert describe(tmp_path, [row], []) == told
+
+
+def test_how_answers_were_found_is_told_with_the_cache_and_without(tmp_path: Path) -> None:
+    for _ in range(2):
+        found, _ = splits(tmp_path, [{"messages": [*TURNS, *TURNS]}, {"text": "That."}], [{"messages": TURNS}])
+        assert list(_describe_tally(found)) == [
+            "found     3 answers by the difference of two renderings, 1 texts learnt whole"
+        ]

@@ -55,7 +55,7 @@ def _encode(trained: Trained, found: Located | Broken, max_new_tokens: int) -> E
     try:
         trained.task.check_input(found.row)
         if isinstance(trained.task, Generates):
-            return _prompt(trained, trained.task, found.row, max_new_tokens)
+            return encode_prompt(trained, trained.task, found.row, max_new_tokens)
         row = _unlabelled(trained.task, found.row)
         examples = trained.task.encode(row, trained.survey, trained, truncate=False)
         if max(map(trained.task.length, examples), default=0) > trained.max_length:
@@ -66,7 +66,12 @@ def _encode(trained: Trained, found: Located | Broken, max_new_tokens: int) -> E
     return examples[0] if examples else _NOTHING
 
 
-def _prompt(trained: Trained, task: Generates, row: Row, max_new_tokens: int) -> Example | str:
+def encode_prompt(trained: Trained, task: Generates, row: Row, max_new_tokens: int) -> Example | str:
+    """Return what a model reads before it writes, or why it cannot.
+
+    Raises:
+        BadRow: The row has no prompt.
+    """
     prompt = task.prompt(row, trained)
     length = trained.task.length(prompt)
     if length == 0:

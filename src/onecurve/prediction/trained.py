@@ -82,7 +82,7 @@ def _guess(folder: Path, task_name: str | None) -> TaskFile:
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{str(folder)!r} has no {NAME}: it is an adapter that another tool wrote.")
     config = AutoConfig.from_pretrained(folder)
-    names = [task_name] if task_name else [name for name in task_names() if _loads(name, config)]
+    names = [task_name] if task_name else [name for name in task_names() if loads_as(name, config)]
     if len(names) != 1:
         found = f"{' and '.join(names)} fit it" if names else "no task fits it"
         raise ConfigError(
@@ -99,7 +99,7 @@ def _guess(folder: Path, task_name: str | None) -> TaskFile:
     return TaskFile(names[0], told, Survey(labels), {}, length)
 
 
-def _loads(name: str, config: Any) -> bool:
+def loads_as(name: str, config: Any) -> bool:
     """Whether a task's kind of model is the one that a config names."""
     mapping = getattr(load_task(TaskSection(name=name)).auto_model(), "_model_mapping", {})
     if type(config) not in mapping:

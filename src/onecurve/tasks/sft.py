@@ -121,7 +121,7 @@ class Task(NextTokenTask):
                 raise BadRow(str(error)) from None
         else:
             question = _question(row)
-            if not _is_single(question):
+            if _given(row, "messages") or not _is_single(question):
                 raise BadRow("has messages, and this model's tokenizer has no chat template")
             text = question.messages[0]["content"] + self.settings.separator
         special = is_text or not tokenizer.chat_template
@@ -134,11 +134,11 @@ class Task(NextTokenTask):
     def _documents(self, row: Row, tokenizer: Any) -> list[Document]:
         if _is_text(row):
             text = row["text"]
-            return [Document(text, [(0, len(text))], False, True, Counter({"texts, learnt whole": 1}))]
+            return [Document(text, [(0, len(text))], False, True, Counter({"texts learnt whole": 1}))]
         conversation = _conversation(row)
         places = conversation.answers(self.settings.learn)
         if not tokenizer.chat_template:
-            return self._plain(conversation, places)
+            return self._plain(conversation, places, _given(row, "messages"))
         template = self._template(tokenizer)
         try:
             found = documents(conversation, places, template)
@@ -154,9 +154,9 @@ class Task(NextTokenTask):
             document.found.update(notes)
         return found
 
-    def _plain(self, conversation: Conversation, places: list[int]) -> list[Document]:
+    def _plain(self, conversation: Conversation, places: list[int], has_messages: bool) -> list[Document]:
         """Return prompt and response as one text, where there is no chat template."""
-        if not _is_single(conversation, 2):
+        if has_messages or not _is_single(conversation, 2):
             raise ConfigError(
                 "this tokenizer has no chat template, and the data has messages.",
                 where="model.chat_template",

@@ -14,7 +14,9 @@ from onecurve.errors import BadRow
 from onecurve.tasks.base import IGNORE_INDEX, TALLY, Survey
 from onecurve.tasks.sft import SftSettings, Task
 
-SPECIAL = re.compile(r"<\|[^|<>\s]+\|>|<｜[^｜<>\s]+｜>|<[a-z]+_of_[a-z]+>|\[\|[a-z]+\|\]|\[/?[A-Z_]{3,}\]")
+SPECIAL = re.compile(
+    r"<\|[^|<>\s]+\|?>|<[^|<>\s]+\|>|<｜[^｜<>\s]+｜>|<[a-z]+_of_[a-z]+>|\[\|[a-z]+\|\]|\[/?[A-Z_]{3,}\]"
+)
 """What tokenizers hold as one token, as far as a template shows it."""
 SYSTEM = {"role": "system", "content": "You answer with one colour."}
 ASKED = {"role": "user", "content": "Which colour has the sky?"}

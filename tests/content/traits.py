@@ -61,6 +61,12 @@ SYSTEM_AT_END = (
     "{{ m.content }}<|im_end|>\n{% endfor %}" + _PROMPT
 )
 """Puts the system prompt before the latest question, where it is no longer once that is answered. As Mistral."""
+TEXT_IN_PARTS = (
+    "{% for m in messages %}" + _HEAD + "{% for part in m.content if part.type == 'text' %}{{ part.text }}{% endfor %}"
+    "<|im_end|>\n{% endfor %}" + _PROMPT
+)
+"""Reads nothing else. As Idefics 3."""
+
 TRAITS = {
     "appends": CHAT_TEMPLATE,
     "drops reasoning": DROPS_REASONING,
@@ -72,6 +78,7 @@ TRAITS = {
     "opens the next turn": OPENS_NEXT_TURN,
     "no system": NO_SYSTEM,
     "system at the end": SYSTEM_AT_END,
+    "text in parts": TEXT_IN_PARTS,
 }
 """Those that end each turn with a token."""
 

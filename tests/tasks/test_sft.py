@@ -100,15 +100,16 @@ def test_what_follows_the_last_answer_is_left_out(tokenizer: Any) -> None:
     assert _encode({"messages": asked_again}, tokenizer) == _encode({"messages": CHAT}, tokenizer)
 
 
-def test_a_template_without_an_end_token_gets_the_tokenizers_own(tokenizer: Any) -> None:
+def test_a_template_without_an_end_token_gets_the_tokenizers_own_after_each_answer(tokenizer: Any) -> None:
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant:{% endif %}"
     )
-    assert _shown({"messages": CHAT}, tokenizer) == (
-        "user: what is the answer?\nassistant:« there is no answer.»\n"
-        "user: and the question?\nassistant:« none.<|end|>»"
-    )
+    asked = "user: what is the answer?\nassistant:"
+    assert [TASK.describe(example, Survey(), tokenizer) for example in _encode({"messages": CHAT}, tokenizer)] == [
+        f"{asked}« there is no answer.<|end|>»",
+        f"{asked} there is no answer.\nuser: and the question?\nassistant:« none.<|end|>»",
+    ]
 
 
 def test_a_token_across_the_edge_is_learnt_and_the_models_own_end_token_not_put_twice(tokenizer: Any) -> None:

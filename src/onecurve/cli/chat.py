@@ -52,20 +52,24 @@ def _converse(chat: "Chat", is_terminal: bool) -> int:
         if line == "/reset":
             chat.reset()
             continue
-        try:
-            answer = chat.ask(line, streamer)
-        except BadRow as error:
-            failed = 1
-            print(f"onecurve chat: {error}. {_HELP}", file=sys.stderr)  # noqa: T201
-            continue
-        except KeyboardInterrupt:  # of an answer that goes on too long; it is not kept
-            if not is_terminal:
-                raise
-            print(file=sys.stderr)  # noqa: T201
-            continue
-        if not is_terminal:
+        answer = _answer(chat, line, streamer)
+        failed += answer is None
+        if answer is not None and not is_terminal:
             print(answer, flush=True)  # noqa: T201
-    return 0 if is_terminal else failed
+    return int(failed > 0 and not is_terminal)
+
+
+def _answer(chat: "Chat", question: str, streamer: Any) -> str | None:
+    """Return an answer; None where there is none, which is told and does not become part of the conversation."""
+    try:
+        return chat.ask(question, streamer)
+    except BadRow as error:
+        print(f"onecurve chat: {error}. {_HELP}", file=sys.stderr)  # noqa: T201
+    except KeyboardInterrupt:  # it goes on too long
+        if streamer is None:
+            raise
+        print(file=sys.stderr)  # noqa: T201
+    return None
 
 
 def _lines(is_terminal: bool) -> Iterator[str]:

@@ -36,7 +36,7 @@ def documents(conversation: Conversation, places: Sequence[int], template: ChatT
     """Render a conversation to as few texts as hold each answer just as the model writes it.
 
     That is one text where the template only appends. Where it renders earlier turns differently once later ones
-    follow, an answer that would change is the last of a text of its own.
+    follow, an answer that would change is the last of a text of its own, and so is one that no token ends.
 
     Args:
         conversation: The messages and their tools.
@@ -53,7 +53,9 @@ def documents(conversation: Conversation, places: Sequence[int], template: ChatT
     _check_is_whole(conversation, places[-1], answers[-1], template)
     for answer in reversed(answers):
         head = answer.text[: answer.end]
-        document = next((document for document in found if document.text.startswith(head)), None)
+        fits = (document for document in found if document.text.startswith(head))
+        # Without an end token of the template's own, the tokenizer's must follow, so nothing else can
+        document = next(fits, None) if template.ends_with_special(head) else None
         if document is None:
             document = _document(answer, template)
             found.append(document)

@@ -46,8 +46,11 @@ def tokenise(document: Document, tokenizer: Any) -> tuple[list[int], list[bool]]
     ids = encoded["input_ids"]
     # A token that reaches across an answer's edge is learnt: it carries a part of the answer. So is one of no width
     # inside: some tokenizers trim the spaces off a token's span, which leaves nothing of a code line's indentation
+    inside = bytearray(len(document.text) + 1)
+    for start, end in document.answers:
+        inside[start:end] = b"\1" * (end - start)
     learnt = [
-        any(start < right and left < end for start, end in document.answers)
+        1 in inside[left:right] if left < right else bool(left and inside[left - 1] and inside[left])
         for left, right in encoded["offset_mapping"]
     ]
     if not document.is_ended:

@@ -100,6 +100,18 @@ class ChatTemplate:
             return False
 
     @cached_property
+    def _takes_parts_only(self) -> bool:
+        """Whether text must be a list of one part, as for some models that see."""
+        for content in (SENTINEL, _parts(SENTINEL)):
+            try:
+                text = self._apply([{"role": "user", "content": content}], None, True, self._text)
+            except CannotRender:
+                continue
+            if SENTINEL in text:
+                return content != SENTINEL
+        return False
+
+    @cached_property
     def _leftover(self) -> str:
         """What the template writes after a conversation's last turn and is no part of it.
 
@@ -138,6 +150,12 @@ class ChatTemplate:
         return text, [(start, end) for start, end in spans]
 
     def _render(self, messages: Sequence[Message], tools: Any, add_generation_prompt: bool, how: Any) -> Any:
+        known = [self._known(message) for message in messages]
+        if self._takes_parts_only:
+            known = [{**message, "content": _parts(message["content"])} for message in known]
+        return self._apply(known, tools, add_generation_prompt, how)
+
+    def _apply(self, plain: list[Message], tools: Any, add_generation_prompt: bool, how: Any) -> Any:
         from jinja2 import TemplateError
 
         source = self.source(tools)
@@ -149,7 +167,6 @@ class ChatTemplate:
             "date_string": self._date.strftime("%d %b %Y"),  # what the Llama 3 family prints, where it is given
             **self._variables,
         }
-        plain = [self._known(message) for message in messages]
         forms = [plain, _with_text_arguments(plain)] if any("tool_calls" in message for message in plain) else [plain]
         for form in forms:  # a few templates put a call's arguments together as text
             try:
@@ -185,6 +202,10 @@ def chat_template(tokenizer: Any, date: Date = DATE, variables: Mapping[str, Any
     if key not in known:
         known[key] = ChatTemplate(tokenizer, date, variables)
     return known[key]
+
+
+def _parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
 
 
 def _with_text_arguments(messages: list[Message]) -> list[Message]:

@@ -1,6 +1,9 @@
 """How `sft` finds the answers under real chat templates: a table, a row for each file of a folder.
 
 python -m benchmarks.templates FOLDER    # FOLDER holds NAME.jinja files, or folders with a tokenizer
+
+mask, diff, sentinel: how the answers were found (docs/conversations.md); in brackets, the examples that a row is made
+into where it is more than one; "not written": the template writes no such thing, and the row is refused.
 """
 
 import re
@@ -75,11 +78,12 @@ def examine(tokenizer: Any, row: dict[str, Any]) -> str:
         examples = task.encode(row, Survey(), reading, truncate=False)
         prompts = _prompts(row, tokenizer)
     except (BadRow, CannotRender) as error:
-        return f"refused: {str(error).split(': ')[-1].strip()[:60]}"
+        reason = str(error)
+        return "not written" if "leaves out" in reason else f"refused: {reason.split(': ')[-1][:60]}"
     tally = sum((Counter(example[TALLY]) for example in examples), Counter[str]())
     methods = sorted({name for phrase in tally for words, name in _METHODS.items() if words in phrase})
     texts = [tokenizer.decode(example["input_ids"]) for example in examples]
-    told = ", ".join(methods) + (f", {len(examples)} examples" if len(examples) > 1 else "")
+    told = ", ".join(methods) + (f" ({len(examples)})" if len(examples) > 1 else "")
     if not all(any(text.startswith(prompt) for text in texts) for prompt in prompts):
         told += " (prompt differs)"
     if not all(_stops(example, tokenizer) for example in examples):

@@ -33,7 +33,10 @@ RECIPES_OWN = {
 }
 HEAVY = {"torch", "transformers", "accelerate", "deepspeed", "peft", "datasets", "evaluate"}
 HEAVY |= {"numpy", "pyarrow", "pandas", "scipy", "sklearn", "tokenizers", "huggingface_hub"}
-HELPED = ["", "checkpoint", "checkpoint convert", "data", "data stage", "doctor", "init", "parity", "predict", "train"]
+HELPED = [
+    "", "chat", "checkpoint", "checkpoint convert", "data", "data stage", "doctor", "init", "parity", "predict",
+    "train",
+]  # fmt: skip
 
 
 def too_long(root: Path) -> list[str]:

@@ -129,6 +129,14 @@ def test_reasoning_is_learnt_behind_a_prompt_that_opens_it(tokenizer: Any) -> No
     assert shown(CHAT[:2], tokenizer) == [f"{asked}«\n</think>\n\nthere is no answer.<|im_end|>»\n"]
 
 
+def test_reasoning_that_a_mask_leaves_out_is_read_and_not_learnt(tokenizer: Any) -> None:
+    tokenizer.chat_template = traits.DROPS_REASONING.replace(
+        "{{ parts[-1].strip() }}<|im_end|>", "{% generation %}{{ parts[-1].strip() }}<|im_end|>{% endgeneration %}"
+    )
+    asked = "<|im_start|>user\nwhat is the answer?<|im_end|>\n<|im_start|>assistant\n"
+    assert shown(THOUGHT[:2], tokenizer) == [f"{asked}<think>\nhm.\n</think>\n\n«there is no answer.<|im_end|>»"]
+
+
 def test_reasoning_that_a_template_would_not_write_is_refused(tokenizer: Any) -> None:
     keyed = [CHAT[0], {**CHAT[1], "reasoning_content": "hm."}]
     with pytest.raises(BadRow, match=r"messages\[1\] has reasoning_content, which this model's chat template does not"):
@@ -332,6 +340,9 @@ def test_prompt_and_response_may_be_messages_of_which_only_the_response_is_learn
 
 def test_a_text_alone_is_learnt_whole_and_beside_messages_not_read(tokenizer: Any) -> None:
     assert shown({"text": "the dog"}, tokenizer) == ["<|begin|>«the dog<|end|>»"]
+    assert shown({"text": "<|begin|>the dog<|end|>"}, tokenizer) == ["<|begin|>«the dog<|end|>»"]
+    with pytest.raises(BadRow, match=r"has text and also system, .* set data.columns.system to ''"):
+        encode({"text": "the dog", "system": "be short"}, tokenizer)
     (example,) = encode({"messages": CHAT, "text": "the dog"}, tokenizer)
     assert example[TALLY]["rows whose text is not read, as they have more"] == 1
 

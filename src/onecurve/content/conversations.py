@@ -93,7 +93,8 @@ def _locate(conversation: Conversation, place: int, template: ChatTemplate) -> _
         if template.has_masks(tools):
             answer = _by_mask(answer, template, messages, tools)
     answer = _with_reasoning(answer, conversation, place, template, prompt)
-    _check_is_learnt(answer, conversation.messages[place], place)
+    written = answer.text[answer.spans[0][0] if prompt is None else len(prompt) :]
+    _check_is_written(written, conversation.messages[place], place)
     return answer
 
 
@@ -144,8 +145,7 @@ def _with_reasoning(
     """Put back the reasoning of an answer where the template drops it, which is meant for the turns before."""
     message = conversation.messages[place]
     reasoning, content = _reasoning(message)
-    learnt = "".join(answer.text[left:right] for left, right in answer.spans)
-    if not reasoning or reasoning in learnt or prompt is None:
+    if not reasoning or prompt is None or reasoning in answer.text[len(prompt) :]:
         return answer
     if not template.mentions("think"):
         raise CannotRender(
@@ -193,17 +193,16 @@ def _render_with(conversation: Conversation, place: int, message: Message, templ
     return template.render([*messages[:place], message, *messages[place + 1 :]], conversation.tools)
 
 
-def _check_is_learnt(answer: _Answer, message: Message, place: int) -> None:
-    learnt = "".join(answer.text[left:right] for left, right in answer.spans)
+def _check_is_written(written: str, message: Message, place: int) -> None:
     for call in message.get("tool_calls", ()):
-        if call["function"]["name"] not in learnt:
+        if call["function"]["name"] not in written:
             raise CannotRender(
                 f"this model's chat template leaves out messages[{place}].tool_calls. Set model.chat_template to one "
                 "that writes them"
             )
     content = _reasoning(message)[1]
     words = content.split()
-    if words and not all(word in learnt for word in (words[0], words[-1])):
+    if words and not all(word in written for word in (words[0], words[-1])):
         raise CannotRender(
             f"this model's chat template leaves out the content of messages[{place}], which is to be learnt. Set "
             "model.chat_template to one that writes it"

@@ -133,14 +133,15 @@ class Task(NextTokenTask):
 
     def _documents(self, row: Row, tokenizer: Any) -> list[Document]:
         if _is_text(row):
-            text = row["text"]
-            return [Document(text, [(0, len(text))], False, True, Counter({"texts learnt whole": 1}))]
+            text, start = row["text"], tokenizer.bos_token
+            begins = bool(start) and text.startswith(start)  # as text that a template wrote
+            return [Document(text, [(0, len(text))], False, not begins, Counter({"texts learnt whole": 1}))]
         conversation = _conversation(row)
         places = conversation.answers(self.settings.learn)
         if not tokenizer.chat_template:
             return self._plain(conversation, places, _given(row, "messages"))
-        template = self._template(tokenizer)
         try:
+            template = self._template(tokenizer)
             found = documents(conversation, places, template)
         except CannotRender as error:
             raise BadRow(str(error)) from None
@@ -186,6 +187,11 @@ def _is_text(row: Row) -> bool:
     if not _given(row, "text") or any(_given(row, column) for column in ("prompt", "response", "messages")):
         return False
     text_of(row["text"], "text")
+    if also := [column for column in ("system", "tools", "input") if _given(row, column)]:
+        raise BadRow(
+            f"has text and also {also[0]}, but text is learnt as it is. To ignore {also[0]}, set "
+            f"data.columns.{also[0]} to ''"
+        )
     return True
 
 

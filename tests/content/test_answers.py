@@ -264,6 +264,15 @@ def test_a_template_that_wants_arguments_as_text_gets_them(tokenizer: Any) -> No
     assert '«<call>look {"at": "sky"}</call><|im_end|>»' in text
 
 
+def test_of_several_templates_the_one_for_tools_is_taken_where_a_row_has_tools(tokenizer: Any) -> None:
+    tokenizer.chat_template = {"default": traits.CHAT_TEMPLATE, "tool_use": traits.TOOLS}
+    assert "<call>" in shown({"messages": CALLED, "tools": [TOOL]}, tokenizer)[0]
+    assert shown(CHAT, tokenizer)[0].count("«") == 2
+    tokenizer.chat_template = {"rag": traits.CHAT_TEMPLATE, "tool_use": traits.TOOLS}
+    with pytest.raises(BadRow, match="multiple chat templates"):
+        encode(CHAT, tokenizer, template_kwargs={"enable_thinking": False})
+
+
 def test_columnar_files_fill_up_with_nulls_and_nothing_of_them_is_rendered(tokenizer: Any) -> None:
     tokenizer.chat_template = traits.TOOLS
     filled = {"name": "look", "arguments": {"at": "sky", "to": None}}

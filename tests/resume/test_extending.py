@@ -1,4 +1,4 @@
-"""A finished run that is made longer, and a run whose batch size changes on the way, see each example as they should."""
+"""A finished run that is made longer, and a run whose batch size changes on the way, see each example once an epoch."""
 
 import json
 
@@ -41,6 +41,27 @@ def test_another_global_batch_continues_after_the_samples_seen_also_when_it_stop
     run = forks.train(recipe, folder, "python", *BY_EPOCHS, "3", "--train.global_batch_size", "4")
     seen = [event["num_samples"] for event in run.events("train")]
     assert seen == [8, 16, 24, 30, 38, 46, 50, 54, 58, 60, 64, 68, 72, 76, 80, 84, 88, 90]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_new_run_trains_the_adapter_of_another_run_further(recipes, forks, tmp_path):
+    lora = ["--peft.method", "lora", "--optim.schedule", "constant", "--optim.warmup_steps", "0"]
+    first = forks.train(recipes["text_classification"], tmp_path / "a", "python", *lora, "--peft.r", "4")
+    began = ["--model.path", str(tmp_path / "a" / "model"), "--eval.every", "1", "--optim.lr", "1e-12"]
+    run = forks.train(recipes["text_classification"], tmp_path / "b", "python", *lora, *began)
+    assert f"adapter   trained further from {tmp_path / 'a' / 'model'}" in run.stdout
+    assert "drawn at random" not in run.stdout
+    # what the first run ended with is what this one begins with
+    assert run.events("eval")[0]["loss"] == pytest.approx(first.events("eval")[-1]["loss"], rel=1e-5)
+    stopped = forks.train(
+        recipes["text_classification"], tmp_path / "c", "zero3", *lora, *began, "--train.stop_after", "2"
+    )
+    assert stopped.events("eval")[0]["loss"] == pytest.approx(first.events("eval")[-1]["loss"], rel=1e-5)
+    for file in ("adapter_config.json", "task.json"):
+        assert (tmp_path / "b" / "model" / file).is_file()
+    settings = json.loads((tmp_path / "b" / "model" / "adapter_config.json").read_text())
+    assert settings["r"] == 4
 
 
 def finished(recipes, folder, words, checkpoint=True):
@@ -99,7 +120,7 @@ def test_an_unfinished_run_is_not_made_longer_without_a_word(tmp_path):
     assert allowed_changes(tmp_path, state(), longer, []) == {"train.max_steps": [8, 12]}
     assert allowed_changes(tmp_path, state(step=5, without=2), longer, []) == {"train.max_steps": [8, 12]}
     for refused in (state(step=5), {**state(step=8), "max_steps": 20}):
-        with pytest.raises(ConfigError, match="would change the curve: train.max_steps was 8 and is 12"):
+        with pytest.raises(ConfigError, match=r"would change the curve: train\.max_steps was 8 and is 12"):
             allowed_changes(tmp_path, refused, longer, [])
 
 

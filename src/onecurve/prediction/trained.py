@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onecurve.adapters.folder import base_of, described_in
 from onecurve.config import ModelSection, TaskSection
 from onecurve.errors import ConfigError
-from onecurve.export.adapter_folder import base_of, described_in
 from onecurve.export.task_file import NAME, TaskFile, is_model_folder
 from onecurve.machine.distributed import computes_natively
 from onecurve.model.generation import read_generation_config

@@ -54,10 +54,6 @@ def test_a_new_run_trains_the_adapter_of_another_run_further(recipes, forks, tmp
     assert "drawn at random" not in run.stdout
     # what the first run ended with is what this one begins with
     assert run.events("eval")[0]["loss"] == pytest.approx(first.events("eval")[-1]["loss"], rel=1e-5)
-    stopped = forks.train(
-        recipes["text_classification"], tmp_path / "c", "zero3", *lora, *began, "--train.stop_after", "2"
-    )
-    assert stopped.events("eval")[0]["loss"] == pytest.approx(first.events("eval")[-1]["loss"], rel=1e-5)
     for file in ("adapter_config.json", "task.json"):
         assert (tmp_path / "b" / "model" / file).is_file()
     settings = json.loads((tmp_path / "b" / "model" / "adapter_config.json").read_text())

@@ -238,7 +238,7 @@ class Checkpoints:
     def _require_room(self, after: int) -> None:
         final = model_bytes(self.strategy.unwrapped(), self.recipe)
         saves = [step for step in range(after + 1, self.plan.max_steps + 1) if self.due(step)]
-        on_first_rank(self.peers, lambda: require_room(self.root, self.num_bytes, final, self.keep, saves))
+        on_first_rank(self.peers, lambda: require_room(self.root, self.num_bytes, final, self.keep, saves, after))
 
     def _pieces(self, once: bool) -> Iterator[Piece]:
         windows: Iterable[Window] = [*self.strategy.windows(once), *self.best.snapshot.windows(once)]

@@ -17,7 +17,9 @@ from onecurve.checkpoint.folders import (
     MANIFEST,
     REPLACED,
     STATE,
+    clear,
     folder_name,
+    overtaken,
     remove,
     steps,
     sync_folder,
@@ -233,7 +235,7 @@ class Writer:
         final = self.root / folder_name(step)
         if final.exists():
             replaced = final.with_name(final.name + REPLACED)
-            shutil.rmtree(replaced, ignore_errors=True)
+            clear(replaced)
             os.rename(final, replaced)
             self.phase("moved-away")
         os.rename(work, final)
@@ -244,9 +246,11 @@ class Writer:
         name = folder_name(step)
         write_atomically(self.root / LATEST, name + "\n")
         self.phase("latest")
-        shutil.rmtree(self.root / (name + REPLACED), ignore_errors=True)
+        clear(self.root / (name + REPLACED))
         # By number and only after a commit: the newest complete one, and the one resumed from, are never the victim
         complete = [other for other in steps(self.root) if (self.root / folder_name(other) / MANIFEST).is_file()]
         for doomed in self.keep.doomed(complete, step, best_step):
             remove(self.root / folder_name(doomed))
+        for abandoned in overtaken(self.root, step):
+            clear(abandoned)
         self.phase("thinned")

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from math import inf
 from typing import Any
@@ -50,6 +51,8 @@ class Stopping:
         """Steps of this launch, and the seconds of the longest: from one step boundary to the next, with the evaluation
         and save that may follow a step. The first, which compiles and warms up, counts only until there is another."""
         self.looked = 0.0
+        self.told: set[str] = set()
+        """Files that could not be removed, and of which that was said."""
         for name in SIGNALS:
             signal.signal(getattr(signal, name), self._hear)
 
@@ -95,8 +98,18 @@ class Stopping:
             try:
                 (self.directory / name).unlink()
             except FileNotFoundError:
-                continue
-            self.seen.add(name)
+                self.told.discard(name)
+            except OSError as error:  # not a file, another user's, or a network disk's bad moment
+                self._tell_once(name, error)
+            else:
+                self.told.discard(name)
+                self.seen.add(name)
+
+    def _tell_once(self, name: str, error: OSError) -> None:
+        if name not in self.told:
+            self.told.add(name)
+            told = f"train.py: {self.directory / name} cannot be removed, so it is ignored: {error.strerror}"
+            print(told, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _deadline(time_limit: float | None) -> float:

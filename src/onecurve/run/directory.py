@@ -28,7 +28,7 @@ class RunDirectory:
     @cached_property
     def lock(self) -> RunLock:
         """The lock of the run that uses it."""
-        return RunLock(self.path / "lock")
+        return RunLock(self.path / "lock", quiet=launched_rank() > 0)
 
     @property
     def metrics(self) -> Path:
@@ -66,7 +66,9 @@ class RunDirectory:
             self._refuse_finished(status, resolved)
         try:
             self._check_writable()
-            if launched_rank() == 0:
+            # Where no agent ends them with rank 0, the others would wait for it in the rendezvous, deaf to signals. No
+            # rank of this launch can hold the lock by now: rank 0 takes it when all have joined the process group
+            if launched_rank() == 0 or "TORCHELASTIC_RUN_ID" not in os.environ:
                 self.lock.check()
         except OSError as error:
             raise self._unwritable(error) from None

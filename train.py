@@ -46,7 +46,7 @@ def main(argv: list[str], run: Run) -> None:
     evaluate, best = Evaluator(strategy, recipe, data.survey), Best(task, recipe.eval, strategy, data.eval)
     checkpoints = Checkpoints(checked, data, plan, strategy, best, accelerator)
     stopping = Stopping(recipe.train, checked.directory, checkpoints, accelerator)
-    run.begin(checked.directory, checked.config, recipe.train.hang_timeout, checkpoints.resume, stopping.behind)
+    run.begin(checked.directory, checked.config, recipe.train.hang_timeout, checkpoints, stopping.behind)
     tracker = Tracker(checked.directory, accelerator, recipe, checkpoints.plan, checkpoints.run_id, checkpoints.resumed)
     bad_steps = BadSteps(checkpoints, tracker, BlackBox(checked, strategy, loaders["train"], data.survey, reading))
     export = Exporter(checked, data, strategy, accelerator, reading.tokenizer)

@@ -205,6 +205,10 @@ class Checkpoints:
         self._tell(self.writer.finished())
         return stall
 
+    def let_finish(self, seconds: float) -> None:
+        """Wait at most so long for the save in progress, after a failure that leaves the other ranks alive."""
+        self.writer.let_finish(seconds)
+
     def wait(self, needed: bool) -> None:
         """Finish the save in progress.
 

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -139,6 +140,11 @@ class Writer:
         """
         self._settle()
         return self._drain()
+
+    def let_finish(self, seconds: float) -> None:
+        """Wait for the save under way, whatever becomes of it: the run has failed, and ends after this."""
+        if self.under_way is not None:
+            wait_for([self.under_way], timeout=seconds)
 
     def finished(self) -> list[SaveReport]:
         """Return, without waiting, the reports not returned before, but for a failure that is still to be raised.

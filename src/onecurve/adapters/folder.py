@@ -50,6 +50,8 @@ class Continued:
     """Folder or hub name of its base: the base itself where that is known, not this folder's links to it."""
     revision: str | None
     """Of the hub's repository."""
+    task_type: str | None = None
+    """PEFT's name for the kind of model, such as SEQ_CLS."""
 
     @classmethod
     def read(cls, path: str) -> "Continued":
@@ -65,7 +67,7 @@ class Continued:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path!r} has no {CONFIG} that can be read: {error}.", where="model.path") from None
         settings = {key: value for key, value in told.items() if key not in _OF_THE_RUN}
-        return cls(folder, method, settings, _original_base(folder, name), told.get("revision"))
+        return cls(folder, method, settings, _original_base(folder, name), told.get("revision"), told.get("task_type"))
 
     def check(self, method: str, asked: dict[str, Any]) -> None:
         """Compare with a recipe's `peft` section: what the section sets must be what the adapter has.

@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 
 from onecurve.machine.atomic_write import write_atomically
+from onecurve.machine.latest import LATEST
 
 INCOMPLETE, TRASH, REPLACED, BAD, SUPERSEDED = ".incomplete", ".trash", ".replaced", ".bad", ".superseded"
-MANIFEST, STATE, LATEST = "manifest.json", "state.json", "latest"
+MANIFEST, STATE = "manifest.json", "state.json"
 
 _STEP = re.compile(r"step-(\d{8,})")
 

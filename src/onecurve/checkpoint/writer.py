@@ -14,7 +14,6 @@ from typing import Any, Literal, TypeVar
 
 from onecurve.checkpoint.folders import (
     INCOMPLETE,
-    LATEST,
     MANIFEST,
     REPLACED,
     STATE,
@@ -32,6 +31,7 @@ from onecurve.checkpoint.staging import Staging
 from onecurve.checkpoint.tensors import Piece
 from onecurve.errors import TrainingError
 from onecurve.machine.atomic_write import write_atomically
+from onecurve.machine.latest import LATEST
 
 T = TypeVar("T")
 

@@ -13,6 +13,7 @@ from onecurve.config import curve_settings, read_yaml
 from onecurve.errors import ConfigError, LaunchError, NothingToDo, TrainingError
 from onecurve.machine.atomic_write import write_atomically
 from onecurve.machine.distributed import launched_rank
+from onecurve.machine.latest import follow
 from onecurve.machine.run_lock import RunLock
 
 LENGTH = ("train.epochs", "train.max_steps")
@@ -60,7 +61,7 @@ class RunDirectory:
             )  # Slurm has requeued the job that began it
         elif resume != "auto":
             goes_on = self._earlier().get("train", {}).get("resume") == resume  # it began from there, and goes on
-            if not goes_on and not os.path.isfile(Path(resume) / "manifest.json"):
+            if not goes_on and not os.path.isfile(follow(Path(resume)) / "manifest.json"):
                 raise ConfigError(f"{resume!r} is not a complete checkpoint.", where="train.resume")
         if goes_on and status.get("status") == "done":
             self._refuse_finished(status, resolved)

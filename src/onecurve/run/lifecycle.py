@@ -123,9 +123,9 @@ class Run:
         os.write(2, f"train.py: {message}\n".encode())  # the loop's thread may hang in the middle of a print
         _hand_over(message)
 
-    def finish_save(self) -> None:
-        """Wait for the save in progress, for a while."""
-        if self.saves is not None:
+    def finish_save(self, lost: bool) -> None:
+        """Wait for the save in progress, for a while; not where a rank is `lost`, and with it its share."""
+        if self.saves is not None and not lost:
             self.saves.let_finish(_SECONDS_TO_SAVE)
 
     def finish(self, status: str, exit_code: int, reason: str = "") -> None:
@@ -181,8 +181,7 @@ def execute(body: Callable[[list[str], Run], None], argv: list[str]) -> int:
 def _end(run: Run, error: BaseException) -> int:
     """Report how a run failed, and return the exit code."""
     told = run.explain(error) if run.explain else ""
-    if told or not is_loss(error):  # all ranks live, and with them the threads that write
-        run.finish_save()
+    run.finish_save(lost=not told and is_loss(error))
     if told:
         run.give_up(told)
         if run.watch:

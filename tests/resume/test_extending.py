@@ -45,11 +45,12 @@ def test_another_global_batch_continues_after_the_samples_seen_also_when_it_stop
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_a_new_run_trains_the_adapter_of_another_run_further(recipes, forks, tmp_path):
+@pytest.mark.parametrize(("how", "ranks"), [("python", 1), ("zero3", 2)])
+def test_a_new_run_trains_the_adapter_of_another_run_further(recipes, forks, tmp_path, how, ranks):
     lora = ["--peft.method", "lora", "--optim.schedule", "constant", "--optim.warmup_steps", "0"]
     first = forks.train(recipes["text_classification"], tmp_path / "a", "python", *lora, "--peft.r", "4")
     began = ["--model.path", str(tmp_path / "a" / "model"), "--eval.every", "1", "--optim.lr", "1e-12"]
-    run = forks.train(recipes["text_classification"], tmp_path / "b", "python", *lora, *began)
+    run = forks.train(recipes["text_classification"], tmp_path / "b", how, *lora, *began, num_processes=ranks)
     assert f"adapter   trained further from {tmp_path / 'a' / 'model'}" in run.stdout
     assert "drawn at random" not in run.stdout
     # what the first run ended with is what this one begins with

@@ -45,21 +45,21 @@ def main(argv: list[str], run: Run) -> None:
     checked, recipe, plan = fit(checked, plan, strategy, loaders["train"])
     evaluate, best = Evaluator(strategy, recipe, data.survey), Best(task, recipe.eval, strategy, data.eval)
     checkpoints = Checkpoints(checked, data, plan, strategy, best, accelerator)
-    stopping = Stopping(recipe.train, checked.directory, plan.max_steps, accelerator)
-    run.begin(checked.directory, checked.config, recipe.train.hang_timeout, checkpoints.resume, stopping.behind)
-    tracker = Tracker(checked.directory, accelerator, recipe, plan.max_steps, checkpoints.run_id, checkpoints.resumed)
+    stopping = Stopping(recipe.train, checked.directory, checkpoints, accelerator)
+    run.begin(checked.directory, checked.config, recipe.train.hang_timeout, checkpoints, stopping.behind)
+    tracker = Tracker(checked.directory, accelerator, recipe, checkpoints.plan, checkpoints.run_id, checkpoints.resumed)
     bad_steps = BadSteps(checkpoints, tracker, BlackBox(checked, strategy, loaders["train"], data.survey, reading))
     export = Exporter(checked, data, strategy, accelerator, reading.tokenizer)
     tracker.say(remark, unused, packed, describe_run(recipe, task, data, plan, model, reading.tokenizer, accelerator))
-    while (step := plan.after(run.step)) and not (best.exhausted or run.asked.stop):
-        lr = lr_at(step.number, plan.max_steps, recipe.optim)
+    while (step := checkpoints.plan.after(run.step)) and not (best.exhausted or run.asked.stop):
+        lr = lr_at(step.number, checkpoints.plan.max_steps, recipe.optim)
         outcome = train_step(strategy, loaders["train"], step, lr, recipe.seed, checkpoints.history)
         run.step = bad_steps(step, outcome) if outcome["fault"] else tracker.train(step.number, outcome)
         if run.step < step.number:  # gone back to a checkpoint
             continue
-        if data.eval and due(step.number, recipe.eval.every, plan.max_steps):
+        if data.eval and due(step.number, recipe.eval.every, checkpoints.plan.max_steps):
             best.consider(step.number, tracker.scores("eval", step.number, evaluate(loaders["eval"])))
-        run.asked = stopping.asked(step.number, checkpoints.seconds)
+        run.asked = stopping.asked(step.number)
         if run.asked.save or checkpoints.due(step.number):
             tracker.event("checkpoint", step.number, stall_seconds=checkpoints.save(step.number))
     checkpoints.wait(needed=bool(run.asked.stop))

@@ -22,6 +22,8 @@ class Progress:
     """The furthest that is told of."""
     status: dict[str, Any]
     """What status.json says; its `job` and `restarts` say which launch wrote it."""
+    latest: int = 0
+    """The newest checkpoint."""
 
 
 def look(directory: Path) -> Progress:
@@ -34,7 +36,7 @@ def look(directory: Path) -> Progress:
         latest = int((directory / "checkpoints" / "latest").read_text(encoding="utf-8").strip().removeprefix("step-"))
     except FileNotFoundError:
         latest = 0
-    return Progress(max(latest, status.get("step", 0)), status)
+    return Progress(max(latest, status.get("step", 0)), status, latest)
 
 
 def judge(before: Progress, now: Progress, code: int, job: str, restarts: int, most: int) -> tuple[int, str]:
@@ -61,7 +63,8 @@ def judge(before: Progress, now: Progress, code: int, job: str, restarts: int, m
         ended, reason = code, f"the ranks ended with code {code}" + ("" if ours else " before the run had begun")
     if ended in (0, MISTAKE):
         return ended, reason
-    moved = ours and now.step > before.step
+    went_back = now.latest < before.latest  # to an earlier checkpoint, as train.on_spike rewind does
+    moved = ours and (now.step > before.step or (went_back and now.step > now.latest))
     if ended != REQUEUE and not moved and (restarts > 0 or ended == FAILED):
         return ended or 1, f"{reason}. Nothing moved since the job was last started, so it is not started again"
     if restarts >= most:

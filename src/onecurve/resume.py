@@ -32,10 +32,11 @@ from onecurve.checkpoint.peers import on_first_rank
 from onecurve.config import TrainSection, curve_settings
 from onecurve.data import Data
 from onecurve.data.plan import BatchPlan
-from onecurve.errors import ConfigError, TrainingError
+from onecurve.errors import TrainingError
 from onecurve.evaluation import Best
 from onecurve.machine.versions import versions
 from onecurve.model.identity import weights_identity
+from onecurve.planning.changed_run import allowed_changes, describe_changes, rest_of_plan
 from onecurve.planning.disk_forecast import checkpoint_bytes, model_bytes, require_room
 from onecurve.preflight import Checked
 from onecurve.ranks.group import Group
@@ -67,6 +68,7 @@ class Checkpoints:
         """For people, and for `checkpoint convert`, which has no data."""
         self.left_out = [name for name, p in strategy.unwrapped().named_parameters() if is_left_out(p)]
         self.plan = plan
+        """From `resume` on, the rest of the run, from what the checkpoint has seen."""
         self.root = checked.directory.checkpoints
         self.peers: Peers = Group(accelerator) if accelerator.num_processes > 1 else Alone()
         self.run_id = ""
@@ -103,16 +105,19 @@ class Checkpoints:
         """
         start = choose_start(self.recipe.train.resume, self.root, self.peers, _say)
         folder, self.began = start.folder, start.began
-        step = read_manifest(folder).step if folder else 0
-        self._require_room(step)
-        on_first_rank(self.peers, lambda: supersede(self.root, step if folder else -1))
         if folder is None:
+            self._require_room(0)
+            on_first_rank(self.peers, lambda: supersede(self.root, -1))
             self.run_id = self.peers.broadcast(uuid4().hex)
             if 0 in self.recipe.checkpoint.also:
                 self.save(0)
             return 0
         state = read_state(folder)
-        changes = self._agree(folder, state["curve"])
+        changes = allowed_changes(folder, state, self.curve, self.recipe.train.allow_changes)
+        self.plan = rest_of_plan(self.plan, state, self.curve, self.recipe)
+        moved = [*describe_changes(state, changes, self.plan, self.recipe)]
+        self._require_room(state["step"])
+        on_first_rank(self.peers, lambda: supersede(self.root, state["step"]))
         dropped = self._load(folder, state)
         self.run_id = state["run_id"]
         self.resumed = {
@@ -121,7 +126,7 @@ class Checkpoints:
             "from_world_size": state["world_size"],
             "world_size": self.accelerator.num_processes,
             "changes": changes,
-            "remarks": [remark for remark in (start.remark, dropped) if remark],
+            "remarks": [remark for remark in (start.remark, *moved, dropped) if remark],
             # Checkpoints of earlier versions have micro_batch_size only
             "from_cut": {key: state.get(key, TrainSection.model_fields[key].default) for key in self.recipe.train.cut},
         }
@@ -133,7 +138,9 @@ class Checkpoints:
         found = find(self.root, self.peers, _say)
         if found is None or read_manifest(found.folder).run_id != self.run_id:
             return None
-        self._load(found.folder, read_state(found.folder))
+        state = read_state(found.folder)
+        self._load(found.folder, state)
+        self.plan = rest_of_plan(self.plan, state, self.curve, self.recipe)
         return found.step
 
     def _load(self, folder: Path, state: dict[str, Any]) -> str:
@@ -178,6 +185,8 @@ class Checkpoints:
             "step": step,
             "run_id": self.run_id,
             "began": self.began,
+            "position": asdict(self.plan.position(step)),
+            "max_steps": self.plan.max_steps,
             "best_step": self.best.step or None,
             "best": self.best.state(),
             "loss_scale": self.strategy.loss_scale.state(),
@@ -195,6 +204,10 @@ class Checkpoints:
         stall = self.writer.save(step, chain(self._pieces(once=True), buffers), state, last)
         self._tell(self.writer.finished())
         return stall
+
+    def let_finish(self, seconds: float) -> None:
+        """Wait at most so long for the save in progress, after a failure that leaves the other ranks alive."""
+        self.writer.let_finish(seconds)
 
     def wait(self, needed: bool) -> None:
         """Finish the save in progress.
@@ -229,25 +242,7 @@ class Checkpoints:
     def _require_room(self, after: int) -> None:
         final = model_bytes(self.strategy.unwrapped(), self.recipe)
         saves = [step for step in range(after + 1, self.plan.max_steps + 1) if self.due(step)]
-        on_first_rank(self.peers, lambda: require_room(self.root, self.num_bytes, final, self.keep, saves))
-
-    def _agree(self, folder: Path, saved: dict[str, Any]) -> dict[str, list[Any]]:
-        """Return the allowed differences; raise on others."""
-        changes = {
-            key: [saved.get(key), self.curve.get(key)]
-            for key in sorted(saved.keys() | self.curve.keys())
-            if saved.get(key) != self.curve.get(key)
-        }
-        refused = [key for key in changes if key not in self.recipe.train.allow_changes]
-        if refused:
-            told = "; ".join(f"{key} was {changes[key][0]!r} and is {changes[key][1]!r}" for key in refused)
-            raise ConfigError(
-                f"resuming from {folder} would change the curve: {told}.",
-                where="train.resume",
-                fix="Undo that, start again with train.resume never, or set train.allow_changes to "
-                f"[{', '.join(refused)}].",
-            )
-        return changes
+        on_first_rank(self.peers, lambda: require_room(self.root, self.num_bytes, final, self.keep, saves, after))
 
     def _pieces(self, once: bool) -> Iterator[Piece]:
         windows: Iterable[Window] = [*self.strategy.windows(once), *self.best.snapshot.windows(once)]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from onecurve.adapters import check_adapter, virtual_tokens
+from onecurve.adapters import check_adapter, continued_by, virtual_tokens
 from onecurve.data import Data, load_data
 from onecurve.data.cache import cache_root
 from onecurve.errors import ConfigError
@@ -27,11 +27,14 @@ def stage(checked: Checked) -> Iterator[str]:
     """
     recipe = checked.recipe
     check_adapter(recipe.peft)
-    section = recipe.model
+    section, continued = recipe.model, continued_by(recipe)
+    if continued:
+        yield f"adapter: found {continued.folder}, {_size(continued.folder)}"
+        section = section.model_copy(update={"path": continued.base, "revision": continued.revision})
     yield _fetch("model", section.path, section.revision, weights=section.init == "pretrained")
     if section.tokenizer:
         yield _fetch("tokenizer", section.tokenizer, section.revision, weights=False)
-    reading = Reading(section, recipe.data.max_length, checked.task.auto_processor, virtual_tokens(recipe.peft))
+    reading = Reading(recipe.model, recipe.data.max_length, checked.task.auto_processor, virtual_tokens(recipe.peft))
     data = load_data(recipe.data, checked.task, reading)
     yield from _examples(data, cache_root(recipe.data.cache_dir))
 

@@ -33,6 +33,7 @@ def describe_run(
     lines = [
         f"model     {recipe.model.path}: {trained:,} of {total:,} parameters trained ({trained / total:.2%}), "
         f"{recipe.peft.method if recipe.peft else 'full fine-tuning'}",
+        *([f"adapter   trained further from {there}"] if (there := getattr(model, "continued_from", "")) else []),
         *([f"new       {new}"] if (new := getattr(model, "new_weights", "")) else []),
         f"batch     {batch} examples a step = {f'up to {tokens} tokens' if tokens else recipe.train.examples_a_pass} a "
         f"pass x {world_size} rank(s) x {passes} pass(es){' in the first step' if tokens else ''}; "

@@ -1,16 +1,22 @@
 """What stays and what goes, and the disk that takes."""
 
+import errno
 import os
+import stat
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onecurve.checkpoint import Alone, Piece, Retention, Writer, forecast, verify
+from onecurve.checkpoint import Alone, Piece, Retention, Writer, find, forecast, supersede, verify
 from onecurve.checkpoint.folders import steps
+from onecurve.errors import LaunchError, TrainingError
+from onecurve.planning import disk_forecast
+from onecurve.planning.disk_forecast import require_room
 
 ALSO = st.lists(st.integers(0, 60), max_size=3).map(tuple)
 RULES = st.builds(Retention, st.integers(1, 4), st.integers(0, 4), st.booleans(), ALSO)
@@ -153,3 +159,101 @@ def test_a_forecast_of_terabytes_reads_well():
     assert forecast(847 * 10**9, 2, 10**12) == (
         "2 checkpoints of 847 GB, one more while it is written: 2.5 TB in all, and 1.0 TB can be used."
     )
+
+
+def saved(root: Path, *saves: int, keep: Retention | None = None) -> Writer:
+    root.mkdir(exist_ok=True)
+    writer = Writer(root, Alone(), keep or Retention(9))
+    for step in saves:
+        writer.save(step, pieces(step), {})
+        writer.wait()
+    return writer
+
+
+def test_what_is_never_deleted_gives_no_room(tmp_path, monkeypatch):
+    saved(tmp_path, 1, 2, 3, 4)
+    os.rename(tmp_path / "step-00000004", tmp_path / "step-00000004.superseded")
+    os.rename(tmp_path / "step-00000003", tmp_path / "step-00000003.bad")
+    size = sum(file.stat().st_size for file in (tmp_path / "step-00000001").iterdir())
+    disk = SimpleNamespace(free=0)
+    monkeypatch.setattr(disk_forecast.shutil, "disk_usage", lambda path: disk)
+
+    def room(free, steps, after, **keep):
+        disk.free = free
+        require_room(tmp_path, size, 0, Retention(**{"last": 1, "best": False, **keep}), steps, after)
+
+    room(0, [3], 2)  # the two there are deleted in time, and one of them after the next was written
+    with pytest.raises(LaunchError, match=r"2 folders set aside.*step-00000003.bad, step-00000004.superseded"):
+        room(0, [2, 3], 1)  # step 2 is about to be trained again, and its checkpoint set aside
+    with pytest.raises(LaunchError):
+        room(0, [3], 2, also=(1, 2))  # both stay for ever
+    room(size, [2, 3], 1)
+
+
+def test_an_abandoned_future_goes_when_the_run_has_come_as_far(tmp_path):
+    saved(tmp_path, 1, 2, 3)
+    supersede(tmp_path, 1)
+    writer = saved(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == [
+        "step-00000001", "step-00000002", "step-00000003.superseded",
+    ]  # fmt: skip
+    writer.save(5, pieces(5), {})
+    writer.wait()
+    assert not [*tmp_path.glob("*.superseded*")]
+
+
+def test_latest_names_what_is_there_after_going_back(tmp_path):
+    saved(tmp_path, 1, 2, 3)
+    supersede(tmp_path, 1)
+    assert (tmp_path / "latest").read_text() == "step-00000001\n"
+    (tmp_path / "step-00000001" / "state.json").write_text("{}")
+    saved(tmp_path, 2)
+    (tmp_path / "step-00000002" / "state.json").write_text("{ ")
+    saved(tmp_path / "other", 1)
+    os.rename(tmp_path / "other" / "step-00000001", tmp_path / "step-00000000")
+    with pytest.raises(LaunchError):
+        find(tmp_path, Alone(), lambda line: None)
+    supersede(tmp_path, -1)
+    assert not (tmp_path / "latest").exists()
+
+
+def test_latest_names_what_is_there_after_a_bad_one_was_set_aside(tmp_path):
+    saved(tmp_path, 1, 2)
+    (tmp_path / "step-00000002" / "state.json").write_text("{ ")
+    assert find(tmp_path, Alone(), lambda line: None).step == 1
+    assert (tmp_path / "latest").read_text() == "step-00000001\n"
+
+
+def test_a_checkpoint_that_was_moved_and_linked_to_is_one_and_its_target_is_not_deleted(tmp_path):
+    root, bigger = tmp_path / "checkpoints", tmp_path / "bigger"
+    bigger.mkdir()
+    saved(root, 1, 2)
+    for name in ("step-00000001", "step-00000002"):
+        os.rename(root / name, bigger / name)
+        (root / name).symlink_to(bigger / name)
+    assert find(root, Alone(), lambda line: None).step == 2
+    writer = saved(root, 2, 3, keep=Retention(1, best=False))  # the same step again, and one that thins both
+    assert steps(root) == [3]
+    assert not [path for path in root.iterdir() if path.is_symlink()]
+    assert verify(bigger / "step-00000001") == []
+    assert writer.root == root
+
+
+def test_a_disk_whose_folders_cannot_be_flushed_is_written_all_the_same(tmp_path, monkeypatch):
+    """As FUSE, CIFS and object stores answer; what an ordinary disk says is an error still."""
+    real, said = os.fsync, 0
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(said, os.strerror(said))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    said = errno.EINVAL
+    saved(tmp_path, 1)
+    said = errno.ENOTSUP
+    saved(tmp_path, 2)
+    assert steps(tmp_path) == [1, 2]
+    said = errno.EIO
+    with pytest.raises(TrainingError, match="Input/output error"):
+        saved(tmp_path, 3)

@@ -156,3 +156,17 @@ def test_another_agent_of_torchruns_static_rendezvous_is_another_launch(root, mo
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     monkeypatch.setattr(os, "getppid", os.getpid)
     assert start("never", root).folder is None
+
+
+def test_latest_names_a_checkpoint_to_start_from_and_a_run_that_began_there_resumes(root, tmp_path):
+    other = tmp_path / "another"
+    save(other, 1)
+    first = start(other / "latest", root)
+    assert first.folder == other / "step-00000001"
+    ours = save(root, 2, first.began, value=2.0)
+    save(other, 3, value=3.0)  # that run goes on
+    assert start(other / "latest", root).folder == ours
+    shutil.rmtree(other)
+    assert start(other / "latest", root).folder == ours
+    with pytest.raises(ConfigError, match="is not a complete checkpoint"):
+        start(other / "latest", tmp_path / "new")

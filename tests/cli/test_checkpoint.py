@@ -102,3 +102,15 @@ def test_only_leftovers_are_listed_and_not_shown(tmp_path, capsys):
     assert checkpoint("list", tmp_path) == 0
     assert checkpoint("show", tmp_path) == 2
     assert "has no complete checkpoint" in capsys.readouterr().err
+
+
+def test_latest_is_a_checkpoint_and_a_run_that_has_saved_nothing_says_so(run_folder, tmp_path, capsys):
+    assert checkpoint("verify", run_folder / "checkpoints" / "latest") == 0
+    assert checkpoint("show", run_folder / "checkpoints" / "latest") == 0
+    assert "step-00000002: good\n" in capsys.readouterr().out
+    empty = tmp_path / "begun"
+    empty.mkdir()
+    (empty / "config.yaml").write_text("")
+    (empty / "status.json").write_text("{}")
+    assert checkpoint("convert", empty, tmp_path / "out", "--merge") == 2
+    assert "has no checkpoint and no model/ yet" in capsys.readouterr().err

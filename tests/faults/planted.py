@@ -26,7 +26,9 @@ def sleep_for_ever() -> None:
 
 
 def keep_the_interpreter_for_ever() -> None:
-    ctypes.PyDLL(None).sleep(100_000)  # does not give the interpreter lock away while it sleeps
+    c, mutex = ctypes.PyDLL(None), ctypes.create_string_buffer(64)  # which keeps the interpreter lock while it calls
+    c.pthread_mutex_lock(mutex)
+    c.pthread_mutex_lock(mutex)  # waits for itself, and no signal ends that
 
 
 def fail() -> None:

@@ -2,16 +2,17 @@
 
 import subprocess
 import sys
-import timeit
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
-from torch.distributed import DistBackendError
+from torch.distributed import DistBackendError, distributed_c10d
 
 from onecurve.machine.run_lock import ourselves
 from onecurve.ranks.heartbeat import beat, last_beat
 from onecurve.ranks.liveness import Sign, Signs, late, lost, tell
 from onecurve.ranks.lost_rank import RankLost, is_loss
+from onecurve.ranks.watch import Watch
 
 US = ourselves()
 
@@ -89,5 +90,21 @@ def test_a_beat_keeps_the_step_and_counts():
     before = last_beat()
     beat("forward")
     assert last_beat() == (before.beats + 1, "forward", 12)
-    calls, seconds = timeit.Timer(lambda: beat("forward")).autorange()
-    print(f"{seconds / calls * 1e9:.0f} ns a beat")
+    beat("backward", 13)
+    assert last_beat() == (before.beats + 2, "backward", 13)
+
+
+def test_a_backend_that_does_not_count_its_collectives_does_not_end_the_watch(tmp_path, monkeypatch):
+    class Counting:
+        def _get_sequence_number_for_group(self):
+            return 7
+
+    class Other:
+        def _get_sequence_number_for_group(self):
+            raise RuntimeError("ProcessGroup mpi does not yet support sequence numbers.")
+
+    monkeypatch.setattr(distributed_c10d, "_world", SimpleNamespace(pg_map={Counting(): 0, Other(): 0}))
+    watch = Watch(tmp_path / "ranks", 0, 1, 60.0, lambda message: None, lambda: False)
+    watch.signs.folder.mkdir()
+    watch._look()
+    assert watch.signs.read([0])[0].collectives == 7

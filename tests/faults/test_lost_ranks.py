@@ -12,6 +12,7 @@ import time
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -202,7 +203,8 @@ def test_a_launcher_that_may_restart_goes_on_exactly_after_a_rank_was_killed(for
 
 def test_a_rank_that_outlives_its_run_leaves_its_successors_status_alone(tmp_path):
     run, directory = Run(), RunDirectory(tmp_path / "run")
-    run.begin(directory, "", timedelta(hours=1), lambda: 0, lambda step: Asked())
+    saves = SimpleNamespace(resume=lambda: 0, let_finish=lambda seconds: None)
+    run.begin(directory, "", timedelta(hours=1), saves, lambda step: Asked())
     directory.lock.path.unlink()
     successor = RunLock(directory.lock.path)
     successor.acquire()

@@ -12,6 +12,7 @@ import pytest
 
 from onecurve.errors import LaunchError, TrainingError
 from onecurve.machine.run_lock import RunLock, ourselves
+from onecurve.run.directory import RunDirectory
 
 HERE = ourselves()
 ELSEWHERE = replace(HERE, host="node7", machine="another boot", pid=4, job="77", token="theirs")
@@ -188,3 +189,41 @@ def test_a_lock_is_renewed_while_its_owner_lives_and_no_longer(path):
     assert refused
     ours._released.set()  # as when the process dies: nothing renews, the file stays
     watcher.check()
+
+
+def test_a_process_number_that_now_belongs_to_another_user_blocks_nobody(path, process, monkeypatch):
+    """What the kernel answers who may not signal a process; whether it is the same one its start time tells."""
+
+    def kill(pid, number):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", kill)
+    mine = replace(HERE, pid=process.pid, started=started_of(process.pid), token="theirs")
+    held_by(path, mine)
+    with pytest.raises(LaunchError, match="is in use"):
+        RunLock(path).check()
+    held_by(path, replace(mine, started="1"))
+    RunLock(path).check()
+
+
+@pytest.mark.parametrize(
+    "text", [b"\xff\xfe{", b'{"token": "../a"}', b'{"pid": "7", "machine": "%s"}' % HERE.machine.encode(), b"[]", b"3"]
+)
+def test_a_lock_that_no_run_wrote_is_waited_for_and_replaced(path, text):
+    path.write_bytes(text)
+    lock = quick(path, gone_after=0.2)
+    lock.acquire()
+    assert holder(path) == "ours"
+    lock.release()
+
+
+def test_a_rank_beside_rank_0_sees_the_lock_too_where_no_launcher_ends_it(path, process, monkeypatch, capsys):
+    held_by(path, replace(HERE, pid=process.pid, started=started_of(process.pid), token="theirs"))
+    for name in ("TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(LaunchError, match="is in use by another run"):
+        RunDirectory(path.parent).check("never", {})
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # torchrun ends it when rank 0 refuses
+    RunDirectory(path.parent).check("never", {})

@@ -88,3 +88,12 @@ def test_how_far_a_run_is_comes_from_its_directory(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "latest").write_text("step-00000040\n")
     assert look(tmp_path).step == 40
+
+
+def test_a_run_that_went_back_and_came_further_has_moved_and_says_where_it_is():
+    before = Progress(1000, {}, latest=1000)
+    now = Progress(700, left(700, FAILED).status, latest=500)  # went back to 500, and was lost at 700
+    code, reason = judge(before, now, FAILED, JOB, 0, 20)
+    assert (code, reason.partition(":")[0]) == (REQUEUE, "failed at step 700")
+    again = Progress(700, left(700, FAILED, restarts=1).status, latest=500)  # from 500 to 700 once more
+    assert judge(now, again, FAILED, JOB, 1, 20)[0] == FAILED

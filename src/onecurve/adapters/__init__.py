@@ -5,13 +5,36 @@ PEFT is imported only where a recipe asks for a method.
 
 from typing import TYPE_CHECKING
 
-from onecurve.config import PeftSection
+from onecurve.adapters.folder import Continued, is_adapter
+from onecurve.config import PeftSection, Recipe
+from onecurve.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-__all__ = ["add_adapter", "check_adapter", "virtual_tokens"]
+__all__ = ["add_adapter", "check_adapter", "continued_by", "virtual_tokens"]
+
+
+def continued_by(recipe: Recipe) -> Continued | None:
+    """Return the adapter that a run trains further: the one that lies at model.path; None where none does.
+
+    Raises:
+        ConfigError: The recipe has no `peft` section, or one of another method or other settings.
+    """
+    path, section = recipe.model.path, recipe.peft
+    if recipe.model.init == "random" or not is_adapter(path):
+        return None
+    found = Continued.read(path)
+    if section is None:
+        raise ConfigError(
+            f"{path!r} is a PEFT adapter ({found.method}), and without a peft section every weight is trained.",
+            where="model.path",
+            fix=f"Set peft.method to {found.method} to train the adapter further, or merge it into its base: "
+            f"onecurve checkpoint convert {path} FOLDER --merge",
+        )
+    found.check(section.method.lower().replace("-", "_"), section.extras)
+    return found
 
 
 def virtual_tokens(section: PeftSection | None) -> int:
@@ -38,6 +61,7 @@ def add_adapter(
     task_type: str | None,
     new_modules: list[str],
     revision: str | None = None,
+    continued: Continued | None = None,
 ) -> "nn.Module":
     """Freeze a model and add what the recipe's PEFT method trains, drawn from torch's global generator.
 
@@ -47,6 +71,7 @@ def add_adapter(
         task_type: PEFT's name for the kind of model, such as SEQ_CLS or CAUSAL_LM.
         new_modules: Names of modules whose weights no checkpoint held (a new head): trained and saved in any case.
         revision: Of the hub's repository that the base came from: saved with the adapter.
+        continued: The adapter to train further: gives the settings of the method. Its values are `saved_values`.
 
     Returns:
         The model itself without a section, else a `PeftModel` whose trained parameters are float32.
@@ -55,4 +80,4 @@ def add_adapter(
         return model
     from onecurve.adapters.attach import attach
 
-    return attach(model, section, task_type, new_modules, revision)
+    return attach(model, section, task_type, new_modules, revision, continued)

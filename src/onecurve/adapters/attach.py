@@ -9,7 +9,9 @@ from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers import PreTrainedModel
 
+from onecurve.adapters.continued import check_targets, continued_config
 from onecurve.adapters.fields import build_config
+from onecurve.adapters.folder import Continued
 from onecurve.adapters.trained_dtype import train_in_float32
 from onecurve.config import PeftSection
 from onecurve.errors import ConfigError
@@ -27,9 +29,10 @@ def attach(
     task_type: str | None,
     new_modules: list[str],
     revision: str | None,
+    continued: Continued | None,
 ) -> nn.Module:
     """Do what `add_adapter` says with a section that is there."""
-    config = build_config(section, task_type)
+    config = _config(model, section, task_type, continued)
     method = str(config.peft_type.value)  # type: ignore[union-attr]
     if config.is_prompt_learning:
         _check_prompt(model, config, method)
@@ -45,6 +48,18 @@ def attach(
     train_in_float32(adapted)
     _check_trained(adapted, model, method, new_modules)
     return adapted
+
+
+def _config(
+    model: PreTrainedModel, section: PeftSection, task_type: str | None, continued: Continued | None
+) -> PeftConfig:
+    config = build_config(section, task_type)
+    if continued is None:
+        return config
+    own = continued_config(continued, task_type)
+    if section.extras.get("target_modules") == "all-linear":
+        check_targets(own, config, model, continued.folder)
+    return own
 
 
 def _misfit(method: str, model: PreTrainedModel, reason: str) -> ConfigError:

@@ -24,19 +24,27 @@ def differences(folder: Path, model: Any, values: dict[str, Tensor]) -> str:
         values: Trained parameters and adapter buffers by all their names, whole, in host memory; what modules share is
             one tensor.
     """
-    from peft import load_peft_weights, set_peft_model_state_dict
+    from peft import load_peft_weights
 
-    reader: Any = _Reader(model)
     try:
-        set_peft_model_state_dict(reader, load_peft_weights(str(folder), device="cpu"))
+        given = given_by(model, load_peft_weights(str(folder), device="cpu"))
     except (KeyError, ValueError, RuntimeError) as error:
         return f"PEFT cannot load it: {str(error).strip().splitlines()[0].rstrip('.')}."
     different = [
         names[0]
         for names in _stored_alike(model, values)
-        if not any(_same(reader.given.get(name), values[name]) for name in names)
+        if not any(_same(given.get(name), values[name]) for name in names)
     ]
     return f"Not in the folder, or with other values: {', '.join(different)}." if different else ""
+
+
+def given_by(model: Any, stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return what PEFT would put into a model from an adapter's file, by the model's own names."""
+    from peft import set_peft_model_state_dict
+
+    reader: Any = _Reader(model)
+    set_peft_model_state_dict(reader, stored)
+    return dict(reader.given)
 
 
 class _Reader:

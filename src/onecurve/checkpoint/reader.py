@@ -12,7 +12,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from onecurve.checkpoint.folders import BAD, STATE, clear_leftovers, folder_name, set_aside, step_of, steps
+from onecurve.checkpoint.folders import (
+    BAD,
+    STATE,
+    clear_leftovers,
+    folder_name,
+    point_to_newest,
+    set_aside,
+    step_of,
+    steps,
+)
 from onecurve.checkpoint.manifest import Damaged, Manifest
 from onecurve.checkpoint.manifest import read_manifest as _read_manifest
 from onecurve.checkpoint.peers import Peers, on_first_rank
@@ -69,6 +78,7 @@ def find(root: Path, peers: Peers, say: Callable[[str], None] = warnings.warn) -
         aside = on_first_rank(peers, partial(set_aside, root / bad, BAD))
         tell(f"{root / bad} is not used, and is now {aside}: {reason}.")
     if refused:
+        on_first_rank(peers, partial(point_to_newest, root))
         tell(f"{root / name} is used instead.")
     return Found(root / name, step_of(name) or 0, refused, list(removed))
 

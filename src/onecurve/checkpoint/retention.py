@@ -29,14 +29,15 @@ class Retention:
         kept = {newest, *ordered[-max(1, self.last) :]}
         if self.best and best_step is not None:
             kept.add(best_step)
-        return [step for step in ordered if step not in kept and not self._forever(step)]
+        return [step for step in ordered if step not in kept and not self.forever(step)]
 
     def most(self, steps: Sequence[int]) -> int:
         """Count the checkpoints that can lie on disk between two saves, in a run that saves at `steps`."""
-        forever = sum(map(self._forever, steps))
+        forever = sum(map(self.forever, steps))
         return min(len(steps), max(1, self.last) + forever + int(self.best))
 
-    def _forever(self, step: int) -> bool:
+    def forever(self, step: int) -> bool:
+        """Whether the checkpoint of a step is never deleted."""
         return step in self.also or (self.every > 0 and step % self.every == 0)
 
 
@@ -50,7 +51,8 @@ def forecast(
         keep: Checkpoints kept at once (`Retention.most`).
         free: Bytes free now.
         final_model: Bytes of the model written at the end.
-        present: Bytes of this run's checkpoints that are on the disk already and will be deleted in time.
+        present: Bytes of this run's checkpoints that are on the disk already and will be deleted in time; not of those
+            that stay for ever, which `keep` does not count either.
         one_more: Whether more are written than are kept: the next is complete before the oldest goes.
     """
     needed = (keep + one_more) * bytes_per_checkpoint + final_model

@@ -11,6 +11,7 @@ from onecurve.checkpoint.peers import Peers, on_first_rank
 from onecurve.checkpoint.reader import find, read_state
 from onecurve.checkpoint.verification import check
 from onecurve.errors import ConfigError, UserError
+from onecurve.machine.latest import LATEST, follow
 from onecurve.ranks.launcher import launched_by, starts_again
 
 
@@ -49,16 +50,17 @@ def choose_start(resume: str, root: Path, peers: Peers, say: Callable[[str], Non
         remark = "this launch was restarted, so train.resume never does not apply: resuming the run that it began"
         ours = _go_on(root, peers, say, lambda began: starts_again(began.get("by") or {}), remark)
         return ours or _anew(peers)
-    named = on_first_rank(peers, lambda: _identity(Path(resume)))
+    folder = Path(on_first_rank(peers, lambda: str(follow(Path(resume)))))
+    named = on_first_rank(peers, lambda: _identity(folder) | {"asked": resume})
     remark = f"the run began from {resume} and resumes; to start from there again, choose another output_dir"
     ours = _go_on(root, peers, say, lambda began: _is_same(began.get("from"), named), remark)
     if ours is not None:
         return ours
     if not named["manifest"]:
         raise ConfigError(f"{resume!r} is not a complete checkpoint.", where="train.resume")
-    if problems := check(Path(resume), peers):
+    if problems := check(folder, peers):
         raise ConfigError(f"{resume!r} is damaged: {'; '.join(problems)}.", where="train.resume")
-    return Start(Path(resume), {**_anew(peers).began, "from": named})
+    return Start(folder, {**_anew(peers).began, "from": named})
 
 
 def _anew(peers: Peers) -> Start:
@@ -96,5 +98,9 @@ def _identity(folder: Path) -> dict[str, str]:
 
 
 def _is_same(began: dict[str, str] | None, named: dict[str, str]) -> bool:
+    if began is None:
+        return False
+    if Path(named["asked"]).name == LATEST and began.get("asked") == named["asked"]:
+        return True  # whatever it names by now
     key = "manifest" if named["manifest"] else "path"
-    return began is not None and began[key] == named[key]
+    return began[key] == named[key]

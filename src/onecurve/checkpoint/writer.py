@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -13,11 +14,12 @@ from typing import Any, Literal, TypeVar
 
 from onecurve.checkpoint.folders import (
     INCOMPLETE,
-    LATEST,
     MANIFEST,
     REPLACED,
     STATE,
+    clear,
     folder_name,
+    overtaken,
     remove,
     steps,
     sync_folder,
@@ -29,6 +31,7 @@ from onecurve.checkpoint.staging import Staging
 from onecurve.checkpoint.tensors import Piece
 from onecurve.errors import TrainingError
 from onecurve.machine.atomic_write import write_atomically
+from onecurve.machine.latest import LATEST
 
 T = TypeVar("T")
 
@@ -138,6 +141,11 @@ class Writer:
         self._settle()
         return self._drain()
 
+    def let_finish(self, seconds: float) -> None:
+        """Wait for the save under way, whatever becomes of it: the run has failed, and ends after this."""
+        if self.under_way is not None:
+            wait_for([self.under_way], timeout=seconds)
+
     def finished(self) -> list[SaveReport]:
         """Return, without waiting, the reports not returned before, but for a failure that is still to be raised.
 
@@ -233,7 +241,7 @@ class Writer:
         final = self.root / folder_name(step)
         if final.exists():
             replaced = final.with_name(final.name + REPLACED)
-            shutil.rmtree(replaced, ignore_errors=True)
+            clear(replaced)
             os.rename(final, replaced)
             self.phase("moved-away")
         os.rename(work, final)
@@ -244,9 +252,11 @@ class Writer:
         name = folder_name(step)
         write_atomically(self.root / LATEST, name + "\n")
         self.phase("latest")
-        shutil.rmtree(self.root / (name + REPLACED), ignore_errors=True)
+        clear(self.root / (name + REPLACED))
         # By number and only after a commit: the newest complete one, and the one resumed from, are never the victim
         complete = [other for other in steps(self.root) if (self.root / folder_name(other) / MANIFEST).is_file()]
         for doomed in self.keep.doomed(complete, step, best_step):
             remove(self.root / folder_name(doomed))
+        for abandoned in overtaken(self.root, step):
+            clear(abandoned)
         self.phase("thinned")

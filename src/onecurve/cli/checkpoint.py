@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onecurve.errors import ConfigError
+from onecurve.machine.latest import follow
 from onecurve.machine.log_noise import hush_transformers
 
 
@@ -70,7 +71,7 @@ def _list(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     from onecurve.checkpoint import verify
 
-    path = Path(arguments.path)
+    path = follow(Path(arguments.path))
     bad = False
     for folder in [path] if _is_one(path) else _checkpoints(_root(path)):
         problems = verify(folder)
@@ -114,7 +115,7 @@ def _differences(a: Path, b: Path) -> Iterator[str]:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    source, target = _source(Path(arguments.source)), Path(arguments.target)
+    source, target = _source(follow(Path(arguments.source))), Path(arguments.target)
     ours = _is_ours(source)
     _check_convert(arguments, source, ours)
     hush_transformers()
@@ -141,10 +142,12 @@ def _check_convert(arguments: argparse.Namespace, source: Path, ours: bool) -> N
     if not source.is_dir():
         raise ConfigError(f"no such folder: {str(source)!r}.")
     adapter = (source / "adapter_config.json").is_file()
+    if not ours and (source / "status.json").is_file():
+        raise ConfigError(f"the run {str(source)!r} has no checkpoint and no model/ yet: it has saved nothing.")
     if adapter and not arguments.merge:
         raise ConfigError(
             f"{str(source)!r} is a PEFT adapter, which is a plain folder already.",
-            fix="To start a run from it, merge it into its base: --merge.",
+            fix="A run trains it further with model.path and peft.method. As a whole model: --merge.",
         )
     if arguments.merge and not adapter and not ours:
         raise ConfigError(f"{str(source)!r} is not an adapter: there is nothing to merge.", fix="Leave out --merge.")
@@ -172,6 +175,7 @@ def _checkpoints(root: Path) -> list[Path]:
 
 
 def _one(path: Path) -> Path:
+    path = follow(path)
     if _is_one(path):
         return path
     if checkpoints := _checkpoints(_root(path)):

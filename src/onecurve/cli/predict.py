@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    parser.add_argument("model", help="a run's model/ folder")
+    parser.add_argument("model", help="a run's directory, its model/ folder, or a PEFT adapter")
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="what to ask about")
     parser.add_argument("--text", action="append", default=[], help="a text to ask about; may be given several times")
     parser.add_argument(

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onecurve.adapters.folder import base_of, described_in
 from onecurve.config import ModelSection
 from onecurve.conversion.merging import merged
 from onecurve.conversion.target import Wanted, card, name_labels
 from onecurve.conversion.weights import read_weights
 from onecurve.errors import ConfigError
-from onecurve.export.adapter_folder import base_of, described_in
 from onecurve.export.model_folder import save_alone
 from onecurve.model.generation import read_generation_config
 from onecurve.model.reading import load_config, load_tokenizer

@@ -11,6 +11,7 @@ import numpy as np
 
 from onecurve.config import Recipe
 from onecurve.data.micro_batches import Cut
+from onecurve.data.position import Position
 from onecurve.errors import ConfigError
 from onecurve.seeds import stream_key
 
@@ -81,6 +82,8 @@ class BatchPlan:
     shuffle: bool = True
     cut: Cut | None = None
     """How a step is cut; None: in plan order."""
+    start: Position = field(default_factory=Position)
+    """Where the plan begins. Steps before it are not the plan's: they may have had another size or other data."""
 
     @property
     def num_examples(self) -> int:
@@ -98,8 +101,51 @@ class BatchPlan:
         return self.num_examples % self.global_batch_size
 
     def num_steps(self, epochs: float) -> int:
-        """Steps that so many epochs take."""
-        return max(1, ceil(epochs * self.steps_per_epoch))
+        """Steps that a run of so many epochs takes, those before `start` included."""
+        last_epoch, within = divmod(ceil(epochs * self.steps_per_epoch), self.steps_per_epoch)
+        if last_epoch > self.start.epoch:
+            left = self._steps_left + (last_epoch - self.start.epoch - 1) * self.steps_per_epoch + within
+        elif last_epoch == self.start.epoch:
+            left = ceil(max(0, within * self.global_batch_size - self.start.offset) / self.global_batch_size)
+        else:
+            left = 0
+        return max(1, self.start.step + left)
+
+    @property
+    def _steps_left(self) -> int:
+        """Steps of the pass that `start` lies in."""
+        return ceil((self.num_examples - self.start.offset) / self.global_batch_size)
+
+    def started_at(self, position: Position, epochs: float | None) -> "BatchPlan":
+        """Return the plan of the rest of a run of so many epochs; None: of `max_steps`."""
+        rest = replace(self, start=position)
+        return replace(rest, max_steps=rest.num_steps(epochs)) if epochs else rest
+
+    def position(self, number: int) -> Position:
+        """Return where the run is after step `number`."""
+        if number == self.start.step:
+            return self.start
+        epoch, first, before = self._place(number)
+        end = min(first + self.global_batch_size, self.num_examples)
+        done = end == self.num_examples
+        return Position(
+            number, before + end - first, epoch + done, 0 if done else end, None if done else self._seed(epoch)
+        )
+
+    def _place(self, number: int) -> tuple[int, int, int]:
+        """Return the epoch of step `number`, its first example in that pass, and the examples seen before it."""
+        assert number > self.start.step, (number, self.start)
+        index, epoch = number - 1 - self.start.step, self.start.epoch
+        first = self.start.offset + index * self.global_batch_size
+        if index >= self._steps_left:
+            passes, within = divmod(index - self._steps_left, self.steps_per_epoch)
+            epoch, first = epoch + 1 + passes, within * self.global_batch_size
+        before = self.start.samples - self.start.offset + (epoch - self.start.epoch) * self.num_examples + first
+        return epoch, first, before
+
+    def _seed(self, epoch: int) -> int:
+        earlier = self.start.seed if epoch == self.start.epoch else None
+        return self.seed if earlier is None else earlier
 
     def most_passes(self, world_size: int) -> int:
         """Passes each rank makes in a full step; where tokens are counted, at most."""
@@ -116,24 +162,22 @@ class BatchPlan:
 
     def step(self, number: int) -> Step:
         """Return step `number` (1-based)."""
-        assert number >= 1, number
-        epoch, within = divmod(number - 1, self.steps_per_epoch)
-        start = within * self.global_batch_size
-        ids = self._ids(epoch, start, min(start + self.global_batch_size, self.num_examples))
+        epoch, first, before = self._place(number)
+        ids = self._ids(epoch, first, min(first + self.global_batch_size, self.num_examples))
         size = self.micro_batch_size
         return Step(
             number=number,
             sample_ids=ids,
             micro_batches=self.cut(ids, size) if self.cut else [ids[i : i + size] for i in range(0, len(ids), size)],
             num_items=self.num_items[ids].sum(0).tolist(),
-            samples_before=epoch * self.num_examples + start,
+            samples_before=before,
             following=partial(self.after, number),
         )
 
     def _ids(self, epoch: int, start: int, stop: int) -> np.ndarray:
         if not self.shuffle:
             return np.arange(start, stop)
-        return _shuffled(self.num_examples, stream_key(self.seed, "order", epoch))[start:stop].astype(np.int64)
+        return _shuffled(self.num_examples, stream_key(self._seed(epoch), "order", epoch))[start:stop].astype(np.int64)
 
 
 def plan_run(splits: "Sequence[Split]", recipe: Recipe) -> BatchPlan:

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-BASE = "base"
-"""The folder in an adapter's folder that stands for its base."""
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""What transformers loads: the first there is."""
+from onecurve.adapters.folder import BASE, WEIGHTS
+
 _MAGNITUDE = ".lora_magnitude_vector"
 
 
@@ -92,7 +90,7 @@ def _describe(folder: Path, model: Any) -> None:
 
 def _weight_files(name: str, revision: str | None) -> list[Path]:
     """Find the files that transformers loaded the base from; none where it has other ones, or none at all."""
-    for kind in _WEIGHTS:
+    for kind in WEIGHTS:
         found = _find(name, kind, revision)
         if found is None:
             continue
@@ -145,20 +143,3 @@ def _differs(name: str, model: Any) -> bool:
     except OSError:
         generation = GenerationConfig.from_model_config(own)
     return bool(generation.eos_token_id != model.generation_config.eos_token_id)
-
-
-def described_in(folder: Path) -> Path:
-    """Return the folder with the config of a model folder: an adapter's `base/`, or the folder itself."""
-    own = folder / BASE
-    return own if (own / "config.json").is_file() else folder
-
-
-def base_of(folder: Path, peft_config: Any) -> str:
-    """Return what an adapter's base is loaded from: the folder's `base/` while its links hold, else the base itself."""
-    name = str(peft_config.base_model_name_or_path)
-    for link in (folder / BASE / file for file in _WEIGHTS):
-        if link.exists():
-            return str(folder / BASE)
-        if link.is_symlink() and Path(name).name == BASE:
-            return str(link.readlink().parent)
-    return name

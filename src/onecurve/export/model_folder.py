@@ -95,6 +95,8 @@ def _save(
 ) -> str:
     """Write, read back, and return what went wrong: empty when nothing did."""
     return_memory()  # the weights are read back beside the model
+    if folder.is_symlink():  # to a place on another disk: written there, and the link stays
+        folder = folder.resolve()
     adapter = hasattr(strategy.unwrapped(), "peft_config")
     values = _gather(strategy, accelerator, adapter)
     unfinished = folder.with_name(folder.name + ".incomplete")

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from onecurve.export.adapter_folder import BASE, Base
+from onecurve.adapters.folder import BASE
+from onecurve.export.adapter_folder import Base
 
 _PIPELINES = {
     "AutoModelForSequenceClassification": "text-classification",

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -207,6 +208,8 @@ def _error(work: Callable[[], None]) -> str:
         work()
     except OSError as error:
         return f"{error.strerror} ({error.filename})"
+    except SafetensorError as error:  # what it makes of a full disk
+        return str(error)
     return ""
 
 

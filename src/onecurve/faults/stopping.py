@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from math import inf
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from onecurve.config import TrainSection
+from onecurve.resume import Checkpoints
 from onecurve.run.directory import RunDirectory
 from onecurve.run.lifecycle import EX_TEMPFAIL, SIGNALS, Asked
 
@@ -33,38 +35,40 @@ class Stopping:
     Args:
         section: The recipe's `train`.
         directory: Where the files SAVE and STOP are looked for.
-        max_steps: Of the whole run.
+        checkpoints: Tell how long a save takes and, once resumed, which step is the last.
         accelerator: The other ranks.
     """
 
     def __init__(
-        self, section: TrainSection, directory: RunDirectory, max_steps: int, accelerator: Accelerator
+        self, section: TrainSection, directory: RunDirectory, checkpoints: Checkpoints, accelerator: Accelerator
     ) -> None:
-        self.stop_after = section.stop_after if section.stop_after != max_steps else None
+        self.stop_after, self.checkpoints = section.stop_after, checkpoints
         self.directory, self.accelerator = directory.path, accelerator
         self.seen: set[str] = set()
         self.deadline = _deadline(section.time_limit.total_seconds() if section.time_limit else None)
         self.border = time.monotonic()
-        self.longest = 0.0
-        """Seconds from one step boundary to the next: a step, and the evaluation and save that may follow it."""
+        self.made, self.longest = 0, 0.0
+        """Steps of this launch, and the seconds of the longest: from one step boundary to the next, with the evaluation
+        and save that may follow a step. The first, which compiles and warms up, counts only until there is another."""
         self.looked = 0.0
+        self.told: set[str] = set()
+        """Files that could not be removed, and of which that was said."""
         for name in SIGNALS:
             signal.signal(getattr(signal, name), self._hear)
 
     def behind(self, step: int) -> Asked:
-        """The requests that a launch resumed after `step` received before it began."""
+        """The requests that a launch resumed after `step` received before it began; its first step begins now."""
+        self.border = time.monotonic()  # not when this was made: reading a large checkpoint is no step
+        if self.stop_after == self.checkpoints.plan.max_steps:
+            self.stop_after = None
         return Asked(stop=_STOP_AFTER) if self.stop_after and step >= self.stop_after else Asked()
 
-    def asked(self, step: int, save_seconds: float) -> Asked:
-        """Agree, after a step, on the requests that any rank received since the last step; every rank calls it.
-
-        Args:
-            step: The step just made.
-            save_seconds: How long a checkpoint takes from its start until it is complete on the disk.
-        """
+    def asked(self, step: int) -> Asked:
+        """Agree, after `step`, on the requests that any rank received since the last one; every rank calls it."""
         now = time.monotonic()
-        self.longest, self.border = max(self.longest, now - self.border), now
-        if self.deadline - now < self.longest + 2 * save_seconds + _SECONDS_TO_LEAVE:
+        spent, self.border, self.made = now - self.border, now, self.made + 1
+        self.longest = spent if self.made <= 2 else max(self.longest, spent)
+        if self.deadline - now < self.longest + 2 * self.checkpoints.seconds + _SECONDS_TO_LEAVE:
             self.seen.add(TIME)
         if self.accelerator.is_main_process:
             self._look(now)
@@ -94,8 +98,18 @@ class Stopping:
             try:
                 (self.directory / name).unlink()
             except FileNotFoundError:
-                continue
-            self.seen.add(name)
+                self.told.discard(name)
+            except OSError as error:  # not a file, another user's, or a network disk's bad moment
+                self._tell_once(name, error)
+            else:
+                self.told.discard(name)
+                self.seen.add(name)
+
+    def _tell_once(self, name: str, error: OSError) -> None:
+        if name not in self.told:
+            self.told.add(name)
+            told = f"train.py: {self.directory / name} cannot be removed, so it is ignored: {error.strerror}"
+            print(told, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _deadline(time_limit: float | None) -> float:

@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from threading import Event, Thread
 from time import monotonic, sleep
+from typing import Any
 from uuid import uuid4
 
 from onecurve.errors import LaunchError, TrainingError
@@ -67,12 +68,14 @@ class RunLock:
         path: The file.
         renewed_every: Seconds between two renewals.
         gone_after: Seconds without a renewal after which an owner on another machine is gone.
+        quiet: Whether to wait for such an owner without saying so.
     """
 
     path: Path
     renewed_every: float = 10.0
     gone_after: float = 60.0
     us: Owner = field(default_factory=ourselves)
+    quiet: bool = False
     _watched: tuple[str, int] | None = None
     """The lock, as it was last seen to be a dead run's."""
     _released: Event = field(default_factory=Event)
@@ -158,12 +161,12 @@ class RunLock:
         The file is opened anew each time: network file systems ask their server then, and not before.
         """
         try:
-            with open(self.path, encoding="utf-8") as file:
+            with open(self.path, encoding="utf-8", errors="replace") as file:
                 renewed, text = os.fstat(file.fileno()).st_mtime_ns, file.read()
         except FileNotFoundError:
             return None
         try:
-            return replace(Owner(), **json.loads(text)), renewed
+            return _owner(json.loads(text)), renewed
         except (ValueError, TypeError):  # cut short by a crash, or another version's
             return Owner(), renewed
 
@@ -176,7 +179,8 @@ class RunLock:
 
     def _falls_silent(self, owner: Owner, renewed: int) -> bool:
         told = f"{self.path.parent} was last used by {owner}; waiting up to {self.gone_after:.0f} s for a renewal"
-        print(f"train.py: {told}", file=sys.stderr, flush=True)  # noqa: T201
+        if not self.quiet:
+            print(f"train.py: {told}", file=sys.stderr, flush=True)  # noqa: T201
         until = monotonic() + self.gone_after
         while monotonic() < until:
             sleep(min(_POLL_SECONDS, self.renewed_every))
@@ -226,6 +230,19 @@ class RunLock:
                     os.utime(self.path)
 
 
+def _owner(values: Any) -> Owner:
+    """Check what a lock's file says: its token becomes part of a file's name.
+
+    Raises:
+        TypeError: It is not what a run writes.
+    """
+    owner = replace(Owner(), **values)
+    kinds = {key: type(value) for key, value in asdict(Owner()).items()}
+    if any(type(value) is not kinds[key] for key, value in asdict(owner).items()) or "/" in owner.token:
+        raise TypeError("not a lock of a run")
+    return owner
+
+
 def _machine() -> str:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -240,8 +257,8 @@ def is_running(owner: Owner) -> bool:
         os.kill(owner.pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's
-        return True
+    except PermissionError:  # another user's: perhaps a later process with that number
+        pass
     state, started = _process_state(owner.pid)
     return not state or (state not in "ZX" and started == owner.started)
 

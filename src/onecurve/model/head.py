@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
+from onecurve.adapters.folder import Continued
 from onecurve.content.labels import are_placeholders, head_rows, model_labels
+from onecurve.errors import ConfigError
 from onecurve.model.pretrained import Fit
 from onecurve.tasks.base import Survey
 
@@ -34,6 +36,22 @@ class HeadRows:
     def are_in_order(self) -> bool:
         """Whether rows can stay as they are loaded."""
         return self.rows == list(range(len(self.labels)))
+
+    def check_continued(self, continued: Continued | None, in_given_order: bool) -> None:
+        """Check that the head of an adapter, which is trained further as it is, has a row for each label, in order.
+
+        Raises:
+            ConfigError: It has not, or nothing tells.
+        """
+        unnamed = are_placeholders(self.known)
+        if continued and self.labels and not self.are_in_order and not (unnamed and in_given_order):
+            known = "(unnamed)" if unnamed else shown(self.known)
+            raise ConfigError(
+                f"the adapter {str(continued.folder)!r} is for the labels {known}, and this run's are "
+                f"{shown(self.labels)}.",
+                where="model.path",
+                fix="Name them in the order of the adapter's rows in task.labels, or merge the adapter into its base.",
+            )
 
     def remark(self) -> str:
         """Say what becomes of a head that the checkpoint has, and how to keep one that is drawn anew."""

@@ -3,6 +3,7 @@
 from hashlib import blake2b
 from pathlib import Path
 
+from onecurve.adapters.folder import Continued, is_adapter
 from onecurve.config import ModelSection
 
 _SUFFIXES = (".safetensors", ".bin")
@@ -21,6 +22,10 @@ def weights_identity(section: ModelSection) -> str:
     if section.init == "random":
         return ""
     digest = blake2b(digest_size=16)
+    if is_adapter(section.path):  # of the base too, which need not be linked to
+        continued = Continued.read(section.path)
+        base = section.model_copy(update={"path": continued.base, "revision": continued.revision})
+        digest.update(weights_identity(base).encode())
     for path in sorted(path for path in _folder(section).iterdir() if path.suffix in _SUFFIXES):
         size = path.stat().st_size
         digest.update(f"{path.name}\x1f{size}\x1e".encode())

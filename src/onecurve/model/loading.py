@@ -12,13 +12,14 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from onecurve.adapters import add_adapter, check_adapter
-from onecurve.config import Recipe
+from onecurve.adapters import add_adapter, check_adapter, continued_by
+from onecurve.config import ModelSection, Recipe
 from onecurve.errors import ConfigError
 from onecurve.losses.chunked_head import chunk_logits
 from onecurve.machine.distributed import computes_natively, resolve_precision
 from onecurve.model.activations import keep_activations
 from onecurve.model.compilation import check_compilation, compile_layers
+from onecurve.model.continuing import base_section, continue_adapter
 from onecurve.model.drawing import draw, place, reorder
 from onecurve.model.float8 import check_float8, compute_in_float8
 from onecurve.model.head import HeadRows, settle_head
@@ -40,6 +41,7 @@ def check_model(recipe: Recipe) -> tuple[str, str]:
             precision that the device can only emulate or that lacks its package.
     """
     check_adapter(recipe.peft, quantized=bool(recipe.model.quantization))
+    continued_by(recipe)
     if recipe.model.quantization:
         require_bitsandbytes("model.quantization", recipe.model.quantization)
     rounds = recipe.peft is None and recipe.model.dtype == "bfloat16"
@@ -82,8 +84,9 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
     Raises:
         ConfigError: The weights cannot be read or are another model's, or the adapter does not fit.
     """
-    section = recipe.model
+    section, continued = base_section(recipe)
     head = HeadRows.find(config, survey)
+    head.check_continued(continued, survey.order == "recipe")
     config.update(task.model_config(survey))
     dtype = _dtype(recipe, precision)
     auto_model: Any = task.auto_model()
@@ -99,7 +102,7 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
                 start_stream(recipe.seed, "weights")
                 model = auto_model.from_config(config, **options)
         else:
-            model, fit = _load_pretrained(recipe, auto_model, config, options, head)
+            model, fit = _load_pretrained(section, recipe.seed, auto_model, config, options, head)
     except pickle.UnpicklingError:
         raise ConfigError(
             f"{section.path!r} has weights in a pickle with more than tensors, which could run any code: not loaded.",
@@ -124,7 +127,9 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
         task_type=task.peft_task_type,
         new_modules=fit.new_modules if fit else [],
         revision=section.revision,
+        continued=continued,
     )
+    continue_adapter(adapted, continued, fit)
     del model.enable_input_require_grads
     if recipe.train.logits == "chunked":
         chunk_logits(adapted)
@@ -134,9 +139,8 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
 
 
 def _load_pretrained(
-    recipe: Recipe, auto_model: Any, config: Any, options: dict[str, Any], head: HeadRows
+    section: ModelSection, seed: int, auto_model: Any, config: Any, options: dict[str, Any], head: HeadRows
 ) -> tuple[Any, Fit]:
-    section = recipe.model
     # A local folder by its full path: an adapter remembers where its base lies
     path = Path(section.path).expanduser()
     from_pretrained = partial(
@@ -162,7 +166,7 @@ def _load_pretrained(
         del model._weight_conversions
     if section.quantization:
         settle_quantized(model, fit.new_modules)
-    place(model, draw(fit.skeleton, fit.new, recipe.seed))
+    place(model, draw(fit.skeleton, fit.new, seed))
     model.head_remark = remark
     if axes:
         reorder(model, axes, head.rows or [])

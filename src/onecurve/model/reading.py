@@ -6,12 +6,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from onecurve.adapters.folder import Continued, described_in, is_adapter
 from onecurve.config import ModelSection
 from onecurve.content.labels import model_labels
 from onecurve.errors import ConfigError
 from onecurve.machine.hub import reachable
 
 _SET_TOKENIZER = "Check model.path and the network, or set model.tokenizer to the tokenizer's folder or hub name."
+_TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json")
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _CONVERT = (
     "A checkpoint of onecurve, Accelerate or DeepSpeed becomes a model folder with `onecurve checkpoint convert`."
 )
@@ -29,10 +32,24 @@ class Reading:
     """Positions that an adapter's virtual tokens take."""
 
     @cached_property
+    def source(self) -> ModelSection:
+        """The model section; of an adapter, where its config and its tokenizer lie: with it, else with its base."""
+        if self.section.init == "random" or not is_adapter(self.section.path):
+            return self.section
+        continued = Continued.read(self.section.path)
+        own, described = continued.folder, described_in(continued.folder)
+        tokenizer = own if any((own / name).is_file() for name in _TOKENIZERS + _PROCESSORS) else continued.base
+        found: dict[str, Any] = {"tokenizer": self.section.tokenizer or str(tokenizer)}
+        if (described / "config.json").is_file():
+            found["path"] = str(described)
+        else:
+            found |= {"path": continued.base, "revision": continued.revision}
+        return self.section.model_copy(update=found)
+
+    @cached_property
     def config(self) -> Any:
         """The model's transformers config, with the id that this tokenizer pads with."""
-        _refuse_adapter(self.section.path)
-        config = load_config(self.section)
+        config = load_config(self.source)
         set_padding(config, self.tokenizer, pretrained=self.section.init == "pretrained")
         if (vocab_size := _of_text(config).vocab_size) < len(self.tokenizer):
             raise ConfigError(
@@ -51,7 +68,7 @@ class Reading:
     def processor(self) -> Any:
         """What reads the rows: a tokenizer that is able to pad, or another processor."""
         kind: Any = self.auto_processor()
-        return load_tokenizer(self.section) if kind.__name__ == "AutoTokenizer" else load_processor(self.section, kind)
+        return load_tokenizer(self.source) if kind.__name__ == "AutoTokenizer" else load_processor(self.source, kind)
 
     @property
     def tokenizer(self) -> Any:
@@ -133,7 +150,7 @@ def load_tokenizer(section: ModelSection) -> Any:
 
     path = section.tokenizer or section.path
     key = "model.tokenizer" if section.tokenizer else "model.path"
-    _check_local(path, key, ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json"), _SET_TOKENIZER)
+    _check_local(path, key, _TOKENIZERS, _SET_TOKENIZER)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=section.revision or "main")
     except (OSError, ValueError, KeyError) as error:
@@ -161,7 +178,7 @@ def load_processor(section: ModelSection, kind: Any) -> Any:
     """
     path = section.tokenizer or section.path
     key = "model.tokenizer" if section.tokenizer else "model.path"
-    _check_local(path, key, ("preprocessor_config.json", "processor_config.json"), _SET_TOKENIZER)
+    _check_local(path, key, _PROCESSORS, _SET_TOKENIZER)
     try:
         return kind.from_pretrained(path, revision=section.revision or "main")
     except (OSError, ValueError, KeyError) as error:
@@ -195,16 +212,6 @@ def resolve_max_length(asked: int | None, tokenizer: Any, config: Any, reserved:
 def _of_text(config: Any) -> Any:
     """Return a config, or of a model that sees too its part for text."""
     return config if hasattr(config, "vocab_size") else config.get_text_config()
-
-
-def _refuse_adapter(path: str) -> None:
-    # transformers would only say that there are no weights
-    if (Path(path).expanduser() / "adapter_config.json").is_file():
-        raise ConfigError(
-            f"{path!r} is a PEFT adapter, but a run needs a whole model.",
-            where="model.path",
-            fix=f"Merge it into its base: onecurve checkpoint convert {path} FOLDER --merge",
-        )
 
 
 def _check_local(path: str, key: str, names: tuple[str, ...], fix: str) -> None:

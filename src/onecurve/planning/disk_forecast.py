@@ -10,8 +10,11 @@ from torch import nn
 
 from onecurve.adapters.buffers import adapter_buffers
 from onecurve.checkpoint import Retention, forecast
+from onecurve.checkpoint.folders import BAD, SUPERSEDED, folder_name
+from onecurve.checkpoint.folders import steps as stored_steps
 from onecurve.config import OptimSection, Recipe
 from onecurve.errors import LaunchError
+from onecurve.machine.memory import spelt
 from onecurve.optim import build_optimizer
 from onecurve.strategies.base import Strategy, is_left_out, is_trained
 
@@ -47,7 +50,9 @@ def _buffer_bytes(model: nn.Module) -> int:
     return sum(buffer.nbytes for _, buffer in adapter_buffers(model))
 
 
-def require_room(root: Path, num_bytes: int, final_model: int, keep: Retention, steps: list[int]) -> None:
+def require_room(
+    root: Path, num_bytes: int, final_model: int, keep: Retention, steps: list[int], after: int = 0
+) -> None:
     """Check that what a run will write fits on the disk.
 
     Args:
@@ -56,17 +61,36 @@ def require_room(root: Path, num_bytes: int, final_model: int, keep: Retention, 
         final_model: Bytes written at the end.
         keep: What stays of the checkpoints.
         steps: After which they are written.
+        after: The step that the run continues after: later checkpoints are set aside.
 
     Raises:
         LaunchError: It does not fit.
     """
     existing = next(folder for folder in (root, *root.absolute().parents) if folder.is_dir())
-    present = sum(file.stat().st_size for file in root.glob("step-*/*") if file.is_file())
+    deleted_in_time = [folder_name(step) for step in stored_steps(root) if step <= after and not keep.forever(step)]
+    present = sum(_folder_bytes(root / name) for name in deleted_in_time)
     free = shutil.disk_usage(existing).free
     kept = keep.most(steps)
     if short := forecast(num_bytes if steps else 0, kept, free, final_model, present, len(steps) > kept):
         raise LaunchError(
             f"There is not enough disk space for the run: {short}",
             where="output_dir",
-            fix="Free disk space, lower checkpoint.keep, choose another disk, or set checkpoint.every to null (none).",
+            fix=f"Free disk space, lower checkpoint.keep, choose another disk, or set checkpoint.every to null (none)."
+            f"{_set_aside(root)}",
         )
+
+
+def _folder_bytes(folder: Path) -> int:
+    files = folder.iterdir() if folder.is_dir() and not folder.is_symlink() else ()  # a link's are on another disk
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _set_aside(root: Path) -> str:
+    """Name the folders beside the checkpoints that no run needs any more."""
+    found = [
+        entry for entry in sorted(root.glob("step-*.*")) if any(suffix in entry.name for suffix in (BAD, SUPERSEDED))
+    ]
+    if not found:
+        return ""
+    names, size = ", ".join(entry.name for entry in found), spelt(sum(map(_folder_bytes, found)))
+    return f" {len(found)} folders set aside in {root} hold {size} and can be deleted: {names}."

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onecurve.adapters.folder import Continued, base_of, described_in, is_adapter
 from onecurve.config import ModelSection, TaskSection
 from onecurve.errors import ConfigError
-from onecurve.export.adapter_folder import base_of, described_in
 from onecurve.export.task_file import NAME, TaskFile, is_model_folder
 from onecurve.machine.distributed import computes_natively
 from onecurve.model.generation import read_generation_config
@@ -14,6 +14,8 @@ from onecurve.model.reading import Reading
 from onecurve.tasks import load_task, task_names
 from onecurve.tasks.base import Survey, Task
 
+_HEADS = (".classifier.weight", ".score.weight", ".classifier.out_proj.weight")
+"""The last layer of a classifier, as PEFT names it in its file."""
 _HALF = {"bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -56,12 +58,14 @@ def load_trained(folder: Path, task_name: str | None = None) -> Trained:
     """Load a model folder onto the accelerator where there is one, in the precision it is stored in.
 
     Args:
-        folder: A run's model/, or what `onecurve checkpoint convert` wrote.
+        folder: A run's model/, its directory, or what `onecurve checkpoint convert` wrote.
         task_name: The task to ask it for, where the folder has no task.json; where it has one, the same.
 
     Raises:
         ConfigError: No model folder, no task that is known or another one, or weights that cannot be read.
     """
+    if not is_model_folder(folder) and is_model_folder(folder / "model"):
+        folder /= "model"  # a run's directory
     if not is_model_folder(folder):
         raise ConfigError(f"{str(folder)!r} is not a model folder: it has no config.json and no adapter_config.json.")
     known = TaskFile.read(folder)
@@ -77,12 +81,8 @@ def load_trained(folder: Path, task_name: str | None = None) -> Trained:
 
 def _guess(folder: Path, task_name: str | None) -> TaskFile:
     """Find what a folder without task.json, such as a converted one, can be asked for."""
-    from transformers import AutoConfig
-
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"{str(folder)!r} has no {NAME}: it is an adapter that another tool wrote.")
-    config = AutoConfig.from_pretrained(folder)
-    names = [task_name] if task_name else [name for name in task_names() if loads_as(name, config)]
+    config, fitting = _read_adapter(folder) if is_adapter(folder) else _read_model(folder)
+    names = [task_name] if task_name else fitting
     if len(names) != 1:
         found = f"{' and '.join(names)} fit it" if names else "no task fits it"
         raise ConfigError(
@@ -97,6 +97,33 @@ def _guess(folder: Path, task_name: str | None) -> TaskFile:
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     length = limit if isinstance(limit, int) and limit > 0 else 2048
     return TaskFile(names[0], told, Survey(labels), {}, length)
+
+
+def _read_model(folder: Path) -> tuple[Any, list[str]]:
+    """Return a whole model's config, and the tasks whose kind of model it is."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    return config, [name for name in task_names() if loads_as(name, config)]
+
+
+def _read_adapter(folder: Path) -> tuple[Any, list[str]]:
+    """Return the config that an adapter needs, with as many labels as its head has, and the tasks for its kind."""
+    from safetensors import safe_open
+    from transformers import AutoConfig
+
+    adapter, described = Continued.read(str(folder)), described_in(folder)
+    own = (described / "config.json").is_file()
+    source, revision = (described, None) if own else (adapter.base, adapter.revision)
+    config = AutoConfig.from_pretrained(source, revision=revision or "main")
+    weights = folder / "adapter_model.safetensors"
+    if not own and weights.is_file():
+        with safe_open(weights, framework="pt") as stored:
+            rows = {stored.get_slice(key).get_shape()[0] for key in stored.keys() if key.endswith(_HEADS)}
+        if len(rows) == 1 and config.num_labels not in rows:
+            config.num_labels = rows.pop()
+    names = [name for name in task_names() if load_task(TaskSection(name=name)).peft_task_type == adapter.task_type]
+    return config, names if adapter.task_type else []
 
 
 def loads_as(name: str, config: Any) -> bool:

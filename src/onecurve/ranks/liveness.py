@@ -47,6 +47,11 @@ class Sign:
         """Whether it runs on this machine."""
         return bool(self.process.machine) and self.process.machine == ourselves().machine
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the process, which runs on this machine, is suspended."""
+        return _status(self.process.pid) == psutil.STATUS_STOPPED
+
     def __str__(self) -> str:
         return f"rank {self.rank} on {self.process.host} (process {self.process.pid})"
 
@@ -146,9 +151,12 @@ def _state(sign: Sign, alive: bool) -> str:
 
 def _process_state(sign: Sign) -> str:
     """The kernel's state of a process on this machine: stopped, disk-sleep, running, ..."""
-    if not sign.is_near:
-        return ""
+    status = _status(sign.process.pid) if sign.is_near else ""
+    return f" ({status})" if status else ""
+
+
+def _status(pid: int) -> str:
     try:
-        return f" ({psutil.Process(sign.process.pid).status()})"
+        return str(psutil.Process(pid).status())
     except psutil.Error:
         return ""

@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import signal
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -20,6 +21,12 @@ _PERIOD_SECONDS = 5.0
 _SECONDS_TO_SHOW = 2.0
 """Seconds for a heartbeat to reach the other ranks, on top of three periods."""
 _POLL_SECONDS = 0.2
+_ASK = signal.SIGRTMIN + 9
+"""The signal at which a rank writes its stacks from C code: in a rank that gives no sign, a thread may hold the
+interpreter lock. Only on request, not by a timer of its own as `faulthandler.dump_traceback_later`: after a suspension
+that would be due at once, and read the frames of threads that run again, which ends the process with signal 11."""
+_SECONDS_TO_WRITE = 0.5
+"""Seconds for these stacks to be written."""
 _BYTES_THAT_COUNT = 2**20
 """Bytes read or written between two checks that count as progress, as when one rank writes a large model."""
 
@@ -71,7 +78,8 @@ class Watch:
             self.signs.folder.mkdir(exist_ok=True)
             self.stacks = open(self.signs.stacks(self.rank), "w", encoding="utf-8")
         self._leave_sign()
-        self._arm()
+        if self.stacks is not None:
+            faulthandler.register(_ASK, file=self.stacks, all_threads=True)
         Thread(target=self._watch, name="watch over ranks", daemon=True).start()
 
     def stop(self) -> None:
@@ -105,7 +113,6 @@ class Watch:
         self._ending.acquire()
         with self._writing:
             self._stopped.set()
-            faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
         while not self._stopped.wait(self.period):
@@ -127,13 +134,6 @@ class Watch:
         gets_on = self.progress[0] != count or self.progress[1] - moved > _BYTES_THAT_COUNT
         self.silent = 0.0 if gets_on else self.silent + passed
         self._leave_sign()
-        self._arm()
-
-    def _arm(self) -> None:
-        """Have C code write the stacks if this thread never runs again: another may hold the interpreter lock."""
-        with self._writing:
-            if self.stacks is not None and not self._stopped.is_set():
-                faulthandler.dump_traceback_later(self.hang_timeout, file=self.stacks)
 
     def _dump(self) -> None:
         if self.stacks is not None:
@@ -155,6 +155,7 @@ class Watch:
         after = self._read()
         alive, culprits = answering(before, after), late(before, after)
         if not any(sign.rank in alive and sign.silent < self.hang_timeout for sign in culprits):
+            _ask_for_stacks(sign for sign in culprits if sign.rank not in alive)
             self._end(f"no progress for {self.silent:.0f} s (train.hang_timeout)", culprits, after, alive)
 
     def _end(
@@ -195,6 +196,16 @@ class Watch:
                 self.signs.leave(self._sign(ended))
 
 
+def _ask_for_stacks(silent: Iterable[Sign]) -> None:
+    """Have ranks on this machine that give no sign write where they are; not those that are stopped, and later run."""
+    asked = [sign.process.pid for sign in silent if sign.is_near and not sign.is_gone and not sign.is_stopped]
+    for pid in asked:
+        with suppress(OSError):
+            os.kill(pid, _ASK)
+    if asked:
+        sleep(_SECONDS_TO_WRITE)
+
+
 def _ranks_here(world_size: int) -> int:
     """Ranks that the launcher started on this machine; all ranks if it does not tell."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
@@ -215,4 +226,11 @@ def _collectives() -> int:
     from torch.distributed import distributed_c10d
 
     groups: list[Any] = list(distributed_c10d._world.pg_map)
-    return sum(group._get_sequence_number_for_group() for group in groups)
+    return sum(map(_sequence_number, groups))
+
+
+def _sequence_number(group: Any) -> int:
+    try:
+        return int(group._get_sequence_number_for_group())
+    except RuntimeError:  # a backend that does not count
+        return 0

@@ -13,7 +13,11 @@ from onecurve.config import curve_settings, read_yaml
 from onecurve.errors import ConfigError, LaunchError, NothingToDo, TrainingError
 from onecurve.machine.atomic_write import write_atomically
 from onecurve.machine.distributed import launched_rank
+from onecurve.machine.latest import follow
 from onecurve.machine.run_lock import RunLock
+
+LENGTH = ("train.epochs", "train.max_steps")
+"""The settings that may be raised on a finished run, which then goes on."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class RunDirectory:
     @cached_property
     def lock(self) -> RunLock:
         """The lock of the run that uses it."""
-        return RunLock(self.path / "lock")
+        return RunLock(self.path / "lock", quiet=launched_rank() > 0)
 
     @property
     def metrics(self) -> Path:
@@ -57,13 +61,15 @@ class RunDirectory:
             )  # Slurm has requeued the job that began it
         elif resume != "auto":
             goes_on = self._earlier().get("train", {}).get("resume") == resume  # it began from there, and goes on
-            if not goes_on and not os.path.isfile(Path(resume) / "manifest.json"):
+            if not goes_on and not os.path.isfile(follow(Path(resume)) / "manifest.json"):
                 raise ConfigError(f"{resume!r} is not a complete checkpoint.", where="train.resume")
         if goes_on and status.get("status") == "done":
             self._refuse_finished(status, resolved)
         try:
             self._check_writable()
-            if launched_rank() == 0:
+            # Where no agent ends them with rank 0, the others would wait for it in the rendezvous, deaf to signals. No
+            # rank of this launch can hold the lock by now: rank 0 takes it when all have joined the process group
+            if launched_rank() == 0 or "TORCHELASTIC_RUN_ID" not in os.environ:
                 self.lock.check()
         except OSError as error:
             raise self._unwritable(error) from None
@@ -74,11 +80,25 @@ class RunDirectory:
         differing = sorted(key for key in earlier.keys() | asked.keys() if earlier.get(key) != asked.get(key))
         if not differing:
             raise NothingToDo(f"{self.path} is finished, at step {status['step']}: nothing left to do.")
+        changed = {key: (earlier.get(key), asked.get(key)) for key in differing}
+        if _is_longer(changed, status["step"], resolved["train"]["allow_changes"]):
+            return self._check_extendable(differing)
         raise ConfigError(
             f"{str(self.path)!r} holds a finished run with another {', '.join(differing)}.",
             where="output_dir",
             fix="Choose another, or set train.resume to never to replace it.",
         )
+
+    def _check_extendable(self, differing: list[str]) -> None:
+        """Check that a finished run whose length was raised has a checkpoint to continue from."""
+        if not any(self.checkpoints.glob("step-*/manifest.json")):
+            raise ConfigError(
+                f"{str(self.path)!r} holds a finished run with another {', '.join(differing)}, and no checkpoint to "
+                "continue from.",
+                where="train.resume",
+                fix=f"Start a new run from its model, with a new optimizer and schedule: set model.path to {self.model}"
+                " and choose another output_dir. To be able to extend a run, leave checkpoint.every at a number.",
+            )
 
     def _earlier(self) -> dict[str, Any]:
         """The recipe of the latest run here; empty where there was none."""
@@ -205,3 +225,16 @@ class RunDirectory:
             return json.loads((self.path / "status.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
+
+
+def _is_longer(changed: dict[str, tuple[Any, Any]], done: int, allowed: list[str]) -> bool:
+    """Whether a recipe asks for more steps than the `done` ones of a finished run, and for nothing else that counts.
+
+    From max_steps to epochs only the data tell: that is left to the resume.
+    """
+    if not changed.keys() & set(LENGTH) or changed.keys() - {*LENGTH, *allowed}:
+        return False
+    epochs, steps = (changed.get(key, (None, None)) for key in LENGTH)
+    if steps[1] is not None:
+        return steps[1] > done
+    return epochs[1] is not None and (epochs[0] is None or epochs[1] > epochs[0])

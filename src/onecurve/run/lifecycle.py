@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from onecurve.config import manual
 from onecurve.errors import NothingToDo, TrainingError, UserError
@@ -25,6 +25,8 @@ from onecurve.ranks.lost_rank import is_loss
 from onecurve.ranks.watch import Watch
 from onecurve.run.directory import RunDirectory
 
+_SECONDS_TO_SAVE = 600
+"""Maximum seconds that a failed run waits for the save in progress."""
 _SECONDS_TO_SPEAK = 20
 """Seconds that other ranks wait for rank 0 to report a mistake that all of them found."""
 
@@ -50,6 +52,16 @@ class Asked:
     """What it then ends with: 0, or `EX_TEMPFAIL` where it was interrupted."""
 
 
+class Saves(Protocol):
+    """What a run's beginning and its end need of its checkpoints."""
+
+    def resume(self) -> int:
+        """Load the checkpoint to start from; return its step."""
+
+    def let_finish(self, seconds: float) -> None:
+        """Wait at most so long for the save in progress."""
+
+
 class Run:
     """The state of a run: its directory and its progress."""
 
@@ -64,6 +76,7 @@ class Run:
 
     lock: RunLock | None = None
     watch: Watch | None = None
+    saves: Saves | None = None
     holder = ""
     """The token of this run's lock, on every rank."""
 
@@ -72,10 +85,10 @@ class Run:
         directory: RunDirectory,
         config: str,
         hang_timeout: timedelta,
-        resume: Callable[[], int],
+        saves: Saves,
         behind: Callable[[int], Asked],
     ) -> None:
-        """Take the directory over and go on after the step `resume` returns, unless a stop already lies `behind` it.
+        """Take the directory over and go on after the step resumed from, unless a stop already lies `behind` it.
 
         The directory's status is now this run's to write, and from here on the ranks are watched.
         """
@@ -83,7 +96,8 @@ class Run:
             directory.take()
             self.lock = directory.lock
             shutil.rmtree(directory.ranks, ignore_errors=True)  # an earlier launch's; ours come after `resume`
-        self.step = resume()
+        self.saves = saves
+        self.step = saves.resume()
         self.asked = behind(self.step)
         if launched_rank() == 0:
             directory.open(config, self.step)
@@ -108,6 +122,11 @@ class Run:
             self.lock.release()
         os.write(2, f"train.py: {message}\n".encode())  # the loop's thread may hang in the middle of a print
         _hand_over(message)
+
+    def finish_save(self, lost: bool) -> None:
+        """Wait for the save in progress, for a while; not where a rank is `lost`, and with it its share."""
+        if self.saves is not None and not lost:
+            self.saves.let_finish(_SECONDS_TO_SAVE)
 
     def finish(self, status: str, exit_code: int, reason: str = "") -> None:
         """Write the final status and release the directory.
@@ -161,7 +180,9 @@ def execute(body: Callable[[list[str], Run], None], argv: list[str]) -> int:
 
 def _end(run: Run, error: BaseException) -> int:
     """Report how a run failed, and return the exit code."""
-    if told := run.explain(error) if run.explain else "":
+    told = run.explain(error) if run.explain else ""
+    run.finish_save(lost=not told and is_loss(error))
+    if told:
         run.give_up(told)
         if run.watch:
             run.watch.leave(told)

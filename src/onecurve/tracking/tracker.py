@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from onecurve.config import Recipe
+from onecurve.data.plan import BatchPlan
 from onecurve.run.directory import RunDirectory
 from onecurve.tracking.profile import Profile
 from onecurve.tracking.resumption import continuing
@@ -26,14 +27,14 @@ class Tracker:
         directory: RunDirectory,
         accelerator: Accelerator,
         recipe: Recipe,
-        max_steps: int,
+        plan: BatchPlan,
         run_id: str,
         resumed: dict[str, Any] | None,
     ) -> None:
         self.directory, self.accelerator = directory, accelerator
         self.main = accelerator.is_main_process
         self.resume = recipe.train.resume
-        self.max_steps, self.log_every = max_steps, recipe.tracking.log_every
+        self.max_steps, self.log_every = (max_steps := plan.max_steps), recipe.tracking.log_every
         self.print_every = max(1, max_steps // _PLAIN_LINES)
         self.terminal = sys.stderr.isatty()
         self.bar = tqdm(total=max_steps, unit="step", disable=not (self.main and self.terminal), dynamic_ncols=True)

@@ -99,11 +99,17 @@ class Run:
         self.watch.again = directory.again
         self.watch.start()
 
-    def give_up(self, message: str) -> None:
-        """Report that training failed; on any rank, since rank 0 may be the one that failed."""
+    def give_up(self, message: str, *, lost: bool = True) -> None:
+        """Report that training failed; on any rank, since rank 0 may be the one that failed.
+
+        Args:
+            message: Why, and what to do.
+            lost: Whether a rank was lost or hangs, rather than that training itself failed.
+        """
         if self.directory is not None and self.directory.lock.holder() == self.holder:  # else it is another run's now
             with suppress(TrainingError):  # it cannot be written: the message is for the terminal then
-                self.directory.set_status("failed", step=self.step, exit_code=TrainingError.exit_code, reason=message)
+                code = TrainingError.exit_code
+                self.directory.set_status("failed", step=self.step, exit_code=code, reason=message, lost=lost)
         if self.lock is not None:
             self.lock.release()
         os.write(2, f"train.py: {message}\n".encode())  # the loop's thread may hang in the middle of a print
@@ -162,7 +168,7 @@ def execute(body: Callable[[list[str], Run], None], argv: list[str]) -> int:
 def _end(run: Run, error: BaseException) -> int:
     """Report how a run failed, and return the exit code."""
     if told := run.explain(error) if run.explain else "":
-        run.give_up(told)
+        run.give_up(told, lost=False)
         if run.watch:
             run.watch.leave(told)
         return TrainingError.exit_code

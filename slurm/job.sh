@@ -9,7 +9,7 @@ refuse() {
 }
 
 [[ -n ${SLURM_JOB_ID:-} && -n ${SLURM_CPUS_ON_NODE:-} ]] ||
-  refuse "this is a batch script, also within salloc: submit it with sbatch."
+  refuse "submit this script with sbatch, also within salloc: sbatch slurm/SCRIPT.sbatch RECIPE.yaml"
 
 # A virtual environment or a conda prefix; without either, what was active at sbatch
 environment=${ONECURVE_VENV:-.venv}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from slurm.job import main, parse
+from slurm.rank import check_layout
 from slurm.scontrol import job_name
 from tests.launching import ROOT, write_recipe
 
@@ -60,7 +61,7 @@ def recipe(tmp_path):
 def test_outside_a_batch_job_a_script_says_to_submit_it(environment):
     done = bash("slurm/seeds.sbatch", "recipe.yaml", **environment)
     assert done.returncode == 2
-    assert "slurm: this is a batch script, also within salloc: submit it with sbatch" in done.stdout
+    assert "slurm: submit this script with sbatch, also within salloc" in done.stdout
     assert done.stderr == ""
 
 
@@ -151,6 +152,18 @@ def test_a_task_of_an_array_is_named_as_squeue_names_it(batch):
     assert job_name() == "7_0"
 
 
+@pytest.mark.parametrize(("given", "code"), [("2(x2)", 0), ("2", 0), ("3,1", 2), ("2(x2),1", 2), ("1(x4)", 2)])
+def test_ranks_that_srun_spread_in_another_way_do_not_start(monkeypatch, capsys, given, code):
+    """Seen with --ntasks=4 for two nodes, of which one had three CPUs: it ran three ranks."""
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    if code == 0:
+        return check_layout("2", given)
+    with pytest.raises(SystemExit) as ended:
+        check_layout("2", given)
+    assert ended.value.code == code
+    assert f"srun started {given} ranks on the nodes, but each must run 2." in capsys.readouterr().out
+
+
 def test_a_signal_while_a_rank_still_loads_waits_until_it_is_handled(tmp_path):
     """As srun starts it: a rank that a signal killed would look like one that crashed."""
     (tmp_path / "slurm").symlink_to(ROOT / "slurm")
@@ -164,7 +177,10 @@ def test_a_signal_while_a_rank_still_loads_waits_until_it_is_handled(tmp_path):
         "print(len(heard), os.environ.get('RANK'), os.environ.get('LOCAL_RANK'))\n"
     )
     inherited = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "MASTER_PORT")}
-    for world, rank in (({}, "None None"), ({"MASTER_PORT": "1"}, "5 1")):
+    for world, rank in (
+        ({}, "None None"),
+        ({"MASTER_PORT": "1", "LOCAL_WORLD_SIZE": "4", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, "5 1"),
+    ):
         slurm = {
             "SLURM_PROCID": "5",
             "SLURM_LOCALID": "1",

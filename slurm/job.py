@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -47,13 +48,10 @@ class Ranks:
         if self.pending:
             return STOPPED
         process = subprocess.Popen(command, env=environment)
-        while True:
-            try:
-                code = process.wait(_POLL_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._pass_on()
-                continue
-            return code if code >= 0 else 128 - code  # as a shell tells it
+        while (code := process.poll()) is None:
+            self._pass_on()
+            time.sleep(_POLL_SECONDS)
+        return code if code >= 0 else 128 - code  # as a shell tells it
 
     def _pass_on(self) -> None:
         """Send what is pending to every task of the job, but not to this script; as soon as Slurm knows the tasks."""

@@ -1,98 +1,153 @@
-"""What a batch script must know of its run: where it lies, how far it is, whether the job goes back to the queue."""
+"""Decides what becomes of a job whose ranks have ended: it ends, or it goes back to the queue."""
 
 import json
-import os
-import sys
-from dataclasses import asdict, dataclass
+import signal
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onecurve.config import load_recipe
-from onecurve.errors import UserError
-
-MISTAKE, FAILED, REQUEUE = 2, 3, 75
-MAX_RESTARTS = 20
+MISTAKE, FAILED, STOPPED = 2, 3, 75
+"""Exit codes of train.py."""
+NOT_STARTED = 100
+"""What srun is told to end with where it cannot start the ranks."""
+_KILLED = 128
+"""A shell adds a signal's number to it."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How a run stands, as its directory tells it."""
+    """How far a run is, as its directory tells."""
 
-    step: int
-    """The furthest that is told of."""
-    status: dict[str, Any]
+    status: dict[str, Any] = field(default_factory=dict)
     """What status.json says; its `job` and `restarts` say which launch wrote it."""
-    latest: int = 0
-    """The newest checkpoint."""
+    checkpoints: dict[int, int] = field(default_factory=dict)
+    """The steps of the complete checkpoints, and when each was written: after going back, a run writes a step anew."""
+
+    @property
+    def newest(self) -> int:
+        """The step that a restart resumes after; 0 without a checkpoint."""
+        return max(self.checkpoints, default=0)
+
+    def beyond(self, before: "Progress") -> bool:
+        """Whether a restart would begin further on than it did before."""
+        return bool(self.newest) and self.checkpoints[self.newest] != before.checkpoints.get(self.newest)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One start of a job."""
+
+    job: str
+    """Slurm's id."""
+    restarts: int
+    """How often it has been requeued."""
+    most: int
+    """How often it may be."""
+    may_requeue: bool = True
+    """Whether Slurm allows it."""
+    preempted: bool = False
+    """Whether Slurm wants the nodes for another job."""
+    ending: str = ""
+    """The job's state where Slurm is already ending it, as after scancel."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of the job, and why."""
+
+    exit_code: int
+    requeue: bool
+    why: str
 
 
 def look(directory: Path) -> Progress:
-    """Read how far a run is; step 0 and an empty status where it has not begun."""
+    """Read how far a run is. What is missing or cannot be read is left out: train.py reports it."""
     try:
         status = json.loads((directory / "status.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (OSError, ValueError):
         status = {}
-    try:
-        latest = int((directory / "checkpoints" / "latest").read_text(encoding="utf-8").strip().removeprefix("step-"))
-    except FileNotFoundError:
-        latest = 0
-    return Progress(max(latest, status.get("step", 0)), status, latest)
+    manifests = (directory / "checkpoints").glob("step-*/manifest.json")
+    written = {path.parent.name.removeprefix("step-"): path.stat().st_mtime_ns for path in manifests}
+    if not isinstance(status, dict):
+        status = {}
+    return Progress(status, {int(step): when for step, when in written.items() if step.isdigit()})
 
 
-def judge(before: Progress, now: Progress, code: int, job: str, restarts: int, most: int) -> tuple[int, str]:
+def judge(before: Progress, now: Progress, code: int, launch: Launch) -> Verdict:
     """Decide what becomes of the job.
 
     Args:
-        before: How the run stood when this launch began.
-        now: How it stands when all ranks have ended. A status that another launch wrote says nothing of this one.
-        code: The ranks' exit code. A mistake is one whatever the status says; any other counts only where this launch
-            wrote no status.
-        job: Slurm's id of this job.
-        restarts: How often it has been requeued.
-        most: How often it may be.
-
-    Returns:
-        The job's exit code, `REQUEUE` where it goes back to the queue and only there, and why.
+        before: How far the run was when this launch began.
+        now: How far it is now. A status that another launch wrote says nothing of this one.
+        code: srun's exit code: the highest of the ranks', or `NOT_STARTED`. A mistake is one whatever the status says;
+            any other code counts only where this launch wrote no final status.
+        launch: This start of the job.
     """
-    ours = (now.status.get("job"), now.status.get("restarts")) == (job, restarts)
-    if ours and (code != MISTAKE or now.status["exit_code"] == MISTAKE):
-        ended = now.status["exit_code"]
-        how, why = "killed" if ended is None else now.status["status"], now.status["reason"]
-        reason = f"{how} at step {now.step}" + (f": {why.rstrip('.')}" if why else "")
-    else:
-        ended, reason = code, f"the ranks ended with code {code}" + ("" if ours else " before the run had begun")
+    ours = (now.status.get("job"), now.status.get("restarts")) == (launch.job, launch.restarts)
+    ended, how = _end(now, code, ours)
     if ended in (0, MISTAKE):
-        return ended, reason
-    went_back = now.latest < before.latest  # to an earlier checkpoint, as train.on_spike rewind does
-    moved = ours and (now.step > before.step or (went_back and now.step > now.latest))
-    if ended != REQUEUE and not moved and (restarts > 0 or ended == FAILED):
-        return ended or 1, f"{reason}. Nothing moved since the job was last started, so it is not started again"
-    if restarts >= most:
-        return 1, f"{reason}. Restarted {restarts} times already: submit it again to go on"
-    return REQUEUE, f"{reason}. Back to the queue, restart {restarts + 1} of at most {most}"
+        return Verdict(ended, False, how)
+    if why := _why_not(ended, ours and now.beyond(before), now, launch, ours):
+        return Verdict(1 if ended == NOT_STARTED else ended, False, f"{how}. {why}")
+    return Verdict(ended, True, f"{how}. Back to the queue, restart {launch.restarts + 1} of at most {launch.most}")
 
 
-def main(verb: str, *arguments: str) -> int:
-    """Answer `directory RECIPE ...`, `before RECIPE ...` or `after BEFORE CODE RECIPE ...`."""
-    told, recipe = (arguments[:2], arguments[2:]) if verb == "after" else ((), arguments)
+def _end(now: Progress, code: int, ours: bool) -> tuple[int, str]:
+    """Return what the launch ended with, and how."""
+    told = now.status.get("exit_code") if ours else None
+    if told is not None and (code != MISTAKE or told == MISTAKE):
+        why = str(now.status["reason"]).rstrip(".")
+        return told, f"{now.status['status']} at step {now.status['step']}" + (f": {why}" if why else "")
+    when = f"after step {now.newest or now.status['step']} or later" if ours else "before training began"
+    if code == NOT_STARTED:
+        return code, "srun could not start the ranks, for the reason above"
+    if code > _KILLED:
+        return code, f"a rank was killed by {_signal(code)} {when}"
+    known = {
+        0: "the ranks ended with code 0, but the run is not done" if ours else "the run was finished already",
+        MISTAKE: "the ranks ended with code 2, because of the mistake reported above",
+        STOPPED: f"stopped by a signal {when}",
+    }
+    return code or int(ours), known.get(code, f"the ranks ended with code {code} {when}, for the reason above")
+
+
+def _why_not(ended: int, moved: bool, now: Progress, launch: Launch, ours: bool) -> str:
+    """Return why the job does not go back to the queue, and what to do; empty if it does."""
+    if ended == NOT_STARTED:
+        return "It would fail again, so the job is not requeued. Change what is asked of Slurm and submit it again"
+    if launch.ending:
+        return f"Slurm is already ending the job ({launch.ending}). Unless Slurm requeues it, submit it again to resume"
+    if not moved and (why := _would_repeat(ended, now, launch, ours)):
+        return why
+    if launch.restarts >= launch.most:
+        return f"Restarted {launch.restarts} times already (ONECURVE_MAX_RESTARTS): submit it again to resume"
+    if not launch.may_requeue:
+        return "Slurm may not requeue this job (--no-requeue, or the site's settings): submit it again to resume"
+    return ""
+
+
+def _would_repeat(ended: int, now: Progress, launch: Launch, ours: bool) -> str:
+    """Return why a restart would only repeat what this launch did, which wrote no checkpoint; empty if it need not."""
+    if ended == STOPPED:
+        if launch.restarts == 0 or launch.preempted:
+            return ""
+        return (
+            "This restart made no step, and the next would end the same way, so the job is not requeued. If the signal "
+            "was Slurm's warning before the time limit, the limit is too short to load model and data: raise --time, "
+            "or lower the seconds in --signal=USR1@120. Then submit it again"
+        )
+    if launch.restarts == 0 and (ended != FAILED or (ours and now.status.get("lost"))):
+        return ""  # a rank, node or network was lost, which need not happen again
+    again = f"from step {now.newest}" if now.newest else "from the beginning"
+    rare = "" if now.newest else ", and set checkpoint.every"
+    return (
+        f"No checkpoint was written since the job was last started, so a restart would repeat the same steps {again} "
+        f"and the job is not requeued. Fix the cause{rare}, then submit it again"
+    )
+
+
+def _signal(code: int) -> str:
     try:
-        directory = Path(load_recipe(list(recipe))[0].output_dir)
-    except UserError as error:
-        print(f"slurm: {error}", file=sys.stderr)  # noqa: T201
-        return MISTAKE
-    if verb == "directory":
-        print(directory)  # noqa: T201
-    elif verb == "before":
-        print(json.dumps(asdict(look(directory))))  # noqa: T201
-    else:
-        job, restarts = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        most = int(os.environ.get("ONECURVE_MAX_RESTARTS", MAX_RESTARTS))
-        before = Progress(**json.loads(told[0]))
-        code, reason = judge(before, look(directory), int(told[1]), job, restarts, most)
-        print(f"slurm: {reason}.")  # noqa: T201
-        return code
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+        return signal.Signals(code - _KILLED).name
+    except ValueError:
+        return f"signal {code - _KILLED}"

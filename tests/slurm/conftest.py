@@ -9,7 +9,7 @@ from tests.slurm.cluster import Cluster, missing
 from tests.slurm.jobs import Submitting
 from tests.tiny_models import build_tiny_llama
 
-STEPS = 200
+STEPS, SAVED_EVERY = 120, 10
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +36,7 @@ def submit(cluster, tmp_path_factory):
         data={"train": str(data), "test": str(data), "cache_dir": str(folder / "cache")},
         optim={"lr": 2e-3, "weight_decay": 0.1, "max_grad_norm": 0.3, "schedule": "cosine"},
         train={"max_steps": STEPS, "global_batch_size": 8, "micro_batch_size": 2},
-        checkpoint={"every": 20},
+        checkpoint={"every": SAVED_EVERY},
     )
     return Submitting(cluster, recipe, folder)
 

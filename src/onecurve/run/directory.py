@@ -188,19 +188,25 @@ class RunDirectory:
                 if line.endswith("\n") and json.loads(line)["step"] <= step:
                     yield line
 
-    def set_status(self, status: str, *, step: int, exit_code: int | None = None, reason: str = "") -> None:
-        """Write the run's status: running, done, stopped or failed.
+    def set_status(
+        self, status: str, *, step: int, exit_code: int | None = None, reason: str = "", lost: bool = False
+    ) -> None:
+        """Write the run's status: running, done, stopped or failed; `lost`: a rank, a node or the network was.
 
         Raises:
             TrainingError: It cannot be written.
         """
         try:
-            self._write_status(status, step=step, exit_code=exit_code, reason=reason)
+            self._write_status(status, step=step, exit_code=exit_code, reason=reason, lost=lost)
         except OSError as error:
             raise self._stopped_by(error, self.path / "status.json") from None
 
-    def _write_status(self, status: str, *, step: int, exit_code: int | None = None, reason: str = "") -> None:
-        entry = {"status": status, "step": step, "exit_code": exit_code, "reason": reason}
+    def _write_status(
+        self, status: str, *, step: int, exit_code: int | None = None, reason: str = "", lost: bool = False
+    ) -> None:
+        entry: dict[str, Any] = {"status": status, "step": step, "exit_code": exit_code, "reason": reason}
+        if lost:  # which need not happen again, unlike what the steps themselves bring about
+            entry["lost"] = True
         if self.lock.us.job:  # so that a batch script can tell its own launch's status from another's
             entry |= {"job": self.lock.us.job, "restarts": self.lock.us.restarts}
         write_atomically(self.path / "status.json", json.dumps(entry, indent=1) + "\n")

@@ -113,11 +113,17 @@ class Run:
         self.watch.again = directory.again
         self.watch.start()
 
-    def give_up(self, message: str) -> None:
-        """Report that training failed; on any rank, since rank 0 may be the one that failed."""
+    def give_up(self, message: str, *, lost: bool = True) -> None:
+        """Report that training failed; on any rank, since rank 0 may be the one that failed.
+
+        Args:
+            message: Why, and what to do.
+            lost: Whether a rank was lost or hangs, rather than that training itself failed.
+        """
         if self.directory is not None and self.directory.lock.holder() == self.holder:  # else it is another run's now
             with suppress(TrainingError):  # it cannot be written: the message is for the terminal then
-                self.directory.set_status("failed", step=self.step, exit_code=TrainingError.exit_code, reason=message)
+                code = TrainingError.exit_code
+                self.directory.set_status("failed", step=self.step, exit_code=code, reason=message, lost=lost)
         if self.lock is not None:
             self.lock.release()
         os.write(2, f"train.py: {message}\n".encode())  # the loop's thread may hang in the middle of a print
@@ -183,7 +189,7 @@ def _end(run: Run, error: BaseException) -> int:
     told = run.explain(error) if run.explain else ""
     run.finish_save(lost=not told and is_loss(error))
     if told:
-        run.give_up(told)
+        run.give_up(told, lost=False)
         if run.watch:
             run.watch.leave(told)
         return TrainingError.exit_code

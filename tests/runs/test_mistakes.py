@@ -64,7 +64,7 @@ MISTAKES = {
     "unknown section": (["--trian.max_steps", "1"], {}, GOOD, "Unknown setting 'trian'. Did you mean 'train'?"),
     "unknown task setting": (["--task.label", "x"], {}, GOOD, "Did you mean 'task.labels'?"),
     "unknown task": (["--task.name", "text_clasification"], {}, GOOD, "Did you mean 'text_classification'?"),
-    "unknown optimizer setting": (["--optim.beta3", "0.9"], {}, GOOD, "Did you mean 'optim.beta2'?"),
+    "unknown optimizer setting": (["--optim.beta3", "0.9"], {}, GOOD, "Did you mean 'optim.beta2'"),
     "unknown adapter": (["--peft.method", "lorra"], {}, GOOD, "'lora'"),
     "unknown adapter field": (["--peft.method", "lora", "--peft.rr", "8"], {}, GOOD, "Did you mean 'peft.r'?"),
     "adapter on random weights": (

@@ -11,7 +11,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from onecurve.adapters import bottleneck  # noqa: F401  (registers itself with PEFT)
 from onecurve.adapters.refused import METHODS, refusal
-from onecurve.config import PeftSection, nearest
+from onecurve.config import PeftSection, meant, nearest
 from onecurve.errors import ConfigError
 
 _OURS = {field.name for field in dataclasses.fields(PeftConfig)}
@@ -120,7 +120,7 @@ def _required(config_class: type[PeftConfig], kinds: dict[str, Any]) -> list[str
 
 def _problem(key: str, value: Any, kinds: dict[str, Any]) -> str | None:
     if key not in kinds:
-        return f"Unknown setting 'peft.{key}'. {nearest(f'peft.{key}', [f'peft.{name}' for name in kinds])}"
+        return f"Unknown setting 'peft.{key}'. {meant(f'peft.{key}', [f'peft.{name}' for name in kinds])}"
     if reason := refusal(key, value):
         return f"peft.{key}: {value!r} is not supported: {reason}."
     if not _fits(value, kinds[key]):

@@ -42,13 +42,6 @@ def check_model(recipe: Recipe) -> tuple[str, str]:
     check_adapter(recipe.peft, quantized=bool(recipe.model.quantization))
     if recipe.model.quantization:
         require_bitsandbytes("model.quantization", recipe.model.quantization)
-    rounds = recipe.peft is None and recipe.model.dtype == "bfloat16"
-    if recipe.optim.rounding and not rounds:
-        raise ConfigError(
-            f"{recipe.optim.rounding} is for trained weights in bfloat16, and here they are float32.",
-            where="optim.rounding",
-            fix="Remove it, or set model.dtype to bfloat16 and remove peft.",
-        )
     if recipe.peft is None and recipe.model.dtype not in ("auto", "float32") and not recipe.optim.rounding:
         raise ConfigError(
             f"{recipe.model.dtype} is for frozen weights; trained ones are kept in float32.",

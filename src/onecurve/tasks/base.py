@@ -27,11 +27,16 @@ Batch = dict[str, "Tensor"]
 Answer = dict[str, Any]
 """A trained model's prediction for one row, as plain values for JSON."""
 
+NO_CONVERSATIONS: Mapping[str, str] = {"model.chat_template": "this task renders no conversations"}
+"""What a task returns of `without_effect` that has no use for a chat template."""
+
 
 class Settings(BaseModel):
     """A task's own settings: the keys beside `task.name`."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,10 @@ class Task(ABC):
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
+
+    def without_effect(self, reading: "Processing | None" = None) -> Mapping[str, str]:
+        """Return keys of the recipe that this task does not read, and why; asked again once `reading` is loaded."""
+        return {}
 
     # Rows
 

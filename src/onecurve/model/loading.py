@@ -18,6 +18,7 @@ from onecurve.errors import ConfigError
 from onecurve.losses.chunked_head import chunk_logits
 from onecurve.machine.distributed import computes_natively, resolve_precision
 from onecurve.model.activations import keep_activations
+from onecurve.model.attention_choice import check_attention
 from onecurve.model.compilation import check_compilation, compile_layers
 from onecurve.model.drawing import draw, place, reorder
 from onecurve.model.float8 import check_float8, compute_in_float8
@@ -40,6 +41,7 @@ def check_model(recipe: Recipe) -> tuple[str, str]:
             precision that the device can only emulate or that lacks its package.
     """
     check_adapter(recipe.peft, quantized=bool(recipe.model.quantization))
+    check_attention(recipe.model.attn_implementation)
     if recipe.model.quantization:
         require_bitsandbytes("model.quantization", recipe.model.quantization)
     if recipe.peft is None and recipe.model.dtype not in ("auto", "float32") and not recipe.optim.rounding:
@@ -90,7 +92,7 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
             # Outside ZeRO-3's partitioned construction, which would draw other weights from the same seed
             with whole_parameters():
                 start_stream(recipe.seed, "weights")
-                model = auto_model.from_config(config, **options)
+                model = auto_model.from_config(config, trust_remote_code=True, **options)
         else:
             model, fit = _load_pretrained(recipe, auto_model, config, options, head)
     except pickle.UnpicklingError:
@@ -99,7 +101,7 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
             where="model.path",
             fix="Use a folder with model.safetensors.",
         ) from None
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, ImportError) as error:
         line = str(error).strip().split("\n")[0]
         raise ConfigError(f"{section.path!r} cannot be used: {line}", where="model.path") from None
     _pad_without_effect(model, recipe)
@@ -137,6 +139,7 @@ def _load_pretrained(
         str(path.resolve()) if path.is_dir() else section.path,
         config=config,
         revision=section.revision or "main",
+        trust_remote_code=section.trust_remote_code,
     )
     with whole_parameters():
         fit, axes, remark = settle_head(read_fit(from_pretrained, section.path), head, auto_model, config)

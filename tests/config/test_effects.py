@@ -101,7 +101,28 @@ def test_rewind_needs_a_checkpoint_to_go_back_to(load, key):
     check_effects(load(f"--train.{key}", "rewind", "--checkpoint.every", "5"), {}, {})
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("data.foo", "no setting 'data.foo'. Known: "),
+        ("optim.lr.x", "no setting 'optim.lr.x'"),
+        ("train.global_batchsize", "Did you mean 'train.global_batch_size'"),
+        ("train.micro_batch_size", "train.micro_batch_size may always change"),
+        ("eval.every", "eval.every may always change"),
+    ],
+)
+def test_a_name_that_allows_no_change_is_refused(load, name, said):
+    with pytest.raises(ConfigError, match=f"train.allow_changes: .*{said}"):
+        check_effects(load("--train.allow_changes", f"[{name}]"), {}, {})
+
+
+def test_what_a_resumed_run_compares_may_be_allowed(load):
+    names = "[data, model.weights, model.code, task.source_hash, optim.lr, peft.r, train.global_batch_size, seed]"
+    check_effects(load("--train.allow_changes", names), {}, {})
+
+
 READ_BY = {"model.chat_template": {"sft"}, "data.on_long": set(task_names()) - {"causal_lm"}}
+READ_BY["train.logits"] = {"sft", "causal_lm", "seq2seq_lm"}
 
 
 def test_tasks_say_which_keys_they_do_not_read():

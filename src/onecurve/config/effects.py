@@ -8,8 +8,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from onecurve.config.curve import FREE_TO_CHANGE
+from onecurve.config.explain import known_keys
 from onecurve.config.recipe import Recipe
+from onecurve.config.suggest import meant
 from onecurve.errors import ConfigError
+
+_OPEN = {"task", "peft", "optim"}
+_BESIDE_KEYS = {"data", "model.weights", "model.code"}
+"""What a resumed run compares besides keys: the examples, the frozen weights, and a model's own code."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ ALWAYS = frozenset(
     "model.quantization model.attn_implementation data.train data.eval data.test data.columns data.on_bad_row "
     "data.max_length data.cache_dir peft.method optim.name optim.lr optim.schedule optim.warmup_steps "
     "optim.weight_decay optim.max_grad_norm train.max_steps train.epochs train.global_batch_size "
-    "train.micro_batch_size train.micro_batch_tokens train.mixed_precision train.activations train.logits "
+    "train.micro_batch_size train.micro_batch_tokens train.mixed_precision train.activations "
     "train.compile train.packing train.on_nonfinite train.on_spike train.resume train.stop_after train.time_limit "
     "train.hang_timeout train.allow_changes checkpoint.every checkpoint.also checkpoint.keep checkpoint.on_error "
     "tracking.trackers tracking.log_every tracking.profile".split()
@@ -97,7 +104,7 @@ ALWAYS = frozenset(
 """Keys that have an effect in every recipe, or are refused by a check of their own where they cannot. Of checkpoints:
 a run that is stopped, or asked for one by the file SAVE, saves also where checkpoint.every is 0."""
 
-BY_TASK = frozenset({"model.chat_template", "data.on_long"})
+BY_TASK = frozenset({"model.chat_template", "data.on_long", "train.logits"})
 """Keys of which the task says whether it reads them: `Task.without_effect`."""
 
 BY_SPLIT = frozenset("data.format data.encoding data.header data.quoting data.sample_by data.hub_config".split())
@@ -119,6 +126,7 @@ def check_effects(recipe: Recipe, sections: Mapping[str, BaseModel], without_eff
     unmet = {key: needs for key, needs in NEEDS.items() if not needs.met(recipe)}
     reasons = {key: needs.otherwise for key, needs in unmet.items()} | dict(without_effect)
     refuse_without_effect(everywhere, reasons, {key: needs.fix for key, needs in unmet.items()})
+    check_allowed(recipe)
     checkpoint = recipe.checkpoint
     for name in ("on_nonfinite", "on_spike"):
         if getattr(recipe.train, name) == "rewind" and not (checkpoint.every or checkpoint.also):
@@ -154,6 +162,23 @@ def refuse_without_effect(
             told.append(f"{key}: has no effect: {why}. Leave it at its default ({plain}){otherwise}.")
     if told:
         raise ConfigError("\n".join(told))
+
+
+def check_allowed(recipe: Recipe) -> None:
+    """Refuse names in `train.allow_changes` that allow nothing.
+
+    Of the open sections (task, peft, optim) any key is allowed: an earlier run may have had others.
+
+    Raises:
+        ConfigError: A key that is not known, or one that may change anyway.
+    """
+    known = {*known_keys(type(recipe)), *_BESIDE_KEYS}
+    for name in recipe.train.allow_changes:
+        where, section = "train.allow_changes", name.partition(".")[0]
+        if name in FREE_TO_CHANGE or section in FREE_TO_CHANGE:
+            raise ConfigError(f"{name} may always change.", where=where, fix="Remove it from the list.")
+        if name not in known and not (name.count(".") == 1 and section in _OPEN):
+            raise ConfigError(f"no setting {name!r}. {meant(name, known)}", where=where)
 
 
 def default_of(settings: BaseModel, name: str) -> Any:

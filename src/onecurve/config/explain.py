@@ -1,6 +1,7 @@
 """Turns pydantic's errors into plain messages: the setting, the rule, the value."""
 
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -53,9 +54,12 @@ def _line(finding: Any, model: type[BaseModel], prefix: str, unknown: Mapping[st
     if kind == "missing":
         return f"Missing setting '{key}': it has no default."
     if kind == "value_error":  # raised by the schema's own checks: already a plain message
-        text = (f"{key}: " if finding["loc"] else "") + str(finding["ctx"]["error"])
+        place = key if finding["loc"] else prefix.rstrip(".")
+        text = (f"{place}: " if place else "") + str(finding["ctx"]["error"])
         return text if text.endswith((".", "?")) else f"{text}."
     if kind == "model_type" and (inside := [name for name in known_keys(model, prefix) if name.startswith(f"{key}.")]):
         return f"{key}: is a section: set {inside[0]}, ...; got {value!r}."
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
     rule = _RULES.get(kind) or finding["msg"].removeprefix("Input ").replace("should", "must")
     return f"{key}: {rule}; got {value!r}."

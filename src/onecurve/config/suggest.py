@@ -8,6 +8,8 @@ from onecurve.config.other_tools import called_here
 
 _LISTED = 12
 """How many names are listed where none is near."""
+_LONGEST = 60
+"""Characters of a name that is listed: what is taken for labels may be whole texts."""
 _NEAREST = 3
 """How many near keys are suggested."""
 
@@ -76,4 +78,8 @@ def _either(names: list[str]) -> str:
 
 def _listed(what: str, names: list[str]) -> str:
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"{what}: {', '.join(names[:_LISTED])}{more}."
+    return f"{what}: {', '.join(map(_short, names[:_LISTED]))}{more}."
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."

@@ -45,6 +45,9 @@ class DataFile:
             yield from READERS[self.format](self.path, self.settings, columns)
         except (OSError, EOFError, zlib.error) as error:  # the last two: a .gz that was cut
             raise _unreadable(self.path, error) from None
+        except UnicodeError as error:  # UTF-16 and UTF-32 without the mark that they begin with
+            told = f"cannot be read as {self.settings.encoding}: {error}."
+            raise DataError(told, where=str(self.path), fix="Set data.encoding to the file's encoding.") from None
 
     @property
     def reads(self) -> frozenset[str]:

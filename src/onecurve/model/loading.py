@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from onecurve.adapters import add_adapter, check_adapter
+from onecurve.adapters import add_adapter, check_adapter, try_adapter
 from onecurve.config import Recipe
 from onecurve.errors import ConfigError
 from onecurve.losses.chunked_head import chunk_logits
@@ -94,7 +94,7 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
                 start_stream(recipe.seed, "weights")
                 model = auto_model.from_config(config, trust_remote_code=True, **options)
         else:
-            model, fit = _load_pretrained(recipe, auto_model, config, options, head)
+            model, fit = _load_pretrained(recipe, auto_model, config, options, head, task.peft_task_type)
     except pickle.UnpicklingError:
         raise ConfigError(
             f"{section.path!r} has weights in a pickle with more than tensors, which could run any code: not loaded.",
@@ -129,7 +129,7 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
 
 
 def _load_pretrained(
-    recipe: Recipe, auto_model: Any, config: Any, options: dict[str, Any], head: HeadRows
+    recipe: Recipe, auto_model: Any, config: Any, options: dict[str, Any], head: HeadRows, task_type: str | None
 ) -> tuple[Any, Fit]:
     section = recipe.model
     # A local folder by its full path: an adapter remembers where its base lies
@@ -143,6 +143,7 @@ def _load_pretrained(
     )
     with whole_parameters():
         fit, axes, remark = settle_head(read_fit(from_pretrained, section.path), head, auto_model, config)
+        try_adapter(fit.skeleton, recipe.peft, task_type, fit.new_modules)
     with _partitioned_in(options["dtype"]):
         model, found = from_pretrained(
             ignore_mismatched_sizes=True,  # of the head, which `read_fit` has made sure of

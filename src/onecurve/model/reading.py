@@ -14,6 +14,7 @@ from onecurve.machine.hub import reachable
 from onecurve.model.remote_code import check_trusted, is_refusal, refuse_code
 
 _SET_TOKENIZER = "Check model.path and the network, or set model.tokenizer to the tokenizer's folder or hub name."
+_NO_HUB = "Check the path; or fetch it where there is a network, with `onecurve data stage RECIPE`."
 _CONVERT = (
     "A checkpoint of onecurve, Accelerate or DeepSpeed becomes a model folder with `onecurve checkpoint convert`."
 )
@@ -201,6 +202,12 @@ def resolve_max_length(asked: int | None, tokenizer: Any, config: Any, reserved:
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     room = positions - reserved if positions else None
     limits = [n for n in (room, tokenizer.model_max_length) if n and n < 10**9]  # 1e30: "no limit" upstream
+    if room is not None and room < 2:
+        raise ConfigError(
+            f"peft's {reserved} virtual tokens leave no room in the model's {positions} positions.",
+            where="peft.num_virtual_tokens",
+            fix="Lower it.",
+        )
     if asked is None:
         if not limits:
             raise ConfigError("must be set: this model has no length limit.", where="data.max_length", fix="Set it.")
@@ -241,7 +248,7 @@ def _check_local(path: str, key: str, names: tuple[str, ...], fix: str) -> None:
         raise ConfigError(
             f"there is no folder {path!r} in {Path.cwd()}, and the hub, where it could be a name, cannot be reached.",
             where=key,
-            fix=f"Did you mean {str(folder.parent / near[0])!r}?" if near else fix,
+            fix=f"Did you mean {str(folder.parent / near[0])!r}?" if near else _NO_HUB,
         )
 
 

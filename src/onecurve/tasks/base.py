@@ -26,9 +26,9 @@ Batch = dict[str, "Tensor"]
 """One micro-batch; every tensor's first dimension is the example."""
 Answer = dict[str, Any]
 """A trained model's prediction for one row, as plain values for JSON."""
-
 NO_CONVERSATIONS: Mapping[str, str] = {"model.chat_template": "this task renders no conversations"}
-"""What a task returns of `without_effect` that has no use for a chat template."""
+NO_TEXT_OUT = {**NO_CONVERSATIONS, "train.logits": "this task's models have no language model head"}
+"""What tasks return of `without_effect` that have no use for a chat template, nor for a language model's head."""
 
 
 class Settings(BaseModel):

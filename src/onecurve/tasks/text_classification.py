@@ -80,8 +80,8 @@ class Task(base.Task):
 
     def without_effect(self, reading: Processing | None = None) -> Mapping[str, str]:
         if self.settings.problem_type == "multi_label_classification":
-            return base.NO_CONVERSATIONS
-        return {**base.NO_CONVERSATIONS, "task.label_separator": "a row has several labels only if multi-label"}
+            return base.NO_TEXT_OUT
+        return {**base.NO_TEXT_OUT, "task.label_separator": "a row has several labels only if multi-label"}
 
     def check_input(self, row: Row) -> None:
         check_text(row.get("text"), "text")

@@ -27,7 +27,11 @@ def try_adapter(skeleton: Any, section: PeftSection, task_type: str | None, new_
         if named := section.extras.get(key):
             _check_names(skeleton, f"peft.{key}", named)
     settings = {name: value for name, value in section.extras.items() if name != _FROM_WEIGHTS}
-    attach(deepcopy(skeleton), PeftSection(method=section.method, **settings), task_type, new_modules, None)
+    try:
+        attach(deepcopy(skeleton), PeftSection(method=section.method, **settings), task_type, new_modules, None)
+    except ConfigError as error:
+        if not isinstance(error.__cause__, NotImplementedError):  # it computes from the weights
+            raise
 
 
 def _check_names(model: nn.Module, key: str, named: str | Iterable[str]) -> None:

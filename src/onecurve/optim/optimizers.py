@@ -40,7 +40,7 @@ def adafactor(
 
 
 def sgd(groups: Groups, lr: float, *, momentum: Share = 0.0, nesterov: bool = False) -> "Optimizer":
-    """Stochastic gradient descent, with momentum if asked for."""
-    from torch.optim import SGD
+    """Stochastic gradient descent, with momentum if asked for; weight decay is decoupled, as AdamW's."""
+    from onecurve.optim.decoupled_sgd import DecoupledSGD
 
-    return SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+    return DecoupledSGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)

@@ -207,6 +207,23 @@ def test_a_recipe_that_would_not_start_is_found(tmp_path, before, after, said):
     assert found.startswith(f"typo.yaml: {said}")
 
 
+def loud_launches(root: Path) -> list[str]:
+    """Return the commands of README and docs under which Accelerate adds its own traceback to a user's mistake."""
+    pages = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    lines = [(page, line.strip()) for page in pages for line in page.read_text(encoding="utf-8").splitlines()]
+    return [f"{page.name}: {line}" for page, line in lines if re.match(r"accelerate launch (?!--quiet )", line)]
+
+
+def test_launches_that_are_shown_leave_the_message_to_train_py():
+    assert loud_launches(ROOT) == []
+
+
+def test_a_loud_launch_is_found(tmp_path):
+    quiet, loud = "accelerate launch --quiet --config_file x train.py", "accelerate launch train.py recipe.yaml"
+    plant(tmp_path, {"README.md": f"```\n{quiet}\n{loud}\n```\n", "docs/a.md": f"  {loud} \\\n"})
+    assert loud_launches(tmp_path) == [f"README.md: {loud}", f"a.md: {loud} \\"]
+
+
 def test_the_readme_shows_the_quickstart_s_recipe():
     quickstart = read_yaml((ROOT / "recipes" / "quickstart.yaml").read_text(encoding="utf-8"))
     shown = readme_recipe(ROOT)

@@ -9,13 +9,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from onecurve.config import load_recipe
+from onecurve.adapters import check_adapter
+from onecurve.config import read_yaml
 from onecurve.errors import UserError
+from onecurve.preflight import read
 
 ROOT = Path(__file__).parent.parent
 MODULE_LINES, LOOP_LINES = 300, 80
@@ -90,13 +93,22 @@ def broken_launch_files(root: Path) -> list[str]:
 
 
 def refused_recipes(root: Path) -> list[str]:
+    """Return the recipes that train.py would not start, as far as that needs no data and no weights."""
     problems = []
     for path in sorted((root / "recipes").glob("*.yaml")):
         try:
-            load_recipe([str(path)])
+            checked = read([str(path)])
+            check_adapter(checked.recipe.peft)
         except UserError as error:
             problems.append(f"{path.name}: {error}")
     return problems
+
+
+def readme_recipe(root: Path) -> dict[str, Any]:
+    """Return the recipe that the README shows."""
+    shown = re.search(r"## A recipe\n.*?```yaml\n(.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert shown, "the README shows no recipe"
+    return read_yaml(shown[1])
 
 
 def run_and_list_imports(*arguments: str, path: str = "") -> tuple[int, set[str], str]:
@@ -174,15 +186,53 @@ def test_broken_launch_files_are_found(tmp_path):
     ]
 
 
-def test_every_recipe_can_be_meant():
+def test_every_recipe_would_start():
     assert refused_recipes(ROOT) == []
     assert len(list((ROOT / "recipes").glob("*.yaml"))) >= 3
 
 
-def test_a_recipe_that_cannot_be_meant_is_found(tmp_path):
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("epochs:", "epoch:", "Unknown setting 'train.epoch'"),
+        ("  r: 16", "  rr: 16", "Unknown setting 'peft.rr'"),
+        ("schedule: linear", "schedule: lineal", "optim.schedule: must be one of"),
+        ("name: text_classification", "name: text_clasification", "task.name: no task"),
+        ("best_metric: macro_f1", "best_metric: f1", "eval.best_metric: no metric"),
+        ("eval:\n", "tracking:\n  project: p\neval:\n", "tracking.project: has no effect"),
+    ],
+)
+def test_a_recipe_that_would_not_start_is_found(tmp_path, before, after, said):
     good = (ROOT / "recipes" / "quickstart.yaml").read_text(encoding="utf-8")
-    plant(tmp_path, {"recipes/good.yaml": good, "recipes/typo.yaml": good.replace("epochs:", "epoch:")})
-    assert [line.partition(":")[0] for line in refused_recipes(tmp_path)] == ["typo.yaml"]
+    assert before in good
+    plant(tmp_path, {"recipes/good.yaml": good, "recipes/typo.yaml": good.replace(before, after)})
+    (found,) = refused_recipes(tmp_path)
+    assert found.startswith(f"typo.yaml: {said}")
+
+
+def loud_launches(root: Path) -> list[str]:
+    """Return the commands of README and docs under which Accelerate adds its own traceback to a user's mistake."""
+    pages = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    lines = [(page, line.strip()) for page in pages for line in page.read_text(encoding="utf-8").splitlines()]
+    return [f"{page.name}: {line}" for page, line in lines if re.match(r"accelerate launch (?!--quiet )", line)]
+
+
+def test_launches_that_are_shown_leave_the_message_to_train_py():
+    assert loud_launches(ROOT) == []
+
+
+def test_a_loud_launch_is_found(tmp_path):
+    quiet, loud = "accelerate launch --quiet --config_file x train.py", "accelerate launch train.py recipe.yaml"
+    plant(tmp_path, {"README.md": f"```\n{quiet}\n{loud}\n```\n", "docs/a.md": f"  {loud} \\\n"})
+    assert loud_launches(tmp_path) == [f"README.md: {loud}", f"a.md: {loud} \\"]
+
+
+def test_the_readme_shows_the_quickstart_s_recipe():
+    quickstart = read_yaml((ROOT / "recipes" / "quickstart.yaml").read_text(encoding="utf-8"))
+    shown = readme_recipe(ROOT)
+    assert shown["data"].pop("columns") == {"text": "text", "label": "label"}  # their own names: nothing changes
+    explained = {"output_dir": shown["output_dir"], "optim": {"name": "adamw", **quickstart["optim"]}}
+    assert shown == quickstart | explained
 
 
 def test_the_recipe_schema_imports_nothing_heavy():

@@ -2,10 +2,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig, get_peft_model
+from torch import nn
 
-from onecurve.config import DataSection
+from onecurve.config import DataSection, Recipe
 from onecurve.data.encoding import Split
-from onecurve.summary import _describe_columns, _describe_tally
+from onecurve.summary import _describe_columns, _describe_tally, _describe_trained, _unread
 from onecurve.tasks.sft import Task
 from tests.data.byte_level import byte_tokenizer, load, write_jsonl
 
@@ -69,3 +71,31 @@ def test_how_answers_were_found_is_told_with_the_cache_and_without(tmp_path: Pat
         assert list(_describe_tally(found)) == [
             "found     3 answers by the difference of two renderings, 1 texts learnt whole"
         ]
+
+
+class _Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.norm = nn.Linear(2, 2), nn.LayerNorm(2)
+
+
+class _Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([_Layer(), _Layer()])
+        self.classifier = nn.Linear(2, 3)
+
+
+def test_what_is_trained_is_named_each_module_once_over_all_layers() -> None:
+    adapted = get_peft_model(_Model(), LoraConfig(target_modules=["query"], modules_to_save=["classifier"]))
+    assert _describe_trained(adapted) == "query (2), classifier"
+    assert _describe_trained(_Model()) == "query (2), norm (2), classifier"
+
+
+def test_weights_that_a_folder_has_and_a_run_does_not_read_are_said(tmp_path: Path) -> None:
+    recipe = {"output_dir": "x", "task": {"name": "sft"}, "data": {"train": "a"}, "train": {"max_steps": 1}}
+    model = {"path": str(tmp_path), "init": "random"}
+    assert _unread(Recipe.model_validate({**recipe, "model": model})) == ""
+    (tmp_path / "model.safetensors").touch()
+    assert "set model.init to pretrained" in _unread(Recipe.model_validate({**recipe, "model": model}))
+    assert _unread(Recipe.model_validate({**recipe, "model": {"path": str(tmp_path)}})) == ""

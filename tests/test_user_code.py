@@ -67,7 +67,7 @@ def recipe(project, tiny_bert):
             "cache_dir": str(project / "cache"),
         },
         train={"max_steps": 3, "global_batch_size": 4, "micro_batch_size": 2},
-        eval={"best_metric": "agreement"},
+        eval={"every": 1, "best_metric": "agreement"},
     )
 
 

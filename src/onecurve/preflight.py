@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onecurve.config import Recipe, closest, dump_recipe, load_recipe, resolve
+from onecurve.config import Recipe, check_effects, closest, dump_recipe, load_recipe, resolve
 from onecurve.errors import ConfigError
 from onecurve.machine.distributed import asked_world_size
-from onecurve.machine.optional_packages import keep_out_unused, require
+from onecurve.machine.optional_packages import keep_out_unused, require, require_trackers
 from onecurve.optim import check_optim
 from onecurve.run.directory import RunDirectory
 from onecurve.strategies import check_strategy
@@ -44,6 +44,7 @@ def read(argv: list[str]) -> Checked:
     task = load_task(recipe.task)
     _check_metric(recipe.eval.best_metric, task)
     owned = {"task": resolve_task(task), "optim": check_optim(recipe.optim)}
+    check_effects(recipe, {"task": task.settings}, task.without_effect())
     resolved = resolve(recipe, owned)
     return Checked(recipe, task, RunDirectory(Path(recipe.output_dir)), resolved, dump_recipe(resolved, sources))
 
@@ -66,6 +67,7 @@ def preflight(argv: list[str]) -> Checked:
     """
     checked = read(argv)
     require(checked.task.packages, "task.name", checked.recipe.task.name)
+    require_trackers(checked.recipe.tracking.trackers)
     check_strategy(checked.recipe)
     asked_world_size()  # refuses a launch that cannot form one world
     checked.directory.check(checked.recipe.train.resume, checked.resolved)

@@ -36,6 +36,7 @@ from onecurve.errors import TrainingError
 from onecurve.evaluation import Best
 from onecurve.machine.versions import versions
 from onecurve.model.identity import weights_identity
+from onecurve.model.remote_code import code_identity
 from onecurve.planning.changed_run import allowed_changes, describe_changes, rest_of_plan
 from onecurve.planning.disk_forecast import checkpoint_bytes, model_bytes, require_room
 from onecurve.preflight import Checked
@@ -57,6 +58,8 @@ class Checkpoints:
     ) -> None:
         self.recipe, self.strategy, self.best, self.accelerator = checked.recipe, strategy, best, accelerator
         self.curve = curve_settings(checked.resolved) | {"data": data.fingerprint}
+        if code := code_identity(self.recipe.model):
+            self.curve["model.code"] = code
         if self.recipe.peft:
             self.curve["model.weights"] = weights_identity(self.recipe.model)
         self.described = {

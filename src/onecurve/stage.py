@@ -11,8 +11,8 @@ from onecurve.machine.hub import reachable
 from onecurve.model.reading import Reading
 from onecurve.preflight import Checked
 
-_READING = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
-"""A model's config, its tokenizer and its chat template."""
+_READING = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
+"""A model's config, its tokenizer, its chat template, and its own code, which is run only if it is trusted."""
 _WEIGHTS = (".safetensors", ".bin")
 """File patterns of weights, in transformers' order of preference."""
 
@@ -33,7 +33,7 @@ def stage(checked: Checked) -> Iterator[str]:
         section = section.model_copy(update={"path": continued.base, "revision": continued.revision})
     yield _fetch("model", section.path, section.revision, weights=section.init == "pretrained")
     if section.tokenizer:
-        yield _fetch("tokenizer", section.tokenizer, section.revision, weights=False)
+        yield _fetch("tokenizer", section.tokenizer, section.tokenizer_revision, weights=False)
     reading = Reading(recipe.model, recipe.data.max_length, checked.task.auto_processor, virtual_tokens(recipe.peft))
     data = load_data(recipe.data, checked.task, reading)
     yield from _examples(data, cache_root(recipe.data.cache_dir))

@@ -1,17 +1,19 @@
 """The summary printed before step 1."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from onecurve.config import Recipe
+from onecurve.config import Recipe, beyond_the_end
 from onecurve.data.encoding import Data, Split
 from onecurve.data.plan import BatchPlan, num_passes
 from onecurve.machine.cores import describe_threads
 from onecurve.model.float8 import describe_float8
 from onecurve.model.head import shown
 from onecurve.model.quantization import num_weights
-from onecurve.tasks.base import Recognises, Survey, Task
+from onecurve.tasks.base import Processing, Recognises, Survey, Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -19,12 +21,19 @@ if TYPE_CHECKING:
 
 _NAMED = 20
 """How many unread columns the summary names."""
+_WEIGHTS = (".safetensors", ".bin")
 
 
 def describe_run(
-    recipe: Recipe, task: Task, data: Data, plan: BatchPlan, model: "nn.Module", tokenizer: Any, ranks: "Accelerator"
+    recipe: Recipe,
+    task: Task,
+    data: Data,
+    plan: BatchPlan,
+    model: "nn.Module",
+    reading: Processing,
+    ranks: "Accelerator",
 ) -> str:
-    """Return the summary: trained parameters, batch sizes, data, and one example as the model sees it."""
+    """Return the summary: what is trained, batch sizes, data, and one example as the model sees it."""
     sizes = [(num_weights(p), p.requires_grad) for p in model.parameters()]
     trained, total = sum(n for n, grad in sizes if grad), sum(n for n, _ in sizes)
     batch, train, tokens = recipe.train.global_batch_size, data.train, recipe.train.micro_batch_tokens
@@ -34,7 +43,8 @@ def describe_run(
         f"model     {recipe.model.path}: {trained:,} of {total:,} parameters trained ({trained / total:.2%}), "
         f"{recipe.peft.method if recipe.peft else 'full fine-tuning'}",
         *([f"adapter   trained further from {there}"] if (there := getattr(model, "continued_from", "")) else []),
-        *([f"new       {new}"] if (new := getattr(model, "new_weights", "")) else []),
+        *([f"trained   {_describe_trained(model)}"] if trained < total else []),
+        *([f"new       {new}{_unread(recipe)}"] if (new := getattr(model, "new_weights", "")) else []),
         f"batch     {batch} examples a step = {f'up to {tokens} tokens' if tokens else recipe.train.examples_a_pass} a "
         f"pass x {world_size} rank(s) x {passes} pass(es){' in the first step' if tokens else ''}; "
         f"{plan.steps_per_epoch} steps an epoch"
@@ -50,9 +60,31 @@ def describe_run(
         f"items     {int(train.num_items.sum()):,} terms of the loss from {int(train.num_tokens.sum()):,} tokens "
         f"({train.num_items.sum() / train.num_tokens.sum():.1%}); at most {data.max_length} tokens an example"
         + (", read from the cache" if data.cached else ""),
-        "example   " + task.describe(train[0], data.survey, tokenizer).rstrip().replace("\n", "\n          "),
+        *(f"note      {remark}" for remark in beyond_the_end(recipe, plan.max_steps)),
+        "example   " + task.describe(train[0], data.survey, reading.tokenizer).rstrip().replace("\n", "\n          "),
     ]
     return "\n".join(lines)
+
+
+_OF_ADAPTERS = re.compile(r"\.(base_layer|modules_to_save|default|lora_\w+|ia3_\w+|\w+_embedding_\w+)(?=\.|$)")
+_NUMBER = re.compile(r"\.\d+(?=\.|$)")
+
+
+def _describe_trained(model: "nn.Module") -> str:
+    """Name the modules of which something is trained, each once over all layers."""
+    names = [f".{name.rpartition('.')[0]}" for name, p in model.named_parameters() if p.requires_grad]
+    owners = dict.fromkeys(_OF_ADAPTERS.sub("", f"{name}.").rstrip(".") for name in names)
+    layers = Counter(_NUMBER.sub("", name).rpartition(".")[-1] or "the input" for name in owners)
+    told = [f"{name} ({count})" if count > 1 else name for name, count in layers.most_common()]
+    return shown(told)
+
+
+def _unread(recipe: Recipe) -> str:
+    """Say that a folder has weights that are not read."""
+    folder = Path(recipe.model.path).expanduser()
+    if recipe.model.init != "random" or not any(next(folder.glob(f"*{kind}"), None) for kind in _WEIGHTS):
+        return ""
+    return "; the folder's own weights are not read: set model.init to pretrained for them"
 
 
 _ORDERS = {

@@ -19,7 +19,7 @@ def message(**section) -> str:
 def test_an_unknown_method_is_answered_with_the_nearest():
     assert message(method="lroa") == "peft.method: 'lroa' is not a method of PEFT. Did you mean 'lora'?"
     assert message(method="randlroa").endswith("Did you mean 'randlora'?")
-    assert message(method="DoRA").endswith("Say lora with use_dora: true.")
+    assert message(method="DoRA").endswith("Write lora with use_dora: true.")
     assert "Known: adamss" in message(method="zzz")
     assert "xlora" not in message(method="zzz")
 
@@ -80,7 +80,7 @@ def test_peft_s_own_refusal_is_passed_on():
     ("section", "words"),
     [
         ({"variant": "parallel"}, "must be one of houlsby, pfeiffer"),
-        ({"bottleneck_size": 0}, "at least 1"),
+        ({"bottleneck_size": 0}, "must be greater than 0"),
         ({"dropout": 1.0}, "less than 1"),
         ({"non_linearity": "reluu"}, "non_linearity must be one of"),
         ({"layers_to_transform": [0]}, "only with a list of target_modules"),
@@ -124,3 +124,29 @@ def test_the_recipe_s_own_lists_are_never_changed():
 def test_virtual_tokens_are_counted_only_where_they_take_positions():
     assert virtual_tokens(PeftSection(method="Prefix_Tuning", num_virtual_tokens=7)) == 7
     assert virtual_tokens(PeftSection(method="lora")) == virtual_tokens(None) == 0
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"method": "lora", "r": 0}, "peft.r: must be greater than 0; got 0."),
+        ({"method": "loha", "r": -3}, "peft.r: must be greater than 0; got -3."),
+        ({"method": "lora", "lora_alpha": 0}, "peft.lora_alpha: must be greater than 0; got 0."),
+        ({"method": "lora", "lora_dropout": 1.5}, "peft.lora_dropout: must be at least 0 and less than 1; got 1.5."),
+        ({"method": "lora", "lora_dropout": -0.1}, "peft.lora_dropout: must be at least 0 and less than 1; got -0.1."),
+        ({"method": "prefix_tuning", "num_virtual_tokens": 0}, "peft.num_virtual_tokens: must be greater than 0"),
+        ({"method": "oft", "r": -1}, "peft.r: must be 0 or more; got -1."),
+    ],
+)
+def test_a_number_out_of_range_is_refused_without_a_model(section, said):
+    assert said in message(**section)
+
+
+def test_zero_is_a_rank_where_it_means_that_the_rank_is_derived():
+    assert build_config(PeftSection(method="oft", r=0, oft_block_size=32), None).r == 0
+
+
+def test_fields_of_another_method_come_with_how_to_replace_the_section():
+    said = message(method="ia3", r=8, lora_alpha=16).splitlines()
+    assert [line.partition(".")[0] for line in said[:2]] == ["Unknown setting 'peft"] * 2
+    assert said[2] == "To replace the whole section on the command line: --peft '{method: ia3, ...}'."

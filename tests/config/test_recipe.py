@@ -65,6 +65,30 @@ def test_a_budget_of_tokens_stands_in_for_the_default_size_also_when_what_was_re
     assert load_recipe([str(again)])[0] == first
 
 
+def test_the_command_line_s_choice_replaces_the_file_s_of_two_that_exclude_each_other(recipe, tmp_path):
+    loaded, sources = load_recipe([recipe, "--train.epochs", "2"])
+    assert (loaded.train.epochs, loaded.train.max_steps) == (2, None)
+    assert "train.max_steps" not in sources
+    other = tmp_path / "tokens.yaml"
+    other.write_text(RECIPE.replace("max_steps: 3", "epochs: 3, micro_batch_tokens: 64"))
+    loaded, _ = load_recipe([str(other), "--train.max_steps=5", "--train.micro_batch_size", "4"])
+    assert (loaded.train.epochs, loaded.train.max_steps) == (None, 5)
+    assert loaded.train.cut == {"micro_batch_size": 4, "micro_batch_tokens": None, "group_by_length": False}
+    other.write_text(RECIPE.replace("max_steps: 3", "max_steps: 3, micro_batch_size: 4"))
+    loaded, _ = load_recipe([str(other), "--train.micro_batch_tokens", "64"])
+    assert loaded.train.cut == {"micro_batch_size": None, "micro_batch_tokens": 64, "group_by_length": False}
+
+
+@pytest.mark.parametrize("text", ["|", "#", ">", "&", "*", " => ", "-", ";", "%", "--", "!", ",", ": "])
+def test_what_holds_only_punctuation_is_text_on_the_command_line(recipe, text):
+    for words in (["--task.separator", text], [f"--task.separator={text}"]):
+        assert load_recipe([recipe, *words])[0].task.extras == {"separator": text}
+
+
+def test_a_tracker_needs_no_list(recipe):
+    assert load_recipe([recipe, "--tracking.trackers", "wandb"])[0].tracking.trackers == ["wandb"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -83,11 +107,17 @@ def test_a_budget_of_tokens_stands_in_for_the_default_size_also_when_what_was_re
         ),
         (["--train.micro_batch_size", "null"], "train: set micro_batch_size or micro_batch_tokens; both are null."),
         (["--train.micro_batch_tokens", "0"], "train.micro_batch_tokens: must be greater than 0; got 0."),
-        (["--train.epochs", "2"], "set exactly one of train.max_steps and train.epochs, and the other to null."),
-        (["--train.max_steps", "null"], "set exactly one of train.max_steps and train.epochs, and the other to null."),
-        (["--eval.every", "5"], "eval.every and eval.best_metric need a dev split: set data.eval."),
-        (["--eval.patience", "5"], "eval: patience needs best_metric"),
-        (["--data", "x.jsonl"], "data: must be a section with keys; got 'x.jsonl'."),
+        (
+            ["--train.epochs", "2", "--train.max_steps", "3"],
+            "train.max_steps (3) and train.epochs (2) exclude each other: set one of them to null.",
+        ),
+        (["--train.max_steps", "null"], "set train.max_steps or train.epochs: how long to train."),
+        (["--train.epochs", ".inf"], "train.epochs: must be a finite number; got inf."),
+        (["--optim.lr", ".nan"], "optim.lr: must be a finite number; got nan."),
+        (["--data", "x.jsonl"], "data: is a section: set data.train, ...; got 'x.jsonl'."),
+        (["--optim", "adamw"], "optim: is a section: set optim.name, ...; got 'adamw'."),
+        (["--peft.method", "null"], "peft.method: must name a method; to train without an adapter, remove the section"),
+        (["--tracking.trackers", "tensorbord"], "tracking.trackers: no tracker 'tensorbord'. Did you mean 'tensorb"),
         (["--model.path.x", "1"], "'model.path' is a value, not a section."),
         (["--optim.lr"], "--optim.lr needs a value."),
         (["--train.time_limit", "1h"], "train.time_limit: must be a number of seconds, or HH:MM:SS; got '1h'."),

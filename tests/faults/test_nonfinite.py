@@ -171,7 +171,7 @@ def test_going_back_to_the_very_start_forgets_the_moments(launch, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--train.on_nonfinite", "rewind", "--checkpoint.every", "0"], "There is no checkpoint to go back to"),
+        (["--train.on_nonfinite", "rewind", "--checkpoint.every", "500"], "There is no checkpoint to go back to"),
         (
             ["--train.on_nonfinite", "skip", "--train.max_skipped", "0"],
             "More than train.max_skipped (0) skipped in a row.",

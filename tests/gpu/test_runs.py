@@ -163,7 +163,7 @@ def large(tmp_path_factory):
         output_dir="unused",
         task={"name": "causal_lm"},
         model={"path": str(model)},
-        data={"train": str(folder / "train.jsonl"), "cache_dir": str(folder / "cache"), "on_long": "truncate"},
+        data={"train": str(folder / "train.jsonl"), "cache_dir": str(folder / "cache")},
         train={"max_steps": 2, "global_batch_size": BATCH, "micro_batch_size": BATCH, "packing": "off"},
     )
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from onecurve.config import OptimSection, Recipe
+from onecurve.config import OptimSection, Recipe, check_effects
 from onecurve.errors import ConfigError
 from onecurve.model.loading import check_model
 from onecurve.optim import build_optimizer
@@ -106,8 +106,8 @@ RECIPE = {
 def test_it_is_refused_where_nothing_is_rounded(monkeypatch):
     check_model(Recipe.model_validate(RECIPE))
     for changed in ({"peft": {"method": "lora"}}, {"model": {"path": "unused"}}):
-        with pytest.raises(ConfigError, match=r"optim.rounding: kahan is for trained weights in bfloat16"):
-            check_model(Recipe.model_validate(RECIPE | changed))
+        with pytest.raises(ConfigError, match=r"optim.rounding: has no effect: trained weights are float32 here"):
+            check_effects(Recipe.model_validate(RECIPE | changed), {}, {})
     with pytest.raises(ConfigError, match=r"model.dtype: bfloat16 is for frozen weights"):
         check_model(Recipe.model_validate(copy.deepcopy(RECIPE) | {"optim": {}}))
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")

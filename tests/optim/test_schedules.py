@@ -53,8 +53,14 @@ def test_the_floor_is_where_the_run_would_end():
         ({"lrr": 0.9}, "Did you mean 'optim.lr'?"),
         ({"beta1": "high"}, "optim.beta1: must be a number; got 'high'"),
         ({"name": "sgd", "nesterov": 1}, "optim.nesterov: must be true or false; got 1"),
-        ({"decay_steps": 3}, "optim.decay_steps: is only for schedule wsd"),
-        ({"schedule": "constant", "min_lr_ratio": 0.1}, "optim.min_lr_ratio"),
+        ({"name": "sgd", "nesterov": True}, "optim.nesterov: needs momentum. Set optim.momentum, such as 0.9."),
+        ({"beta1": 1.5}, "optim.beta1: must be less than 1; got 1.5"),
+        ({"beta2": 1}, "optim.beta2: must be less than 1; got 1"),
+        ({"eps": -1}, "optim.eps: must be greater than 0; got -1"),
+        ({"name": "sgd", "momentum": -0.1}, "optim.momentum: must be greater than or equal to 0; got -0.1"),
+        ({"name": "adafactor", "clip_threshold": 0.5}, "optim.clip_threshold: must be greater than or equal to 1"),
+        ({"name": "adafactor", "beta2_decay": 0.1}, "optim.beta2_decay: must be less than or equal to 0"),
+        ({"beta1": True}, "optim.beta1: must be a number; got True"),
     ],
 )
 def test_a_setting_that_would_be_ignored_is_refused(values, said):

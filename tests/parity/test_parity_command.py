@@ -37,7 +37,6 @@ def recipe(tmp_path_factory):
             "train": str(folder / "train.jsonl"),
             "eval": str(folder / "train.jsonl"),
             "cache_dir": str(folder / "cache"),
-            "on_long": "truncate",
         },
         optim={"lr": 1e-3, "weight_decay": 0.1, "max_grad_norm": 0.3, "schedule": "cosine", "warmup_steps": 2},
         train={"max_steps": 60, "global_batch_size": 16, "micro_batch_size": 4},

@@ -39,7 +39,7 @@ def _recipe(folder, case, model):
             "train": str(data),
             "test": str(data),
             "cache_dir": str(folder / "cache"),
-            "on_long": "truncate",
+            **({} if case.task == "causal_lm" else {"on_long": "truncate"}),
         },
         seed=3,
         optim={"lr": 1e-3, "weight_decay": 0.1, "max_grad_norm": 0.3, "schedule": "cosine"},

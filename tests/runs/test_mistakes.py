@@ -64,7 +64,7 @@ MISTAKES = {
     "unknown section": (["--trian.max_steps", "1"], {}, GOOD, "Unknown setting 'trian'. Did you mean 'train'?"),
     "unknown task setting": (["--task.label", "x"], {}, GOOD, "Did you mean 'task.labels'?"),
     "unknown task": (["--task.name", "text_clasification"], {}, GOOD, "Did you mean 'text_classification'?"),
-    "unknown optimizer setting": (["--optim.beta3", "0.9"], {}, GOOD, "Did you mean 'optim.beta2'?"),
+    "unknown optimizer setting": (["--optim.beta3", "0.9"], {}, GOOD, "Did you mean 'optim.beta2'"),
     "unknown adapter": (["--peft.method", "lorra"], {}, GOOD, "'lora'"),
     "unknown adapter field": (["--peft.method", "lora", "--peft.rr", "8"], {}, GOOD, "Did you mean 'peft.r'?"),
     "adapter on random weights": (
@@ -83,7 +83,7 @@ MISTAKES = {
         "train.micro_batch_tokens: is 2, and the longest example, number",
     ),
     "model not there": (["--model.path", "./no/model"], {}, GOOD, "model.path: no such folder: './no/model'."),
-    "model nowhere": (["--model.path", "nosuch/model"], {}, GOOD, "model.path: 'nosuch/model' has no"),
+    "model nowhere": (["--model.path", "nosuch/model"], {}, GOOD, "model.path: there is no folder 'nosuch/model' in"),
     "file not there": ([], {"train": "nowhere.jsonl"}, GOOD, "nowhere.jsonl"),
     "empty split": ([], {}, [], "train.jsonl"),
     "empty dev split": ([], {"eval": "empty.jsonl"}, GOOD, "empty.jsonl"),
@@ -119,6 +119,23 @@ MISTAKES = {
         GOOD,
         "eval.best_metric: no metric 'macro_f1'; the metrics of this task are loss, pearson, spearman, mse, mae.",
     ),
+    "attention that does not exist": (["--model.attn_implementation", "sdpaa"], {}, GOOD, "no attention 'sdpaa'"),
+    "attention that needs a package": (
+        ["--model.attn_implementation", "org/kernel"],
+        {},
+        GOOD,
+        "model.attn_implementation: org/kernel needs kernels. Install: pip install kernels",
+    ),
+    "encoding of other bytes": ([], {"encoding": "utf-16"}, GOOD, "cannot be read as utf-16"),
+    "no room beside virtual tokens": (
+        ["--peft.method", "prefix_tuning", "--peft.num_virtual_tokens", "999"],
+        {},
+        GOOD,
+        "peft.num_virtual_tokens: peft's 999 virtual tokens leave no room",
+    ),
+    "a folder that is not there": (["--model.path", "models/bret"], {}, GOOD, "there is no folder 'models/bret' in"),
+    "a setting that no file reads": ([], {"header": False}, GOOD, "data.header: has no effect"),
+    "a tracker that is not installed": (["--tracking.trackers", "aim"], {}, GOOD, "tracking.trackers: aim needs aim"),
     "another schedule's key": (["--optim.decay_steps", "5"], {}, GOOD, "optim.decay_steps"),
 }
 
@@ -149,6 +166,15 @@ def test_a_model_that_would_be_drawn_in_part_is_refused_before_its_weights_load(
     line = message.splitlines()[-1]  # after transformers' own report, which train.py's process hushes
     assert line.startswith("train.py: model.path: the weights of './edited' are not those of the BertForSequence")
     assert f"bert.embeddings.word_embeddings.weight [{config['vocab_size'] - 1}, 64]" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_targets_that_the_model_does_not_have_are_refused_before_its_weights_load(run, tmp_path):
+    write("train.jsonl", GOOD)
+    code, message, loaded = run("--peft.method", "lora", "--peft.target_modules", "[q_proj, v_proj]")
+    assert (code, loaded) == (2, [])
+    said = "train.py: peft.target_modules: no module of BertForSequenceClassification is called q_proj, v_proj."
+    assert message.splitlines()[-1].startswith(said)
     assert not (tmp_path / "run").exists()
 
 

@@ -5,12 +5,12 @@ from uuid import uuid4
 import pytest
 from accelerate import PartialState, tracking
 
-from onecurve.tracking.resumption import continuing
+from onecurve.tracking.resumption import continuing, flattened
 
 
 def started(tracker, name, run_id):
     PartialState()
-    opened = tracker("curves", **continuing([name], "curves", run_id)[name])
+    opened = tracker("curves", **continuing([name], "curves", run_id, "warm")[name])
     opened.start()
     return opened
 
@@ -42,4 +42,17 @@ def test_wandb(tmp_path, monkeypatch):
 
 
 def test_others_are_told_nothing_they_do_not_know():
-    assert continuing(["tensorboard", "wandb"], "curves", "0" * 32) == {"wandb": {"id": "0" * 32, "resume": "allow"}}
+    told = continuing(["tensorboard", "wandb"], "curves", "0" * 32, "warm")
+    assert told == {"wandb": {"id": "0" * 32, "resume": "allow", "name": "warm"}}
+
+
+def test_values_of_a_recipe_are_given_by_dotted_key_in_kinds_that_every_tracker_takes():
+    values = {"seed": 0, "data": {"columns": {}, "train": "a"}, "peft": None, "checkpoint": {"also": [1]}}
+    assert dict(flattened(values | {"x": {"y": {"z": 0.5}}})) == {
+        "seed": 0,
+        "data.columns": "{}",
+        "data.train": "a",
+        "peft": "null",
+        "checkpoint.also": "[1]",
+        "x.y.z": 0.5,
+    }

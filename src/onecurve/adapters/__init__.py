@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-__all__ = ["add_adapter", "check_adapter", "continued_by", "virtual_tokens"]
+__all__ = ["add_adapter", "check_adapter", "continued_by", "try_adapter", "virtual_tokens"]
 
 
 def continued_by(recipe: Recipe) -> Continued | None:
@@ -52,6 +52,16 @@ def check_adapter(section: PeftSection | None, quantized: bool = False) -> None:
         from onecurve.adapters.fields import check_adapter
 
         check_adapter(section, quantized)
+
+
+def try_adapter(
+    skeleton: "PreTrainedModel", section: PeftSection | None, task_type: str | None, new_modules: list[str]
+) -> None:
+    """Raise `ConfigError` where an adapter does not fit a model, of which only names and shapes are there."""
+    if section is not None:
+        from onecurve.adapters.trial import try_adapter
+
+        try_adapter(skeleton, section, task_type, new_modules)
 
 
 def add_adapter(

@@ -10,8 +10,9 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from onecurve.adapters import bottleneck  # noqa: F401  (registers itself with PEFT)
+from onecurve.adapters.ranges import out_of_range
 from onecurve.adapters.refused import METHODS, refusal
-from onecurve.config import PeftSection, nearest
+from onecurve.config import PeftSection, meant, nearest
 from onecurve.errors import ConfigError
 
 _OURS = {field.name for field in dataclasses.fields(PeftConfig)}
@@ -25,6 +26,7 @@ _BESIDE_LINEAR = {*_PROMPTS, "adaption_prompt", "bottleneck", "ln_tuning", "trai
 """Methods that never touch linear layers, so they work on quantised ones."""
 _SPELT = {
     "dora": "lora with use_dora: true",
+    "qlora": "lora, with model.quantization: nf4",
     "rslora": "lora with use_rslora: true",
     "llama_adapter": "adaption_prompt",
     "houlsby": "bottleneck with variant: houlsby",
@@ -62,12 +64,14 @@ def build_config(section: PeftSection, task_type: str | None) -> PeftConfig:
     """
     method = _canonical(section.method)
     kinds = _settable(_config_class(method))
-    problems = [line for key, value in section.extras.items() if (line := _problem(key, value, kinds))]
+    problems = [line for key, value in section.extras.items() if (line := _problem(method, key, value, kinds))]
     problems += [
         f"Missing setting 'peft.{name}': {method} needs it."
         for name in _required(_config_class(method), kinds)
         if section.extras.get(name) is None
     ]
+    if len(section.extras.keys() - kinds.keys()) > 1:  # another method's
+        problems.append(f"To replace the whole section on the command line: --peft '{{method: {method}, ...}}'.")
     if problems:
         raise ConfigError("\n".join(problems))
     try:
@@ -99,7 +103,7 @@ def _config_class(method: str) -> type[PeftConfig]:
 
 def _meant(method: str, choices: set[str]) -> str:
     if method in _SPELT:
-        return f"Say {_SPELT[method]}."
+        return f"Write {_SPELT[method]}."
     common = nearest(method, _COMMON)
     return common if common.startswith("Did") else nearest(method, choices)
 
@@ -118,13 +122,15 @@ def _required(config_class: type[PeftConfig], kinds: dict[str, Any]) -> list[str
     ]
 
 
-def _problem(key: str, value: Any, kinds: dict[str, Any]) -> str | None:
+def _problem(method: str, key: str, value: Any, kinds: dict[str, Any]) -> str | None:
     if key not in kinds:
-        return f"Unknown setting 'peft.{key}'. {nearest(f'peft.{key}', [f'peft.{name}' for name in kinds])}"
+        return f"Unknown setting 'peft.{key}'. {meant(f'peft.{key}', [f'peft.{name}' for name in kinds])}"
     if reason := refusal(key, value):
         return f"peft.{key}: {value!r} is not supported: {reason}."
     if not _fits(value, kinds[key]):
         return f"peft.{key}: must be {_describe(kinds[key])}; got {value!r}."
+    if rule := out_of_range(method, key, value):
+        return f"peft.{key}: {rule}; got {value!r}."
     return None
 
 

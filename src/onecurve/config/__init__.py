@@ -1,6 +1,7 @@
 """The recipe: the configuration of a run, read once and checked before any heavy import."""
 
 from onecurve.config.curve import curve_settings
+from onecurve.config.effects import beyond_the_end, check_effects, default_of, refuse_without_effect
 from onecurve.config.explain import explain
 from onecurve.config.manual import manual
 from onecurve.config.reading import Sources, load_recipe, read_yaml
@@ -13,7 +14,7 @@ from onecurve.config.sections.peft import PeftSection
 from onecurve.config.sections.task import TaskSection
 from onecurve.config.sections.tracking import TrackingSection
 from onecurve.config.sections.train import TrainSection
-from onecurve.config.suggest import closest, nearest
+from onecurve.config.suggest import closest, meant, nearest
 from onecurve.config.writing import dump_recipe, resolve
 
 __all__ = [
@@ -27,13 +28,18 @@ __all__ = [
     "TaskSection",
     "TrackingSection",
     "TrainSection",
+    "beyond_the_end",
+    "check_effects",
     "closest",
     "curve_settings",
+    "default_of",
     "dump_recipe",
     "explain",
     "load_recipe",
     "manual",
+    "meant",
     "nearest",
     "read_yaml",
+    "refuse_without_effect",
     "resolve",
 ]

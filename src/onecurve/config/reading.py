@@ -1,5 +1,6 @@
 """Reads a recipe: defaults, then the file, then the command line. The source of each value is recorded."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from onecurve.errors import ConfigError
 
 Sources = dict[str, str]
 """Dotted key -> 'file' or 'command line'; keys not in here have their default."""
+
+_EITHER_OR = (("train.max_steps", "train.epochs"), ("train.micro_batch_size", "train.micro_batch_tokens"))
+_PUNCTUATION = re.compile(r"[^\w\[\]{}'\"~]*[^\w\[\]{}'\"~\s][^\w\[\]{}'\"~]*")
+"""What is no value to a reader but text, such as a separator; YAML has other uses for |, #, & and so on."""
 
 USAGE = "usage: train.py RECIPE.yaml [--section.key value ...]"
 
@@ -34,10 +39,22 @@ def load_recipe(argv: list[str]) -> tuple[Recipe, Sources]:
         _put(values, key, value)
         sources = {k: v for k, v in sources.items() if not k.startswith(f"{key}.")}
         sources.update(dict.fromkeys(_leaves(value, key), "command line"))
+    _give_way(values, sources)
     try:
         return Recipe.model_validate(values), sources
     except ValidationError as error:
         raise explain(error, Recipe) from None
+
+
+def _give_way(values: dict[str, Any], sources: Sources) -> None:
+    """Have a choice on the command line replace the file's among settings that exclude each other."""
+    for pair in _EITHER_OR:
+        for chosen, other in (pair, pair[::-1]):
+            section, _, name = other.partition(".")
+            there = values.get(section)
+            if sources.get(chosen) == "command line" and sources.get(other) == "file" and isinstance(there, dict):
+                if there.get(chosen.partition(".")[-1]) is not None:
+                    del there[name], sources[other]
 
 
 def read_yaml(text: str) -> Any:
@@ -71,10 +88,10 @@ def _overrides(words: list[str]) -> list[tuple[str, Any]]:
         key, equals, text = word[2:].partition("=")
         if not equals:
             text = next(rest, "")
-            if not text or text.startswith("--"):
+            if not text or (text.startswith("--") and len(text) > 2):
                 raise ConfigError(f"--{key} needs a value.", fix="Write --section.key value.")
         try:
-            found.append((key, read_yaml(text)))
+            found.append((key, text if _PUNCTUATION.fullmatch(text) else read_yaml(text)))
         except YAMLError:
             raise ConfigError(f"--{key}: {text!r} is not a YAML value.") from None
     return found

@@ -45,8 +45,13 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> "Recipe":
         train = self.train
-        if (train.max_steps is None) == (train.epochs is None):
-            raise ValueError("set exactly one of train.max_steps and train.epochs, and the other to null")
+        if train.max_steps is None and train.epochs is None:
+            raise ValueError("set train.max_steps or train.epochs: how long to train")
+        if train.max_steps is not None and train.epochs is not None:
+            raise ValueError(
+                f"train.max_steps ({train.max_steps}) and train.epochs ({train.epochs:g}) exclude each other: "
+                "set one of them to null"
+            )
         if train.global_batch_size % train.examples_a_pass:
             raise ValueError(
                 f"train.global_batch_size ({train.global_batch_size}) must be a multiple of "
@@ -59,6 +64,4 @@ class Recipe(Section):
             )
         if train.packing == "on" and self.model.attn_implementation not in (None, "sdpa"):
             raise ValueError("train.packing uses its own attention: remove model.attn_implementation or train.packing")
-        if self.data.eval is None and (self.eval.every or self.eval.best_metric):
-            raise ValueError("eval.every and eval.best_metric need a dev split: set data.eval")
         return self

@@ -1,5 +1,6 @@
 """Label names: reading them from values, their order, and matching them to the rows of a trained head."""
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from reprlib import repr as short
@@ -37,6 +38,21 @@ def read_name(value: Any) -> str:
     if not (name := label_name(value)):
         raise BadRow("label is empty")
     return name
+
+
+def read_number(value: Any) -> float:
+    """Return the number that a row's value is.
+
+    Raises:
+        BadRow: Not a number, or not a finite one.
+    """
+    try:
+        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadRow(f"label must be a finite number; got {short(value)} ({type(value).__name__})")
+    return number
 
 
 def in_natural_order(names: Iterable[str]) -> list[str]:

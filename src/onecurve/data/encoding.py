@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from onecurve.config import DataSection
+from onecurve.config import DataSection, refuse_without_effect
 from onecurve.data.cache import cache_root, get_or_write
 from onecurve.data.cache_key import content_key, processor_digest, sample_digest
 from onecurve.data.checking import Report, RowChecker, check_splits
 from onecurve.data.examples import Examples, record_batches, write_batches
 from onecurve.data.rows import Broken, ColumnUse, Located
-from onecurve.data.sources import open_source
+from onecurve.data.sources import BY_SPLIT, Source, open_source
 from onecurve.data.workers import in_order
 from onecurve.errors import DataError
 from onecurve.tasks.base import TALLY, BadRow, Example, Processing, Recognises, Row, Survey, Task
@@ -103,6 +103,7 @@ def load_data(settings: DataSection, task: Task, reading: Processing) -> Data:
         for name, spec in specs.items()
         if spec is not None
     }
+    _refuse_unread(settings, task, list(sources.values()), reading)
     checkers = {name: RowChecker(source, task, settings.on_bad_row == "skip") for name, source in sources.items()}
     stamps = {name: checker.source.stamp() for name, checker in checkers.items()}
     survey, reports, samples = check_splits(checkers)
@@ -111,8 +112,9 @@ def load_data(settings: DataSection, task: Task, reading: Processing) -> Data:
     processor_hash = processor_digest(reading.processor)  # before any call: a tokenizer remembers its latest one
     splits, keys, hits = {}, {}, []
     for name, checker in checkers.items():
-        data, sample = checker.source.digest(), sample_digest(samples[name], encoder.encode_whole)
-        keys[name] = content_key(data, sample, processor_hash, task, survey, settings, reading.max_length)
+        source, sample = checker.source, sample_digest(samples[name], encoder.encode_whole)
+        hashes = source.digest(), sample, processor_hash
+        keys[name] = content_key(*hashes, task, survey, source.settings, reading.max_length)
         writing = _Writing(encoder, checker, None if name == "train" else survey, stamps[name])
         entry = get_or_write(cache_root(settings.cache_dir), keys[name], writing.write)
         splits[name] = Split(
@@ -128,6 +130,14 @@ def load_data(settings: DataSection, task: Task, reading: Processing) -> Data:
         max_length=reading.max_length,
         cached=all(hits),
     )
+
+
+def _refuse_unread(settings: DataSection, task: Task, sources: list[Source], reading: Processing) -> None:
+    """Refuse settings that the files, or the task with this tokenizer, do not read."""
+    read = frozenset[str]().union(*(source.reads for source in sources))
+    idle = {f"data.{name}": "no split is of a kind that it is for" for name in sorted(BY_SPLIT - read)}
+    refuse_without_effect({"data": settings}, idle)
+    refuse_without_effect({"task": task.settings}, task.without_effect(reading))
 
 
 @dataclass

@@ -214,3 +214,12 @@ READERS: dict[str, Reader] = {
     "text": read_text,
     "conll": read_conll,
 }
+
+_TEXT = frozenset({"format", "encoding"})
+READS: dict[str, frozenset[str]] = {
+    **dict.fromkeys(READERS, _TEXT),
+    **dict.fromkeys(("csv", "tsv"), _TEXT | {"header", "quoting"}),
+    "parquet": frozenset({"format"}),
+    "text": _TEXT | {"sample_by"},
+}
+"""The settings of `data` that each reader goes by, besides `columns`."""

@@ -27,6 +27,11 @@ class HubSplit:
                 row[name] = _by_name(row[name], kind)
             yield Located(f"row {number}", row)
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """The settings of `data` that change how this split is read."""
+        return frozenset({"hub_config"})
+
     def columns(self) -> list[str]:
         """Return all columns, of which the records hold only some."""
         return list(self.dataset.column_names)

@@ -51,6 +51,11 @@ class ParallelFiles:
             for file in files.values():
                 file.close()
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """The settings of `data` that change how these files are read."""
+        return frozenset({"format", "encoding"})
+
     def columns(self) -> list[str]:
         """Return nothing: the records hold all columns."""
         return []

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from onecurve.config import DataSection
-from onecurve.data.formats import READERS, SUFFIXES, Records, check_encoding, format_of, parquet_columns
+from onecurve.config import DataSection, default_of
+from onecurve.data.formats import READERS, READS, SUFFIXES, Records, check_encoding, format_of, parquet_columns
 from onecurve.data.hub import HubSplit, load_hub_split
 from onecurve.data.parallel import ParallelFiles, find_parallel
 from onecurve.data.rows import Broken, Columns, ColumnUse, Located
@@ -17,6 +17,8 @@ from onecurve.errors import ConfigError, DataError
 __all__ = ["Broken", "Located", "Source", "open_source", "read_rows"]
 
 _HUB_NAME = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(:(?P<split>.+))?")
+BY_SPLIT = frozenset({"format", "encoding", "header", "quoting", "sample_by", "hub_config"})
+"""Settings of `data` that only splits of some kind read: `Source.reads`."""
 _HUB_SPLITS = {"train": "train", "eval": "validation", "test": "test"}
 
 
@@ -43,6 +45,14 @@ class DataFile:
             yield from READERS[self.format](self.path, self.settings, columns)
         except (OSError, EOFError, zlib.error) as error:  # the last two: a .gz that was cut
             raise _unreadable(self.path, error) from None
+        except UnicodeError as error:  # UTF-16 and UTF-32 without the mark that they begin with
+            told = f"cannot be read as {self.settings.encoding}: {error}."
+            raise DataError(told, where=str(self.path), fix="Set data.encoding to the file's encoding.") from None
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The settings of `data` that this format is read by."""
+        return READS[self.format]
 
     def columns(self) -> list[str]:
         """Return all columns of a file whose records hold only some."""
@@ -82,6 +92,8 @@ class Source:
     """Its value."""
     parts: tuple[DataFile | ParallelFiles | HubSplit, ...]
     columns: Columns
+    asked: DataSection = field(default_factory=lambda: DataSection(train=""))
+    """The recipe's `data`."""
     use: ColumnUse = field(default_factory=ColumnUse)
     """Which columns were there, as far as rows have been read."""
 
@@ -112,6 +124,17 @@ class Source:
             raise DataError(self.columns.missing(last.row, *missing), where=part.name)
         others = [name for name in part.columns() if name not in self.columns.wanted]
         self.use.note(dict.fromkeys(others, True), self.columns)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The settings of `data` that change how this split is read."""
+        return frozenset().union(*(part.reads for part in self.parts))
+
+    @property
+    def settings(self) -> DataSection:
+        """The recipe's `data`, with the default of every setting that does not change how this split is read."""
+        unread = BY_SPLIT - self.reads
+        return self.asked.model_copy(update={name: default_of(self.asked, name) for name in unread})
 
     def declared_labels(self) -> list[list[str]]:
         """Return the label names that a hub dataset declares for a column, by id; no file does."""
@@ -149,7 +172,7 @@ def open_source(
     """
     check_encoding(settings.encoding)
     resolved = Columns.resolve(settings.columns, columns, shapes)
-    return Source(key, spec, tuple(_parts(key, spec, settings, resolved)), resolved)
+    return Source(key, spec, tuple(_parts(key, spec, settings, resolved)), resolved, settings)
 
 
 def read_rows(key: str, spec: str, settings: DataSection, columns: Mapping[str, str]) -> Iterator[Located | Broken]:

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from onecurve.config import Recipe
+from onecurve.config.sections.tracking import TRACKERS
 from onecurve.errors import ConfigError
 
 _DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
@@ -27,6 +28,17 @@ def require(packages: Iterable[str], where: str, what: str) -> None:
     if missing:
         needed = " ".join(_DISTRIBUTIONS.get(name, name) for name in missing)
         raise ConfigError(f"{what} needs {', '.join(missing)}.", where=where, fix=f"Install: pip install {needed}")
+
+
+def require_trackers(names: Iterable[str]) -> None:
+    """Check that the recipe's trackers are installed: Accelerate leaves the others out without a word.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    for name in names:
+        if not any(find_spec(package) for package in TRACKERS[name]):
+            require(TRACKERS[name][:1], "tracking.trackers", name)
 
 
 def keep_out_unused(recipe: Recipe, needed: frozenset[str]) -> None:

@@ -109,7 +109,8 @@ def label_axes(auto_model: Any, config: Any) -> dict[str, int]:
     one_more = deepcopy(config)
     one_more.num_labels += 1
     with torch.device("meta"):
-        here, there = (dict(auto_model.from_config(each).named_parameters()) for each in (config, one_more))
+        models = [auto_model.from_config(each, trust_remote_code=True) for each in (config, one_more)]
+    here, there = (dict(model.named_parameters()) for model in models)
     sizes = {name: list(zip(value.shape, there[name].shape, strict=True)) for name, value in here.items()}
     return {
         name: axis for name, pairs in sizes.items() for axis, (before, after) in enumerate(pairs) if after == before + 1

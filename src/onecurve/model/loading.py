@@ -12,12 +12,13 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from onecurve.adapters import add_adapter, check_adapter, continued_by
+from onecurve.adapters import add_adapter, check_adapter, continued_by, try_adapter
 from onecurve.config import ModelSection, Recipe
 from onecurve.errors import ConfigError
 from onecurve.losses.chunked_head import chunk_logits
 from onecurve.machine.distributed import computes_natively, resolve_precision
 from onecurve.model.activations import keep_activations
+from onecurve.model.attention_choice import check_attention
 from onecurve.model.compilation import check_compilation, compile_layers
 from onecurve.model.continuing import base_section, continue_adapter
 from onecurve.model.drawing import draw, place, reorder
@@ -42,15 +43,9 @@ def check_model(recipe: Recipe) -> tuple[str, str]:
     """
     check_adapter(recipe.peft, quantized=bool(recipe.model.quantization))
     continued_by(recipe)
+    check_attention(recipe.model.attn_implementation)
     if recipe.model.quantization:
         require_bitsandbytes("model.quantization", recipe.model.quantization)
-    rounds = recipe.peft is None and recipe.model.dtype == "bfloat16"
-    if recipe.optim.rounding and not rounds:
-        raise ConfigError(
-            f"{recipe.optim.rounding} is for trained weights in bfloat16, and here they are float32.",
-            where="optim.rounding",
-            fix="Remove it, or set model.dtype to bfloat16 and remove peft.",
-        )
     if recipe.peft is None and recipe.model.dtype not in ("auto", "float32") and not recipe.optim.rounding:
         raise ConfigError(
             f"{recipe.model.dtype} is for frozen weights; trained ones are kept in float32.",
@@ -100,16 +95,16 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
             # Outside ZeRO-3's partitioned construction, which would draw other weights from the same seed
             with whole_parameters():
                 start_stream(recipe.seed, "weights")
-                model = auto_model.from_config(config, **options)
+                model = auto_model.from_config(config, trust_remote_code=True, **options)
         else:
-            model, fit = _load_pretrained(section, recipe.seed, auto_model, config, options, head)
+            model, fit = _load_pretrained(section, recipe, auto_model, config, options, head, task.peft_task_type)
     except pickle.UnpicklingError:
         raise ConfigError(
             f"{section.path!r} has weights in a pickle with more than tensors, which could run any code: not loaded.",
             where="model.path",
             fix="Use a folder with model.safetensors.",
         ) from None
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, ImportError) as error:
         line = str(error).strip().split("\n")[0]
         raise ConfigError(f"{section.path!r} cannot be used: {line}", where="model.path") from None
     _pad_without_effect(model, recipe)
@@ -139,7 +134,13 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
 
 
 def _load_pretrained(
-    section: ModelSection, seed: int, auto_model: Any, config: Any, options: dict[str, Any], head: HeadRows
+    section: ModelSection,
+    recipe: Recipe,
+    auto_model: Any,
+    config: Any,
+    options: dict[str, Any],
+    head: HeadRows,
+    task_type: str | None,
 ) -> tuple[Any, Fit]:
     # A local folder by its full path: an adapter remembers where its base lies
     path = Path(section.path).expanduser()
@@ -148,9 +149,12 @@ def _load_pretrained(
         str(path.resolve()) if path.is_dir() else section.path,
         config=config,
         revision=section.revision or "main",
+        trust_remote_code=section.trust_remote_code,
     )
     with whole_parameters():
         fit, axes, remark = settle_head(read_fit(from_pretrained, section.path), head, auto_model, config)
+        if section is recipe.model:  # an adapter that is trained further fits: it has been trained
+            try_adapter(fit.skeleton, recipe.peft, task_type, fit.new_modules)
     with _partitioned_in(options["dtype"]):
         model, found = from_pretrained(
             ignore_mismatched_sizes=True,  # of the head, which `read_fit` has made sure of
@@ -166,7 +170,7 @@ def _load_pretrained(
         del model._weight_conversions
     if section.quantization:
         settle_quantized(model, fit.new_modules)
-    place(model, draw(fit.skeleton, fit.new, seed))
+    place(model, draw(fit.skeleton, fit.new, recipe.seed))
     model.head_remark = remark
     if axes:
         reorder(model, axes, head.rows or [])

@@ -52,7 +52,7 @@ def quantized_loading(
     from transformers import BitsAndBytesConfig
 
     with torch.device("meta"):
-        shape = auto_model.from_config(config)
+        shape = auto_model.from_config(config, trust_remote_code=True)
     heads = [name for name, _ in shape.named_children() if name != shape.base_model_prefix]
     asked: dict[str, dict[str, Any]] = {
         "nf4": {

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from onecurve.config import ModelSection
 from onecurve.content.labels import model_labels
 from onecurve.errors import ConfigError
 from onecurve.machine.hub import reachable
+from onecurve.model.remote_code import check_trusted, is_refusal, refuse_code
 
 _SET_TOKENIZER = "Check model.path and the network, or set model.tokenizer to the tokenizer's folder or hub name."
 _TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json")
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+_NO_HUB = "Check the path; or fetch it where there is a network, with `onecurve data stage RECIPE`."
 _CONVERT = (
     "A checkpoint of onecurve, Accelerate or DeepSpeed becomes a model folder with `onecurve checkpoint convert`."
 )
@@ -39,7 +42,10 @@ class Reading:
         continued = Continued.read(self.section.path)
         own, described = continued.folder, described_in(continued.folder)
         tokenizer = own if any((own / name).is_file() for name in _TOKENIZERS + _PROCESSORS) else continued.base
-        found: dict[str, Any] = {"tokenizer": self.section.tokenizer or str(tokenizer)}
+        found: dict[str, Any] = {}
+        if not self.section.tokenizer:
+            revision = None if tokenizer == own else continued.revision
+            found = {"tokenizer": str(tokenizer), "tokenizer_revision": revision}
         if (described / "config.json").is_file():
             found["path"] = str(described)
         else:
@@ -50,6 +56,7 @@ class Reading:
     def config(self) -> Any:
         """The model's transformers config, with the id that this tokenizer pads with."""
         config = load_config(self.source)
+        check_trusted(self.source)
         set_padding(config, self.tokenizer, pretrained=self.section.init == "pretrained")
         if (vocab_size := _of_text(config).vocab_size) < len(self.tokenizer):
             raise ConfigError(
@@ -116,7 +123,7 @@ def _counts_from_padding(config: Any) -> bool:
     from transformers import AutoModel
 
     with torch.device("meta"):
-        model = AutoModel.from_config(config)
+        model = AutoModel.from_config(config, trust_remote_code=True)  # code that is not trusted is not in the config
     tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
     return any(getattr(table, "padding_idx", None) is not None for table in tables)
 
@@ -131,8 +138,15 @@ def load_config(section: ModelSection) -> Any:
 
     _check_local(section.path, "model.path", ("config.json",), _CONVERT)
     try:
-        return AutoConfig.from_pretrained(section.path, revision=section.revision or "main")
-    except (OSError, ValueError, KeyError) as error:
+        config = AutoConfig.from_pretrained(
+            section.path, revision=section.revision or "main", trust_remote_code=section.trust_remote_code
+        )
+        if not section.trust_remote_code and hasattr(config, "auto_map"):
+            del config.auto_map  # transformers has classes of its own for it, and nothing else may run
+        return config
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        if is_refusal(error):
+            raise refuse_code(section.path, section.revision) from None
         raise ConfigError(
             f"{section.path!r} has no model config that can be read: {_first_line(error)}",
             where="model.path",
@@ -148,12 +162,15 @@ def load_tokenizer(section: ModelSection) -> Any:
     """
     from transformers import AutoTokenizer
 
-    path = section.tokenizer or section.path
-    key = "model.tokenizer" if section.tokenizer else "model.path"
+    path, revision, key = _place_of_tokenizer(section)
     _check_local(path, key, _TOKENIZERS, _SET_TOKENIZER)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=section.revision or "main")
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=revision or "main", trust_remote_code=section.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        if is_refusal(error):
+            raise refuse_code(path, revision) from None
         raise ConfigError(
             f"{path!r} has no tokenizer that can be read: {_first_line(error)}", where=key, fix=_SET_TOKENIZER
         ) from None
@@ -170,18 +187,26 @@ def load_tokenizer(section: ModelSection) -> Any:
     return tokenizer
 
 
+def _place_of_tokenizer(section: ModelSection) -> tuple[str, str | None, str]:
+    """Return its folder or hub name, its revision, and the key that says so."""
+    if section.tokenizer:
+        return section.tokenizer, section.tokenizer_revision, "model.tokenizer"
+    return section.path, section.revision, "model.path"
+
+
 def load_processor(section: ModelSection, kind: Any) -> Any:
     """Load an image processor, a feature extractor, or a processor of several parts.
 
     Raises:
         ConfigError: Nothing there that transformers can read.
     """
-    path = section.tokenizer or section.path
-    key = "model.tokenizer" if section.tokenizer else "model.path"
+    path, revision, key = _place_of_tokenizer(section)
     _check_local(path, key, _PROCESSORS, _SET_TOKENIZER)
     try:
-        return kind.from_pretrained(path, revision=section.revision or "main")
-    except (OSError, ValueError, KeyError) as error:
+        return kind.from_pretrained(path, revision=revision or "main", trust_remote_code=section.trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        if is_refusal(error):
+            raise refuse_code(path, revision) from None
         raise ConfigError(
             f"{path!r} has no processor that can be read: {_first_line(error)}", where=key, fix=_SET_TOKENIZER
         ) from None
@@ -197,6 +222,12 @@ def resolve_max_length(asked: int | None, tokenizer: Any, config: Any, reserved:
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     room = positions - reserved if positions else None
     limits = [n for n in (room, tokenizer.model_max_length) if n and n < 10**9]  # 1e30: "no limit" upstream
+    if room is not None and room < 2:
+        raise ConfigError(
+            f"peft's {reserved} virtual tokens leave no room in the model's {positions} positions.",
+            where="peft.num_virtual_tokens",
+            fix="Lower it.",
+        )
     if asked is None:
         if not limits:
             raise ConfigError("must be set: this model has no length limit.", where="data.max_length", fix="Set it.")
@@ -222,8 +253,21 @@ def _check_local(path: str, key: str, names: tuple[str, ...], fix: str) -> None:
             raise ConfigError(f"the folder {path!r} holds no {' or '.join(names)}.", where=key, fix=fix)
     elif folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1 or folder.exists():
         raise ConfigError(f"no such folder: {path!r}.", where=key)
-    else:
-        reachable()
+    elif not reachable() and not _is_cached(path, names):
+        near = get_close_matches(folder.name, [other.name for other in folder.parent.glob("*")], 1)
+        raise ConfigError(
+            f"there is no folder {path!r} in {Path.cwd()}, and the hub, where it could be a name, cannot be reached.",
+            where=key,
+            fix=f"Did you mean {str(folder.parent / near[0])!r}?" if near else _NO_HUB,
+        )
+
+
+def _is_cached(path: str, names: tuple[str, ...]) -> bool:
+    """Whether the local copy of the hub has one of these files of a repository, of any revision."""
+    from huggingface_hub import constants
+
+    copies = Path(constants.HF_HUB_CACHE, f"models--{path.replace('/', '--')}", "snapshots")
+    return any(next(copies.glob(f"*/{name}"), None) for name in names)
 
 
 def _first_line(error: Exception) -> str:

@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from onecurve.config import OptimSection, nearest
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from onecurve.config import OptimSection, explain, meant
 from onecurve.errors import ConfigError
 from onecurve.model.quantization import require_bitsandbytes
 from onecurve.optim import optimizers, schedules
@@ -13,8 +15,6 @@ from onecurve.optim import optimizers, schedules
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
-
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 def check_optim(section: OptimSection) -> dict[str, Any]:
@@ -26,25 +26,30 @@ def check_optim(section: OptimSection) -> dict[str, Any]:
     build = _pick(optimizers, "optim.name", section.name)
     if build is optimizers.adamw_8bit:
         require_bitsandbytes("optim.name", section.name)
-    schedule = _pick(schedules, "optim.schedule", section.schedule)
-    settings = {
-        name: parameter.default
+    _pick(schedules, "optim.schedule", section.schedule)
+    schema = _settings_of(build)
+    if unknown := section.extras.keys() - schema.model_fields.keys():
+        key, known = f"optim.{min(unknown)}", {**type(section).model_fields, **schema.model_fields}
+        told = meant(key, [f"optim.{name}" for name in known], section.extras)
+        raise ConfigError(f"Unknown setting '{key}' of {section.name}. {told}")
+    try:
+        settings = schema.model_validate(section.extras).model_dump()
+    except ValidationError as error:
+        raise explain(error, schema, prefix="optim.") from None
+    if settings.get("nesterov") and not settings["momentum"]:
+        raise ConfigError("needs momentum.", where="optim.nesterov", fix="Set optim.momentum, such as 0.9.")
+    return settings
+
+
+def _settings_of(build: Callable[..., Any]) -> type[BaseModel]:
+    """Return the schema of an optimizer's own settings: its keyword arguments."""
+    own = {
+        name: (parameter.annotation, parameter.default)
         for name, parameter in inspect.signature(build).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
-    for key, value in section.extras.items():
-        if key not in settings:
-            known = [*(f"optim.{name}" for name in (*type(section).model_fields, *settings))]
-            raise ConfigError(f"Unknown setting 'optim.{key}' of {section.name}. {nearest(f'optim.{key}', known)}")
-        kind = type(settings[key])
-        if isinstance(value, bool) is not (kind is bool) or not isinstance(value, (kind, int)):
-            raise ConfigError(f"must be {_KINDS.get(kind, kind.__name__)}; got {value!r}.", where=f"optim.{key}")
-        settings[key] = kind(value)
-    if section.decay_steps is not None and schedule is not schedules.wsd:
-        raise ConfigError(f"is only for schedule wsd; the schedule is {section.schedule}.", where="optim.decay_steps")
-    if section.min_lr_ratio and schedule is schedules.constant:
-        raise ConfigError("has no effect with the constant schedule.", where="optim.min_lr_ratio")
-    return settings
+    fields: dict[str, Any] = own
+    return create_model(build.__name__, __config__=ConfigDict(strict=True, allow_inf_nan=False), **fields)
 
 
 def build_optimizer(model: "nn.Module", section: OptimSection) -> "Optimizer":
@@ -90,7 +95,8 @@ def _trained(model: "nn.Module") -> Iterator[tuple[str, Any, "nn.Module"]]:
 
 
 def _pick(module: Any, key: str, name: str) -> Callable[..., Any]:
-    names = [n for n, f in vars(module).items() if inspect.isfunction(f) and not n.startswith("_") and n != "lr_factor"]
+    own = {n: f for n, f in vars(module).items() if getattr(f, "__module__", "") == module.__name__}
+    names = [n for n, f in own.items() if inspect.isfunction(f) and not n.startswith("_") and n != "lr_factor"]
     if name not in names:
         raise ConfigError(f"must be one of {', '.join(names)}; got {name!r}.", where=key)
     return getattr(module, name)

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from onecurve import user_code
-from onecurve.config import TaskSection, explain, nearest
+from onecurve.config import TaskSection, closest, explain
 from onecurve.errors import ConfigError
 from onecurve.tasks.base import Task
 
@@ -51,7 +51,7 @@ def find_task(name: str) -> Any:
         raise ConfigError(
             f"no task '{name}'; the tasks are {', '.join(names)}. For your own, write {user_code.FORM}.",
             where="task.name",
-            fix=nearest(name, names),
+            fix=closest(name, names),
         )
     return import_module(f"{__name__}.{name}").Task
 

@@ -28,12 +28,17 @@ Batch = dict[str, "Tensor"]
 """One micro-batch; every tensor's first dimension is the example."""
 Answer = dict[str, Any]
 """A trained model's prediction for one row, as plain values for JSON."""
+NO_CONVERSATIONS: Mapping[str, str] = {"model.chat_template": "this task renders no conversations"}
+NO_TEXT_OUT = {**NO_CONVERSATIONS, "train.logits": "this task's models have no language model head"}
+"""What tasks return of `without_effect` that have no use for a chat template, nor for a language model's head."""
 
 
 class Settings(BaseModel):
     """A task's own settings: the keys beside `task.name`."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,10 @@ class Task(ABC):
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
+
+    def without_effect(self, reading: "Processing | None" = None) -> Mapping[str, str]:
+        """Return keys of the recipe that this task does not read, and why; asked again once `reading` is loaded."""
+        return {}
 
     # Rows
 

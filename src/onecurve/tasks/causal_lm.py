@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from onecurve.errors import ConfigError
 from onecurve.tasks._next_token import NextTokenTask
-from onecurve.tasks.base import BadRow, Example, Processing, Row, Survey
+from onecurve.tasks.base import NO_CONVERSATIONS, BadRow, Example, Processing, Row, Survey
 
 
 class Task(NextTokenTask):
@@ -18,6 +18,9 @@ class Task(NextTokenTask):
     """
 
     columns: ClassVar[Mapping[str, str]] = {"text": "a document: non-empty text"}
+
+    def without_effect(self, reading: Processing | None = None) -> Mapping[str, str]:
+        return {**NO_CONVERSATIONS, "data.on_long": "a document is cut into blocks, so none is too long"}
 
     def check_input(self, row: Row) -> None:
         text = row.get("text")

@@ -50,6 +50,9 @@ class Task(base.Task):
     metric_names: Sequence[str] = ("loss", "perplexity")
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss", "perplexity"})
 
+    def without_effect(self, reading: Processing | None = None) -> Mapping[str, str]:
+        return base.NO_CONVERSATIONS
+
     def check_input(self, row: Row) -> None:
         check_text(row.get("source"), "source")
 

@@ -80,6 +80,10 @@ class Task(NextTokenTask):
     encoder_version: ClassVar[int] = 3
     targets: ClassVar[frozenset[str]] = frozenset({"response"})
 
+    def without_effect(self, reading: Processing | None = None) -> Mapping[str, str]:
+        template = reading.tokenizer.chat_template if reading else None
+        return {"task.separator": "this model's chat template joins prompt and response"} if template else {}
+
     def read_text(self, text: str) -> Row:
         return {"prompt": text}
 

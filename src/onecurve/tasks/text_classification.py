@@ -1,15 +1,13 @@
 """Text classification of a text or a pair: single-label, multi-label, or regression."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from reprlib import repr as short
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from onecurve.config import nearest
 from onecurve.content.label_sets import LabelSets
-from onecurve.content.labels import in_natural_order, label_name, read_name
+from onecurve.content.labels import in_natural_order, label_name, read_name, read_number
 from onecurve.errors import DataError
 from onecurve.metrics import NUMBERS
 from onecurve.tasks import base
@@ -79,6 +77,11 @@ class Task(base.Task):
         super().__init__(settings)
         self.metric_names: Sequence[str] = ("loss", *NUMBERS[settings.problem_type])
         self._problem: _Problem = _PROBLEMS[settings.problem_type](settings)
+
+    def without_effect(self, reading: Processing | None = None) -> Mapping[str, str]:
+        if self.settings.problem_type == "multi_label_classification":
+            return base.NO_TEXT_OUT
+        return {**base.NO_TEXT_OUT, "task.label_separator": "a row has several labels only if multi-label"}
 
     def check_input(self, row: Row) -> None:
         check_text(row.get("text"), "text")
@@ -246,14 +249,14 @@ class _Regression:
     def __init__(self, settings: TextClassificationSettings) -> None: ...
 
     def names(self, value: Any) -> list[str]:
-        _read_number(value)
+        read_number(value)
         return []
 
     def seen(self, values: Iterable[Any]) -> set[str]:
         return set()
 
     def target(self, value: Any, names: list[str]) -> float:
-        return _read_number(value)
+        return read_number(value)
 
     def loss_sum(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
         from torch.nn import functional
@@ -288,13 +291,3 @@ def _check_known(names: list[str], known: list[str], what: str) -> None:
     for name in names:
         if name not in known:
             raise BadRow(f"label {name!r} {what}. {nearest(name, known)}")
-
-
-def _read_number(value: Any) -> float:
-    try:
-        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise BadRow(f"label must be a finite number; got {short(value)} ({type(value).__name__})")
-    return number

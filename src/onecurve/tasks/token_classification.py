@@ -70,6 +70,9 @@ class Task(base.Task):
     peft_task_type: ClassVar[str | None] = "TOKEN_CLS"
     metric_names: Sequence[str] = ("loss", "accuracy", "precision", "recall", "f1")
 
+    def without_effect(self, reading: Processing | None = None) -> Mapping[str, str]:
+        return base.NO_TEXT_OUT
+
     def read_text(self, text: str) -> Row:
         return {"tokens": text.split()}
 

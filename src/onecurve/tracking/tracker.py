@@ -3,6 +3,7 @@
 import json
 import sys
 from math import isfinite
+from pathlib import Path
 from time import time
 from typing import Any
 
@@ -11,9 +12,10 @@ from tqdm import tqdm
 
 from onecurve.config import Recipe
 from onecurve.data.plan import BatchPlan
+from onecurve.machine.device import describe_launch, launch_facts
 from onecurve.run.directory import RunDirectory
 from onecurve.tracking.profile import Profile
-from onecurve.tracking.resumption import continuing
+from onecurve.tracking.resumption import continuing, flattened
 
 _PLAIN_LINES = 40
 """About as many progress lines as a run writes where there is no terminal."""
@@ -33,7 +35,7 @@ class Tracker:
     ) -> None:
         self.directory, self.accelerator = directory, accelerator
         self.main = accelerator.is_main_process
-        self.resume = recipe.train.resume
+        self.resume, self.mixed_precision = recipe.train.resume, recipe.train.mixed_precision
         self.max_steps, self.log_every = (max_steps := plan.max_steps), recipe.tracking.log_every
         self.print_every = max(1, max_steps // _PLAIN_LINES)
         self.terminal = sys.stderr.isatty()
@@ -42,12 +44,17 @@ class Tracker:
         """Since the last line of metrics.jsonl."""
         self.steps, self.total_seconds = 0, 0.0
         """Of this launch."""
-        steps_left = max_steps - (resumed["step"] if resumed else 0)
-        self.profile = Profile(recipe.tracking.profile, steps_left, directory.path / "profile", accelerator, self.say)
+        self.first = resumed["step"] if resumed else 0
+        """The step that this launch goes on after."""
+        left = max_steps - self.first
+        self.profile = Profile(recipe.tracking.profile, left, directory.path / "profile", accelerator, self.say)
         if recipe.tracking.trackers:
             project = recipe.tracking.project
-            known = continuing(recipe.tracking.trackers, project, run_id) if self.main else {}
-            accelerator.init_trackers(project, init_kwargs=known)
+            name = Path(recipe.output_dir).resolve().name
+            known = continuing(recipe.tracking.trackers, project, run_id, name) if self.main else {}
+            # A run that goes on has told its recipe before, and MLflow takes no other value for a parameter
+            told = None if resumed else dict(flattened(recipe.model_dump(mode="json")))
+            accelerator.init_trackers(project, config=told, init_kwargs=known)
         if resumed:
             self.bar.update(resumed["step"])
             self.say(f"resumed from {resumed['checkpoint']}, after step {resumed['step']}", *resumed["remarks"])
@@ -58,13 +65,19 @@ class Tracker:
         if recipe.train.micro_batch_size == "auto":
             found = recipe.train.examples_a_pass
             self.say(f"train.micro_batch_size auto is {found}; dropout masks, if any, depend on this size")
-            self.event("micro_batch_size", resumed["step"] if resumed else 0, found=found)
+            self.event("micro_batch_size", self.first, found=found)
 
     def say(self, *texts: str) -> None:
         """Print what is not empty to the terminal, above the bar where there is one."""
         for text in filter(None, texts) if self.main else ():
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
+
+    def open(self, precision: str, *texts: str) -> None:
+        """Print and record what this launch computes on and in, before the first step; print further texts."""
+        facts = launch_facts(self.accelerator, precision)
+        self.say(describe_launch(facts, self.mixed_precision), *texts)
+        self.event("launch", self.first, **facts)
 
     def event(self, event: str, step: int, **values: Any) -> None:
         """Append one line to metrics.jsonl and send its numbers to the trackers."""

@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict
 class Section(BaseModel):
     """One frozen, strict group of settings; an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class OpenSection(Section):

@@ -1,6 +1,6 @@
 """When the dev split is evaluated, and how the best step is chosen."""
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from onecurve.config.sections.base import Section
 
@@ -14,9 +14,3 @@ class EvalSection(Section):
     """Dev metric that selects the best step; `model/` then holds that step's weights. Default: the last step's."""
     patience: int | None = Field(default=None, gt=0)
     """Early stopping: stop after this many evaluations without an improvement of best_metric."""
-
-    @model_validator(mode="after")
-    def _patience_needs_a_metric(self) -> "EvalSection":
-        if self.patience and not self.best_metric:
-            raise ValueError("patience needs best_metric: set it to the metric that has to improve")
-        return self

@@ -15,7 +15,12 @@ class ModelSection(Section):
     chat_template: str | None = None
     """A Jinja file with the chat template to use and save; default: the tokenizer's own."""
     revision: str | None = None
-    """Branch, tag or commit of a hub model."""
+    """Branch, tag or commit of a hub model, and of its tokenizer; a local folder has none."""
+    tokenizer_revision: str | None = None
+    """Branch, tag or commit of `tokenizer`, where that is a hub name."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with the model or tokenizer, where transformers has no class of its own for it.
+    Its hash is recorded, and a run does not resume with other code."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Storage dtype of frozen weights; trained weights are float32, or bfloat16 with `optim.rounding`. auto: the dtype
     of mixed_precision with PEFT, else float32."""

@@ -9,9 +9,9 @@ from onecurve.config.sections.base import Section
 
 
 class TrainSection(Section):
-    max_steps: int | None = Field(default=None, gt=0)
+    max_steps: int | None = Field(default=None, gt=0, le=10**9)
     """Optimizer updates of the run. Set exactly one of this and `epochs`."""
-    epochs: float | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0, le=10**6)
     """Passes over the training set."""
     global_batch_size: int = Field(default=32, gt=0)
     """Examples per optimizer update, summed over all ranks."""

@@ -1,0 +1,96 @@
+"""What is recorded of a launch, and what trackers are told of it."""
+
+import json
+
+import pytest
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.utils import ProjectConfiguration
+
+from onecurve.config import Recipe
+from onecurve.config.sections.tracking import TRACKERS
+from onecurve.errors import ConfigError
+from onecurve.machine import optional_packages
+from onecurve.machine.device import describe_launch
+from onecurve.run.directory import RunDirectory
+from onecurve.tracking import Tracker
+
+
+def test_the_known_trackers_are_accelerate_s():
+    assert TRACKERS.keys() == LOGGER_TYPE_TO_CLASS.keys()
+
+
+def test_a_tracker_that_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr(optional_packages, "find_spec", lambda name: name == "tensorboardX" or None)
+    with pytest.raises(ConfigError, match=r"tracking.trackers: wandb needs wandb. Install: pip install wandb"):
+        optional_packages.require_trackers(["tensorboard", "wandb"])
+    optional_packages.require_trackers(["tensorboard"])
+
+
+@pytest.fixture
+def opened(tmp_path, monkeypatch):
+    directory = RunDirectory(tmp_path / "warm")
+
+    def start(trackers, resumed=None):
+        recipe = Recipe.model_validate(
+            {
+                "output_dir": str(tmp_path / "warm"),
+                "task": {"name": "text_classification"},
+                "model": {"path": "some/model"},
+                "data": {"train": "a.jsonl"},
+                "train": {"max_steps": 3},
+                "tracking": {"trackers": trackers},
+            }
+        )
+        if resumed is None:
+            directory.take()
+            directory.open("", 0)
+        project = ProjectConfiguration(project_dir=str(directory.path))
+        accelerator = Accelerator(cpu=True, log_with=trackers or None, project_config=project)
+        return Tracker(directory, accelerator, recipe, 3, "0" * 32, resumed)
+
+    return start
+
+
+def test_device_strategy_and_precision_are_printed_and_recorded(opened, capsys, tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    opened([]).open("no", "", "a remark")
+    assert capsys.readouterr().out == "device    cpu; computes in float32; torch finds no GPU\na remark\n"
+    line = json.loads((tmp_path / "warm" / "metrics.jsonl").read_text())
+    assert (line["event"], line["step"], line["precision"]) == ("launch", 0, "no")
+    assert (line["device"], line["strategy"], line["processes"]) == ({"type": "cpu"}, "single", {"count": 1})
+
+
+def test_a_gpu_is_named_with_the_ranks_and_what_auto_chose():
+    facts = {"device": {"type": "cuda", "name": "NVIDIA H100"}, "strategy": "zero2", "processes": {"count": 8}}
+    said = describe_launch(facts | {"precision": "bf16"}, "auto")
+    assert said == "device    8 x NVIDIA H100, zero2; computes in bfloat16 (train.mixed_precision auto)"
+
+
+@pytest.mark.parametrize(
+    ("visible", "said"),
+    [
+        (None, "; torch finds no GPU"),
+        ("", ""),  # hidden on purpose
+        ("0", "; CUDA_VISIBLE_DEVICES is 0, but torch finds no GPU"),
+    ],
+)
+def test_a_run_on_the_cpu_says_why(monkeypatch, visible, said):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    facts = {"device": {"type": "cpu"}, "strategy": "ddp", "processes": {"count": 2}, "precision": "no"}
+    assert describe_launch(facts, "no") == f"device    2 x cpu, ddp; computes in float32{said}"
+
+
+def test_a_tracker_is_given_the_recipe_once(opened, tmp_path):
+    pytest.importorskip("tensorboard")
+    read = lambda: [path.read_text() for path in (tmp_path / "warm").rglob("hparams.yml")]  # noqa: E731
+    opened(["tensorboard"])
+    (told,) = read()
+    assert "optim.lr: 2.0e-05" in told
+    assert "task.name: text_classification" in told
+    goes_on = {"step": 2, "checkpoint": "x", "remarks": [], "from_cut": dict.fromkeys(("micro_batch_size",), 8)}
+    goes_on["from_cut"] |= {"micro_batch_tokens": None, "group_by_length": False}
+    opened(["tensorboard"], goes_on)
+    assert read() == [told]

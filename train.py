@@ -33,7 +33,7 @@ def main(argv: list[str], run: Run) -> None:
 
         precision, remark = check_model(recipe)  # which imports PEFT where the recipe asks for it
     reading = Reading(recipe.model, recipe.data.max_length, task.auto_processor, virtual_tokens(recipe.peft))
-    data = load_data(recipe.data, task, reading)
+    data = load_data(recipe.data, task, reading, recipe.seed)
     plan = plan_run(data.splits, recipe)
     accelerator = start(recipe.tracking.trackers, recipe.output_dir, recipe.train.hang_timeout)
     model = load_model(recipe, task, reading.config, data.survey, precision)

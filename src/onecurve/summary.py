@@ -74,7 +74,9 @@ def _describe_split(split: Split) -> str:
     told = {bad: report.skipped, "truncated": report.truncated, "too long, dropped": report.dropped}
     told["with nothing to learn, dropped"] = report.empty
     notes = "".join(f", {count} {what}" for what, count in told.items() if count)
-    return f"{split.name:<9} {len(split):,} examples from {report.rows:,} rows{notes}"
+    total = f" of {report.rows + report.not_chosen:,}" if report.not_chosen else ""
+    why = f" ({report.reason})" if report.not_chosen else ""
+    return f"{split.name:<9} {len(split):,} examples from {report.rows:,}{total} rows{why}{notes}"
 
 
 def _describe_columns(splits: list[Split]) -> str:

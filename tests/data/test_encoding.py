@@ -59,12 +59,12 @@ def test_ids_are_the_models_where_it_knows_the_same_labels(
 ) -> None:
     settings = section(tmp_path, labelled("one", "two"), eval=labelled("dev"))
     read = ReadingOf(byte_tokenizer, 64, labels=known)
-    data = load_data(settings, task, read)
+    data = load_data(settings, task, read, 0)
     assert (data.survey.labels, data.survey.order == "model") == (labels, labels == ["b", "a"])
     assert [example["labels"] for example in data.train.take([0, 1])] == [labels.index("a"), labels.index("b")]
     assert data.eval is not None and data.eval[0]["labels"] == labels.index("a")
     fixed = TextClassification(TextClassificationSettings(labels=["a", "b"]))
-    assert load_data(settings, fixed, read).survey.labels == ["a", "b"]
+    assert load_data(settings, fixed, read, 0).survey.labels == ["a", "b"]
 
 
 def test_a_split_that_is_not_named_is_none(tmp_path: Path, task: TextClassification) -> None:
@@ -108,7 +108,7 @@ def test_a_mistake_in_the_data_is_told_before_the_tokenizer_is_loaded(
         raise AssertionError("loaded too early")
 
     with pytest.raises(UserError, match=message) as error:
-        load_data(section(tmp_path, train, **settings), task, ReadingOf(tokenizer))
+        load_data(section(tmp_path, train, **settings), task, ReadingOf(tokenizer), 0)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "cache").exists()
 
@@ -238,5 +238,5 @@ def test_data_that_changes_while_it_is_encoded_is_not_kept(tmp_path: Path, task:
         return byte_tokenizer()
 
     with pytest.raises(DataError, match=r"data\.train: '.*' changed while it was read"):
-        load_data(settings, task, ReadingOf(tokenizer))
+        load_data(settings, task, ReadingOf(tokenizer), 0)
     assert len(load(settings, task).train) == 3

@@ -14,7 +14,7 @@ from onecurve.user_code import source_hash
 
 _LAYOUT = 1
 """Raised whenever what is stored, or how, changes."""
-_SETTINGS = {"columns", "encoding", "format", "header", "on_bad_row", "on_long", "quoting", "sample_by"}
+_SETTINGS = {"columns", "delimiter", "encoding", "format", "header", "on_bad_row", "on_long", "quoting", "sample_by"}
 _UNTOLD = {"is_local", "local_files_only", "name_or_path", "padding", "truncation"}
 """What a saved tokenizer says of where it came from and of its latest call; neither changes what we encode."""
 _SAMPLE_TEXT, _SAMPLE_SIZE = 10_000, 100_000

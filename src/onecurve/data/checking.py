@@ -21,6 +21,9 @@ class Report:
 
     rows: int = 0
     """Rows read, usable or not."""
+    not_chosen: int = 0
+    """Rows of the data that the split leaves to others or to nobody: `reason` says why."""
+    reason: str = ""
     skipped: int = 0
     """Broken rows left out (`data.on_bad_row: skip`)."""
     truncated: int = 0
@@ -36,6 +39,8 @@ class Report:
         """Return the sum of two reports on the same split."""
         return Report(
             self.rows + other.rows,
+            self.not_chosen + other.not_chosen,
+            self.reason or other.reason,
             self.skipped + other.skipped,
             self.truncated + other.truncated,
             self.dropped + other.dropped,
@@ -63,7 +68,7 @@ class RowChecker:
         Raises:
             DataError: A broken row that must not be skipped, or nothing usable at all.
         """
-        rows = self.source.rows()
+        rows, selection = self.source.rows(), self.source.selection
         for found in rows:
             report.rows += 1
             bad = self._fault(found, survey)
@@ -72,6 +77,8 @@ class RowChecker:
                 self.refuse(bad, report, skipping_helps=helps)
             elif isinstance(found, Located):
                 yield found
+        if selection:
+            report.not_chosen, report.reason = self.source.num_rows - report.rows, selection.reason
         if not report.rows:
             raise DataError(f"'{self.source.spec}' has no rows.", where=self.source.key)
         if report.skipped == report.rows:

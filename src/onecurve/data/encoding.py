@@ -16,7 +16,7 @@ from onecurve.data.cache_key import content_key, processor_digest, sample_digest
 from onecurve.data.checking import Report, RowChecker, check_splits
 from onecurve.data.examples import Examples, record_batches, write_batches
 from onecurve.data.rows import Broken, ColumnUse, Located
-from onecurve.data.sources import open_source
+from onecurve.data.sources import open_splits
 from onecurve.data.workers import in_order
 from onecurve.errors import DataError
 from onecurve.tasks.base import BadRow, Example, Processing, Recognises, Row, Survey, Task
@@ -85,24 +85,20 @@ class Data:
         return [split for split in (self.train, self.eval, self.test) if split is not None]
 
 
-def load_data(settings: DataSection, task: Task, reading: Processing) -> Data:
+def load_data(settings: DataSection, task: Task, reading: Processing, seed: int) -> Data:
     """Check every row of every split, then read its examples from the cache or encode them.
 
     Args:
         settings: The recipe's data section.
         task: Knows what a row must hold and how it is encoded.
         reading: Loads the processor when it is first asked for: once every row is known to be good.
+        seed: Of the run; draws the rows of a share and of `data.max_samples`.
 
     Raises:
         UserError: An invalid setting, file, row or label; a cache that cannot be written.
     """
-    specs = {"train": settings.train, "eval": settings.eval, "test": settings.test}
     shapes = task.shapes.values() if isinstance(task, Recognises) else ()
-    sources = {
-        name: open_source(f"data.{name}", spec, settings, task.columns, shapes)
-        for name, spec in specs.items()
-        if spec is not None
-    }
+    sources = open_splits(settings, task.columns, shapes, seed)
     checkers = {name: RowChecker(source, task, settings.on_bad_row == "skip") for name, source in sources.items()}
     stamps = {name: checker.source.stamp() for name, checker in checkers.items()}
     survey, reports, samples = check_splits(checkers)

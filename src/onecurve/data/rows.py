@@ -16,6 +16,8 @@ class Located:
 
     place: str
     row: Row
+    number: int = 0
+    """Its place among all rows of its data, broken ones included, from 0."""
 
 
 @dataclass(frozen=True)

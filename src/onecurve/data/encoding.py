@@ -13,7 +13,8 @@ import pyarrow as pa
 from onecurve.config import DataSection
 from onecurve.data.cache import cache_root, get_or_write
 from onecurve.data.cache_key import content_key, processor_digest, sample_digest
-from onecurve.data.checking import Report, RowChecker, check_splits
+from onecurve.data.checked import check_once
+from onecurve.data.checking import Report, RowChecker
 from onecurve.data.examples import Examples, record_batches, write_batches
 from onecurve.data.rows import Broken, ColumnUse, Located
 from onecurve.data.sources import open_splits
@@ -101,18 +102,20 @@ def load_data(settings: DataSection, task: Task, reading: Processing, seed: int)
     sources = open_splits(settings, task.columns, shapes, seed)
     checkers = {name: RowChecker(source, task, settings.on_bad_row == "skip") for name, source in sources.items()}
     stamps = {name: checker.source.stamp() for name, checker in checkers.items()}
-    survey, reports, samples = check_splits(checkers)
-    survey = survey.in_model_order(reading.labels)
+    root = cache_root(settings.cache_dir)
+    checked = check_once(root, checkers, settings, task)
+    survey = checked.survey.in_model_order(reading.labels)
     encoder = _Encoder(task, survey, reading, settings.on_long, settings.on_bad_row)
     processor_hash = processor_digest(reading.processor)  # before any call: a tokenizer remembers its latest one
     splits, keys, hits = {}, {}, []
     for name, checker in checkers.items():
-        data, sample = checker.source.digest(), sample_digest(samples[name], encoder.encode_whole)
+        data, sample = checked.digests[name], sample_digest(checked.samples[name], encoder.encode_whole)
         keys[name] = content_key(data, sample, processor_hash, task, survey, settings, reading.max_length)
         writing = _Writing(encoder, checker, None if name == "train" else survey, stamps[name])
-        entry = get_or_write(cache_root(settings.cache_dir), keys[name], writing.write)
+        about = {"split": name, "data": checker.source.spec, "task": type(task).__module__}
+        entry = get_or_write(root, keys[name], writing.write, about)
         splits[name] = Split(
-            name, reports[name].add(Report(**entry.counts)), Examples(entry.folder), checker.source.use
+            name, checked.reports[name].add(Report(**entry.counts)), Examples(entry.folder), checker.source.use
         )
         hits.append(entry.is_hit)
     return Data(

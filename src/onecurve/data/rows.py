@@ -153,6 +153,10 @@ class ColumnUse:
     known: set[str] = field(default_factory=set)
     """Both."""
 
+    def restore(self, earlier: "ColumnUse") -> None:
+        """Take over what an earlier reading of the same rows noted."""
+        self.read, self.unread, self.known = earlier.read, earlier.unread, earlier.known
+
     def note(self, row: Mapping[str, Any], columns: Columns) -> None:
         """Add the columns that this row has a value in."""
         fresh = {name for name, value in row.items() if name not in self.known and value not in (None, "")}

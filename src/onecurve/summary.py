@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
 
+_LABELS_NAMED = 12
+"""How many labels the summary gives a count each."""
 _NAMED = 20
 """How many unread columns the summary names."""
 
@@ -42,6 +44,7 @@ def describe_run(
         f"threads   {describe_threads()}",
         *(["compile   layers: the first passes may take minutes"] if recipe.train.compile else []),
         *_describe_labels(data.survey, getattr(model, "head_remark", "")),
+        *_describe_counts(data.survey, data.splits),
         *map(_describe_split, data.splits),
         f"columns   {_describe_columns(data.splits)}",
         f"items     {int(train.num_items.sum()):,} terms of the loss from {int(train.num_tokens.sum()):,} tokens "
@@ -66,6 +69,24 @@ def _describe_labels(survey: Survey, head: str) -> Iterator[str]:
         yield f"labels    {len(survey.labels)}, {_ORDERS[survey.order]}: {shown(survey.labels)}{unseen}"
     if head:
         yield f"head      {head}"
+
+
+def _describe_counts(survey: Survey, splits: list[Split]) -> Iterator[str]:
+    """Say how many rows (of tags: words) of each split have each label; of many labels, the most and least frequent."""
+    told = [(split.name, _counted(survey.labels, split.report.label_counts)) for split in splits]
+    if survey.labels and any(split.report.label_counts for split in splits):
+        yield "counts    " + "; ".join(f"{name}: {counts}" for name, counts in told)
+    if single := sum(count == 1 for count in survey.label_counts):
+        yield f"          with a single one in training: {single} of {len(survey.labels)} labels"
+
+
+def _counted(labels: list[str], counts: dict[str, int]) -> str:
+    each = [f"{name} {counts.get(name, 0):,}" for name in labels]
+    if len(labels) <= _LABELS_NAMED:
+        return ", ".join(each)
+    order = sorted(range(len(labels)), key=lambda index: -counts.get(labels[index], 0))
+    most, least = order[: _LABELS_NAMED // 4], order[-_LABELS_NAMED // 4 :]
+    return ", ".join([*(each[index] for index in most), "...", *(each[index] for index in least)])
 
 
 def _describe_split(split: Split) -> str:

@@ -144,7 +144,7 @@ def test_skipped_rows_are_counted_and_the_first_places_kept(tmp_path: Path, task
         {"text": 3, "label": "a"},
         {"text": "x", "label": None},
     ]
-    dev = [*labelled("dev"), {"text": "x", "label": "never seen"}]
+    dev = [*labelled("dev"), {"text": " ", "label": "a"}]
     data = load(section(tmp_path, [*bad, *labelled("one", "two")], eval=dev, on_bad_row="skip"), task)
     assert data.eval is not None
     assert [e["input_ids"] for e in data.train.take([0, 1])] == ids("one", "two")
@@ -152,7 +152,22 @@ def test_skipped_rows_are_counted_and_the_first_places_kept(tmp_path: Path, task
     assert len(data.train.report.skipped_places) == 5
     assert data.train.report.skipped_places[1].startswith(f"{tmp_path}/train.jsonl, line 2: must be a JSON object")
     assert (data.eval.report.rows, data.eval.report.skipped, len(data.eval)) == (2, 1, 1)
-    assert "label 'never seen' was never seen in training" in data.eval.report.skipped_places[0]
+    assert data.eval.report.skipped_places == [f"{tmp_path}/eval.jsonl, line 2: text is empty."]
+    assert (data.train.report.label_counts, data.eval.report.label_counts) == ({"a": 1, "b": 1}, {"a": 1})
+    assert data.survey.label_counts == [1, 1]
+
+
+@pytest.mark.parametrize("on_bad_row", ["error", "skip"])
+def test_a_label_that_training_lacks_is_never_left_out_of_a_score(tmp_path: Path, on_bad_row: str) -> None:
+    dev = [*labelled("dev"), {"text": "x", "label": "c"}]
+    settings = section(tmp_path, labelled("one", "two"), eval=dev, on_bad_row=on_bad_row)
+    with pytest.raises(
+        DataError, match=r"eval\.jsonl, line 2: label 'c' was never seen .*Add it to task\.labels, so that"
+    ):
+        load(settings, TextClassification(TextClassificationSettings()))
+    known = load(settings, TextClassification(TextClassificationSettings(labels=["a", "b", "c"])))
+    assert known.eval and [example["labels"] for example in known.eval.take([0, 1])] == [0, 2]
+    assert known.survey.label_counts == [1, 1, 0] and known.survey.unseen == ["c"]
 
 
 TEMPLATE = (

@@ -146,6 +146,10 @@ class Task(ABC):
         """Read what the training split must tell (label names) from its rows, which passed `check`."""
         return Survey()
 
+    def row_labels(self, row: Row) -> Sequence[str]:
+        """Return the labels that a row, which passed `check`, has: they are counted in the summary."""
+        return ()
+
     def check_label(self, row: Row, survey: Survey) -> None:  # noqa: B027  a task without labels knows them all
         """Raise `BadRow` when a dev or test row has a label that training never saw."""
 

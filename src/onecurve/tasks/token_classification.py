@@ -82,6 +82,9 @@ class Task(base.Task):
             raise BadRow(f"has {len(words)} tokens and {len(tags)} tags")
         self._check_known(tags, self.settings.labels, "is not in task.labels")
 
+    def row_labels(self, row: Row) -> Sequence[str]:
+        return _tags(row)
+
     def check_label(self, row: Row, survey: Survey) -> None:
         self._check_known(_tags(row), survey.labels, "was never seen in training")
 

@@ -17,7 +17,8 @@ from onecurve.data.files import file_stamp
 from onecurve.errors import LaunchError
 from onecurve.machine.atomic_write import write_atomically
 
-_INFO = "info.json"
+INFO = "info.json"
+"""The file of an entry that says what it is; written last, and touched whenever it is used."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def _write(root: Path, key: str, write: Callable[[Path], dict[str, Any]], about:
     try:
         counts = write(folder)
         info = {"about": about, "counts": counts, "files": _hashes(folder), "stamps": _stamps(folder)}
-        (folder / _INFO).write_text(json.dumps(info), encoding="utf-8")
+        (folder / INFO).write_text(json.dumps(info), encoding="utf-8")
         folder.rename(root / key)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -86,26 +87,26 @@ def _read(folder: Path, is_hit: bool) -> Entry | None:
     Files that are as they were when they were last hashed are not hashed again: a terabyte takes half an hour.
     """
     try:
-        info = json.loads((folder / _INFO).read_text(encoding="utf-8"))
+        info = json.loads((folder / INFO).read_text(encoding="utf-8"))
         stamps = _stamps(folder)
         if info["stamps"] != stamps:  # altered, or copied from elsewhere
             if info["files"] != _hashes(folder):
                 return None
             with suppress(OSError):  # of another user
-                write_atomically(folder / _INFO, json.dumps(info | {"stamps": stamps}))
+                write_atomically(folder / INFO, json.dumps(info | {"stamps": stamps}))
         with suppress(OSError):
-            os.utime(folder / _INFO)  # when it was last used
+            os.utime(folder / INFO)  # when it was last used
         return Entry(folder, info["counts"], is_hit)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _stamps(folder: Path) -> dict[str, str]:
-    return {path.name: file_stamp(path) for path in sorted(folder.iterdir()) if path.name != _INFO}
+    return {path.name: file_stamp(path) for path in sorted(folder.iterdir()) if path.name != INFO}
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    return {path.name: _hash(path) for path in sorted(folder.iterdir()) if path.name != _INFO}
+    return {path.name: _hash(path) for path in sorted(folder.iterdir()) if path.name != INFO}
 
 
 def _hash(path: Path) -> str:

@@ -59,6 +59,8 @@ class Recipe(Section):
             )
         if train.packing == "on" and self.model.attn_implementation not in (None, "sdpa"):
             raise ValueError("train.packing uses its own attention: remove model.attn_implementation or train.packing")
+        if self.eval.predictions and self.data.eval is None and self.data.test is None:
+            raise ValueError("eval.predictions needs a split to predict: set data.eval or data.test")
         if self.data.eval is None and (self.eval.every or self.eval.best_metric):
             raise ValueError("eval.every and eval.best_metric need a dev split: set data.eval")
         return self

@@ -12,7 +12,7 @@ from onecurve.config import DataSection
 from onecurve.tasks.base import BadRow, Example, Row, Survey, Task
 from onecurve.user_code import source_hash
 
-_LAYOUT = 1
+_LAYOUT = 2
 """Raised whenever what is stored, or how, changes."""
 SETTINGS = {"columns", "delimiter", "encoding", "format", "header", "on_bad_row", "on_long", "quoting", "sample_by"}
 """Keys of the data section that change how rows are read or encoded."""

@@ -15,9 +15,9 @@ from onecurve.data.cache import cache_root, get_or_write
 from onecurve.data.cache_key import content_key, processor_digest, sample_digest
 from onecurve.data.checked import check_once
 from onecurve.data.checking import Report, RowChecker
-from onecurve.data.examples import Examples, record_batches, write_batches
+from onecurve.data.examples import ROW, Examples, record_batches, write_batches
 from onecurve.data.rows import Broken, ColumnUse, Located
-from onecurve.data.sources import open_splits
+from onecurve.data.sources import Source, open_splits
 from onecurve.data.workers import in_order
 from onecurve.errors import DataError
 from onecurve.tasks.base import BadRow, Example, Processing, Recognises, Row, Survey, Task
@@ -38,6 +38,10 @@ class Split:
     report: Report
     examples: Examples
     columns: ColumnUse = field(default_factory=ColumnUse)
+    source: Source | None = None
+    """The rows that the examples came from."""
+    stamp: tuple[str, ...] = ()
+    """What the source's was when they were read."""
 
     @property
     def lengths(self) -> np.ndarray:
@@ -114,9 +118,9 @@ def load_data(settings: DataSection, task: Task, reading: Processing, seed: int)
         writing = _Writing(encoder, checker, None if name == "train" else survey, stamps[name])
         about = {"split": name, "data": checker.source.spec, "task": type(task).__module__}
         entry = get_or_write(root, keys[name], writing.write, about)
-        splits[name] = Split(
-            name, checked.reports[name].add(Report(**entry.counts)), Examples(entry.folder), checker.source.use
-        )
+        report = checked.reports[name].add(Report(**entry.counts))
+        examples, source = Examples(entry.folder), checker.source
+        splits[name] = Split(name, report, examples, source.use, source, stamps[name])
         hits.append(entry.is_hit)
     return Data(
         train=splits["train"],
@@ -164,7 +168,9 @@ class _Encoder:
     def _examples(self, rows: list[Located], part: _Part) -> Iterator[Example]:
         for number, row in enumerate(rows):
             try:
-                yield from self.encode(row, part.report)
+                for example in self.encode(row, part.report):
+                    assert ROW not in example, f"the key '{ROW}' is the cache's own"
+                    yield {**example, ROW: row.number}
             except BadRow as error:
                 part.bad.append(Broken(row.place, str(error)))
                 if self.on_bad_row != "skip":

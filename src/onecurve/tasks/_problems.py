@@ -50,6 +50,9 @@ class SingleLabel:
         named = dict(zip(names, probabilities, strict=True))
         return {"label": names[best], "probability": probabilities[best], "probabilities": named}
 
+    def reference(self, target: int, names: list[str]) -> str:
+        return names[target]
+
     def show(self, target: int, names: list[str]) -> str:
         return names[target]
 
@@ -82,8 +85,11 @@ class MultiLabel:
         named = dict(zip(names, logits.sigmoid().tolist(), strict=True))
         return {"label": [name for name, logit in zip(names, logits, strict=True) if logit > 0], "probabilities": named}
 
+    def reference(self, target: list[int], names: list[str]) -> list[str]:
+        return [name for name, is_in in zip(names, target, strict=True) if is_in]
+
     def show(self, target: list[int], names: list[str]) -> str:
-        return ", ".join(name for name, is_in in zip(names, target, strict=True) if is_in)
+        return ", ".join(self.reference(target, names))
 
 
 class Regression:
@@ -116,6 +122,9 @@ class Regression:
 
     def answer(self, logits: "Tensor", names: list[str]) -> Answer:
         return {"value": logits.item()}
+
+    def reference(self, target: float, names: list[str]) -> float:
+        return target
 
     def show(self, target: float, names: list[str]) -> str:
         return str(target)

@@ -229,6 +229,10 @@ class Task(ABC):
 
     # Predictions
 
+    def reference(self, example: Example, survey: Survey) -> Answer:
+        """Return what a labelled example should be answered, as `reference`; nothing where only its loss is told."""
+        return {}
+
     def answers(self, outputs: Any, batch: Batch, examples: Sequence[Example], survey: Survey) -> list[Answer]:
         """Return what a trained model says of each example: `label`, `probability`, `value`, `entities`, ...
 

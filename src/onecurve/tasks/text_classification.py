@@ -178,6 +178,9 @@ class Task(base.Task):
     def answers(self, outputs: Any, batch: Batch, examples: Sequence[Example], survey: Survey) -> list[Answer]:
         return [self._problem.answer(row, survey.labels) for row in outputs.float()]
 
+    def reference(self, example: Example, survey: Survey) -> Answer:
+        return {"reference": self._problem.reference(example["labels"], survey.labels)}
+
     def describe(self, example: Example, survey: Survey, tokenizer: Any) -> str:
         text = tokenizer.decode(example["input_ids"], clean_up_tokenization_spaces=False)
         return f"{text} -> «{self._problem.show(example['labels'], survey.labels)}»"

@@ -167,14 +167,21 @@ class Task(base.Task):
 
         told = []
         for tags, example in zip(_of_words(outputs, batch), examples, strict=True):
-            words = example["tokens"]
-            names = [survey.labels[tags[word]] if word in tags else _OUTSIDE for word in range(len(words))]
+            words = example.get("tokens")  # a labelled example keeps only its tags
+            count = len(example["tags"] if words is None else words)
+            names = [survey.labels[tags[word]] if word in tags else _OUTSIDE for word in range(count)]
             answer: Answer = {"tags": names}
             if has_entities(survey.labels):
-                spans = [(kind, start, end, " ".join(words[start:end])) for kind, start, end in entities(names)]
-                answer["entities"] = [dict(zip(("type", "start", "end", "text"), s, strict=True)) for s in spans]
+                spans = [dict(zip(("type", "start", "end"), span, strict=True)) for span in entities(names)]
+                if words is not None:
+                    for span in spans:
+                        span["text"] = " ".join(words[span["start"] : span["end"]])
+                answer["entities"] = spans
             told.append(answer)
         return told
+
+    def reference(self, example: Example, survey: Survey) -> Answer:
+        return {"reference": [survey.labels[tag] for tag in example["tags"]]}
 
     def describe(self, example: Example, survey: Survey, tokenizer: Any) -> str:
         tokens = tokenizer.convert_ids_to_tokens(example["input_ids"])

@@ -1,0 +1,97 @@
+"""The best step so far by a dev metric, and its weights."""
+
+from math import isfinite
+from typing import Any
+
+from onecurve.config import EvalSection
+from onecurve.data.encoding import Split
+from onecurve.evaluation.scores import Scores
+from onecurve.strategies.base import Strategy
+from onecurve.strategies.snapshot import Snapshot
+from onecurve.tasks.base import Task
+
+
+class Best:
+    """The best step so far by eval.best_metric, with a copy of its weights; unused without eval.best_metric.
+
+    Args:
+        task: Tells which metrics are better when lower.
+        section: The recipe's `eval`.
+        strategy: Whose weights are kept.
+        dev: The dev split, if any.
+    """
+
+    def __init__(self, task: Task, section: EvalSection, strategy: Strategy, dev: Split | None) -> None:
+        self.metric, self.patience = section.best_metric, section.patience
+        self.dev = dev.examples.folder.name if dev else ""
+        """Fingerprint of the dev examples (their cache key)."""
+        self.sign = -1 if self.metric == "loss" or self.metric in task.lower_is_better else 1
+        self.snapshot = Snapshot(strategy)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.step = 0
+        """The best step; 0 before the first evaluation."""
+        self.value: float | None = None
+        self.scores: Scores = {}
+        """The metric at the best step; before there is one, at the last evaluation."""
+        self.without = 0
+        """Evaluations since the best step."""
+        self.last_step = 0
+        self.last_scores: Scores = {}
+
+    def consider(self, step: int, scores: Scores) -> None:
+        """Record the scores after `step`."""
+        self.last_step, self.last_scores = step, scores
+        if not self.step:
+            self.scores = scores
+        if self.metric is None:
+            return
+        value = scores[self.metric]  # it is one of the task's metric_names
+        self.without += 1
+        if value is None or not isfinite(value):  # undefined, as a correlation with constant predictions is
+            return
+        if self.value is None or self.sign * value > self.sign * self.value:
+            self.step, self.value, self.scores, self.without = step, value, scores, 0
+            self.snapshot.take()
+
+    def state(self) -> dict[str, Any]:
+        """The state saved in a checkpoint, besides the weights in the snapshot."""
+        names = ("metric", "dev", "step", "value", "scores", "without", "last_step", "last_scores")
+        return {name: getattr(self, name) for name in names}
+
+    def differs(self, state: dict[str, Any]) -> str:
+        """Explain why the best step in a checkpoint's `state` cannot be used in this run; empty if it can.
+
+        Scores of another metric, or on other examples, are not comparable with later ones.
+        """
+        if state["metric"] != self.metric:
+            return f"eval.best_metric was {state['metric']} and is {self.metric}"
+        return "" if state["dev"] == self.dev else "data.eval has other examples"
+
+    def load(self, state: dict[str, Any], step: int) -> str:
+        """Restore a `state` saved after `step`, with the weights of that step.
+
+        Returns:
+            What was dropped, and why; empty if nothing was.
+        """
+        self._forget()
+        why = self.differs(state)
+        if not why:
+            for name in ("step", "value", "scores", "without", "last_step", "last_scores"):
+                setattr(self, name, state[name])
+        elif state["dev"] == self.dev and state["last_step"] == step:  # these very weights were scored
+            self.consider(step, state["last_scores"])
+        return f"{why}: step {state['step']}, the best so far, is dropped" if why and state["step"] else ""
+
+    def restore(self) -> None:
+        """Put the best step's weights back."""
+        self.snapshot.restore()
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether there was no improvement for `eval.patience` evaluations."""
+        return self.patience is not None and self.without >= self.patience
+
+    def __str__(self) -> str:
+        return f"no improvement in {self.without} evaluations: best {self.metric} {self.value} at step {self.step}"

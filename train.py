@@ -18,7 +18,7 @@ def main(argv: list[str], run: Run) -> None:
     with heavy_imports(checked):  # the recipe is valid: only now what takes seconds
         from onecurve.adapters import virtual_tokens
         from onecurve.data import Loader, load_data, plan_run
-        from onecurve.evaluation import Best, Evaluator
+        from onecurve.evaluation import Best, Evaluator, write_predictions
         from onecurve.export.model_folder import Exporter
         from onecurve.faults import BadSteps, BlackBox, OutOfMemory, Stopping, fit
         from onecurve.machine.distributed import start
@@ -33,7 +33,7 @@ def main(argv: list[str], run: Run) -> None:
 
         precision, remark = check_model(recipe)  # which imports PEFT where the recipe asks for it
     reading = Reading(recipe.model, recipe.data.max_length, task.auto_processor, virtual_tokens(recipe.peft))
-    data = load_data(recipe.data, task, reading)
+    data = load_data(recipe.data, task, reading, recipe.seed)
     plan = plan_run(data.splits, recipe)
     accelerator = start(recipe.tracking.trackers, recipe.output_dir, recipe.train.hang_timeout)
     model = load_model(recipe, task, reading.config, data.survey, precision)
@@ -65,7 +65,6 @@ def main(argv: list[str], run: Run) -> None:
     checkpoints.wait(needed=bool(run.asked.stop))
     if run.asked.stop:
         return tracker.stop(run.step, run.asked.stop)
-
     chosen, final = best.step or run.step, {"eval": best.scores}
     if chosen < run.step:  # the last weights beside the best ones
         export("model-last", run.step, {"eval": best.last_scores})
@@ -73,6 +72,7 @@ def main(argv: list[str], run: Run) -> None:
     if data.test:
         final["test"] = tracker.scores("test", chosen, evaluate(loaders["test"]))
     export("model", chosen, final)
+    write_predictions(loaders, strategy, recipe, data.survey, checked.directory)
     tracker.close(chosen)
 
 

@@ -7,8 +7,9 @@ from torch import nn
 
 from onecurve.config import DataSection, Recipe
 from onecurve.data.encoding import Split
-from onecurve.summary import _describe_columns, _describe_tally, _describe_trained, _unread
+from onecurve.summary import _describe_columns, _describe_counts, _describe_tally, _describe_trained, _unread
 from onecurve.tasks.sft import Task
+from onecurve.tasks.text_classification import Task as TextClassification
 from tests.data.byte_level import byte_tokenizer, load, write_jsonl
 
 ROW = {"instruction": "Add.", "input": "3 and 4", "output": "7"}
@@ -99,3 +100,26 @@ def test_weights_that_a_folder_has_and_a_run_does_not_read_are_said(tmp_path: Pa
     (tmp_path / "model.safetensors").touch()
     assert "set model.init to pretrained" in _unread(Recipe.model_validate({**recipe, "model": model}))
     assert _unread(Recipe.model_validate({**recipe, "model": {"path": str(tmp_path)}})) == ""
+
+
+def counts(tmp_path: Path, labels: list[str], dev: list[str]) -> list[str]:
+    def rows(names: list[str]) -> list[Any]:
+        return [{"text": "x", "label": name} for name in names]
+
+    train = write_jsonl(tmp_path / "train.jsonl", rows(labels))
+    settings = DataSection(
+        train=train, eval=write_jsonl(tmp_path / "dev.jsonl", rows(dev)), cache_dir=str(tmp_path / "cache")
+    )
+    data = load(settings, TextClassification(TextClassification.Settings()))
+    return list(_describe_counts(data.survey, data.splits))
+
+
+def test_labels_are_counted_by_split(tmp_path: Path) -> None:
+    assert counts(tmp_path, ["b", "a", "b", "a"], ["b"]) == ["counts    train: a 2, b 2; eval: a 0, b 1"]
+
+
+def test_many_labels_of_one_row_each_are_seen(tmp_path: Path) -> None:
+    names = [f"text number {number:03}" for number in range(479)]
+    told = counts(tmp_path, ["often", "often", *names], ["often"])
+    assert told[0].startswith("counts    train: often 2, text number 000 1, text number 001 1, ..., ")
+    assert told[1] == "          with a single one in training: 479 of 480 labels"

@@ -35,7 +35,7 @@ def stage(checked: Checked) -> Iterator[str]:
     if section.tokenizer:
         yield _fetch("tokenizer", section.tokenizer, section.tokenizer_revision, weights=False)
     reading = Reading(recipe.model, recipe.data.max_length, checked.task.auto_processor, virtual_tokens(recipe.peft))
-    data = load_data(recipe.data, checked.task, reading)
+    data = load_data(recipe.data, checked.task, reading, recipe.seed)
     yield from _examples(data, cache_root(recipe.data.cache_dir))
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
 
+_LABELS_NAMED = 12
+"""How many labels the summary gives a count each."""
 _NAMED = 20
 """How many unread columns the summary names."""
 _WEIGHTS = (".safetensors", ".bin")
@@ -54,6 +56,7 @@ def describe_run(
         f"threads   {describe_threads()}",
         *(["compile   layers: the first passes may take minutes"] if recipe.train.compile else []),
         *_describe_labels(data.survey, getattr(model, "head_remark", "")),
+        *_describe_counts(data.survey, data.splits),
         *map(_describe_split, data.splits),
         f"columns   {_describe_columns(data.splits, task)}",
         *_describe_tally(data.splits),
@@ -103,13 +106,33 @@ def _describe_labels(survey: Survey, head: str) -> Iterator[str]:
         yield f"head      {head}"
 
 
+def _describe_counts(survey: Survey, splits: list[Split]) -> Iterator[str]:
+    """Say how many rows (of tags: words) of each split have each label; of many labels, the most and least frequent."""
+    told = [(split.name, _counted(survey.labels, split.report.label_counts)) for split in splits]
+    if survey.labels and any(split.report.label_counts for split in splits):
+        yield "counts    " + "; ".join(f"{name}: {counts}" for name, counts in told)
+    if single := sum(count == 1 for count in survey.label_counts):
+        yield f"          with a single one in training: {single} of {len(survey.labels)} labels"
+
+
+def _counted(labels: list[str], counts: dict[str, int]) -> str:
+    each = [f"{name} {counts.get(name, 0):,}" for name in labels]
+    if len(labels) <= _LABELS_NAMED:
+        return ", ".join(each)
+    order = sorted(range(len(labels)), key=lambda index: -counts.get(labels[index], 0))
+    most, least = order[: _LABELS_NAMED // 4], order[-_LABELS_NAMED // 4 :]
+    return ", ".join([*(each[index] for index in most), "...", *(each[index] for index in least)])
+
+
 def _describe_split(split: Split) -> str:
     report = split.report
     bad = f"bad row{'s' * (report.skipped != 1)} skipped"
     told = {bad: report.skipped, "truncated": report.truncated, "too long, dropped": report.dropped}
     told["with nothing to learn, dropped"] = report.empty
     notes = "".join(f", {count} {what}" for what, count in told.items() if count)
-    return f"{split.name:<9} {len(split):,} examples from {report.rows:,} rows{notes}"
+    total = f" of {report.rows + report.not_chosen:,}" if report.not_chosen else ""
+    why = f" ({report.reason})" if report.not_chosen else ""
+    return f"{split.name:<9} {len(split):,} examples from {report.rows:,}{total} rows{why}{notes}"
 
 
 def _describe_tally(splits: list[Split]) -> Iterator[str]:

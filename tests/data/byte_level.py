@@ -63,6 +63,6 @@ def labelled(*texts: str) -> list[Row]:
     return [{"text": text, "label": "ab"[number % 2]} for number, text in enumerate(texts)]
 
 
-def load(settings: DataSection, task: Any, tokenizer: Any = None, max_length: int = 100) -> Data:
+def load(settings: DataSection, task: Any, tokenizer: Any = None, max_length: int = 100, seed: int = 0) -> Data:
     """Load with the byte tokenizer unless another is given."""
-    return load_data(settings, task, ReadingOf(lambda: tokenizer or byte_tokenizer(), max_length))
+    return load_data(settings, task, ReadingOf(lambda: tokenizer or byte_tokenizer(), max_length), seed)

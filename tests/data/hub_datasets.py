@@ -8,9 +8,13 @@ import pytest
 
 
 def keep(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, features: dict[str, Any], splits: dict[str, list[dict[str, Any]]]
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    features: dict[str, Any],
+    splits: dict[str, list[dict[str, Any]]],
+    name: str = "org/name",
 ) -> None:
-    """Put a dataset of these rows into the cache as `org/name`."""
+    """Put a dataset of these rows into the cache."""
     import datasets
 
     class Name(datasets.GeneratorBasedBuilder):
@@ -27,4 +31,6 @@ def keep(
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "hub")
-    Name(cache_dir=str(folder / "hub"), repo_id="org/name", dataset_name="name", hash="abc").download_and_prepare()
+    Name(
+        cache_dir=str(folder / "hub"), repo_id=name, dataset_name=name.rpartition("/")[2], hash="abc"
+    ).download_and_prepare()

@@ -41,7 +41,8 @@ def task(tmp_path: Path) -> LoggedTask:
 
 
 def entries(settings: DataSection) -> list[Path]:
-    return sorted(path for path in Path(str(settings.cache_dir)).iterdir() if path.is_dir())
+    folders = (path for path in Path(str(settings.cache_dir)).iterdir() if path.is_dir())
+    return sorted(path for path in folders if not path.name.startswith("rows-"))
 
 
 # Hit and miss

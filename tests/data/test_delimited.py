@@ -205,3 +205,35 @@ def test_one_column_of_quoted_lines_is_not_guessed_at(tmp_path: Path) -> None:
         assert [row for (row,) in values(found)] == texts
     with pytest.raises(DataError, match=r"a\.tsv: it is ambiguous whether quotes"):
         list(read_rows("data.train", str(path), DataSection(train="x"), {"text": ""}))
+
+
+# Delimiters
+
+GERMAN = 'Text;Stimmung\r\n"gut; sehr gut";froh\r\nschlecht, leider;traurig\r\n"a ""b""";froh\r\n'
+
+
+def test_a_delimiter_is_what_the_recipe_says(tmp_path: Path) -> None:
+    columns = {"text": "Text", "label": "Stimmung"}
+    texts = ["gut; sehr gut", "schlecht, leider", 'a "b"']
+    for section in ({"delimiter": ";"}, {"delimiter": ";", "quoting": "minimal"}):
+        found = read(tmp_path / "a.csv", GERMAN, columns=columns, **section)
+        assert [row.row["text"] for row in found if isinstance(row, Located)] == texts
+    content = 'Text|Stimmung\n"halb|froh\nda"nn|traurig\n'
+    plain = read(tmp_path / "a.csv", content, columns=columns, delimiter="|", quoting="none")
+    assert [row.row["text"] for row in plain if isinstance(row, Located)] == ['"halb', 'da"nn']
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "settings", "advice"),
+    [
+        ("a.csv", GERMAN, {}, r"line 1: is one field, 'Text;Stimmung', and 2 .*needed .* data\.delimiter: ';'\."),
+        ("a.csv", "text\tlabel\nx\ty\n", {}, r"'\\t' separates the fields, set data\.delimiter: \"\\t\"\."),
+        ("a.tsv", "text,label\nx,y\n", {}, r"data\.delimiter: ','\."),
+        ("a.csv", "x;7\ny;8\n", {"header": False, "columns": {"text": "0", "label": "1"}}, r"data\.delimiter: ';'\."),
+    ],
+)
+def test_a_file_that_reads_as_one_column_tells_the_delimiter(
+    tmp_path: Path, name: str, content: str, settings: dict[str, Any], advice: str
+) -> None:
+    with pytest.raises(DataError, match=advice):
+        read(tmp_path / name, content, **settings)

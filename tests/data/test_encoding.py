@@ -59,12 +59,12 @@ def test_ids_are_the_models_where_it_knows_the_same_labels(
 ) -> None:
     settings = section(tmp_path, labelled("one", "two"), eval=labelled("dev"))
     read = ReadingOf(byte_tokenizer, 64, labels=known)
-    data = load_data(settings, task, read)
+    data = load_data(settings, task, read, 0)
     assert (data.survey.labels, data.survey.order == "model") == (labels, labels == ["b", "a"])
     assert [example["labels"] for example in data.train.take([0, 1])] == [labels.index("a"), labels.index("b")]
     assert data.eval is not None and data.eval[0]["labels"] == labels.index("a")
     fixed = TextClassification(TextClassificationSettings(labels=["a", "b"]))
-    assert load_data(settings, fixed, read).survey.labels == ["a", "b"]
+    assert load_data(settings, fixed, read, 0).survey.labels == ["a", "b"]
 
 
 def test_a_split_that_is_not_named_is_none(tmp_path: Path, task: TextClassification) -> None:
@@ -108,9 +108,9 @@ def test_a_mistake_in_the_data_is_told_before_the_tokenizer_is_loaded(
         raise AssertionError("loaded too early")
 
     with pytest.raises(UserError, match=message) as error:
-        load_data(section(tmp_path, train, **settings), task, ReadingOf(tokenizer))
+        load_data(section(tmp_path, train, **settings), task, ReadingOf(tokenizer), 0)
     assert "\n" not in str(error.value)
-    assert not (tmp_path / "cache").exists()
+    assert not [path for path in tmp_path.glob("cache/*") if path.is_dir()]
 
 
 # on_bad_row
@@ -144,7 +144,7 @@ def test_skipped_rows_are_counted_and_the_first_places_kept(tmp_path: Path, task
         {"text": 3, "label": "a"},
         {"text": "x", "label": None},
     ]
-    dev = [*labelled("dev"), {"text": "x", "label": "never seen"}]
+    dev = [*labelled("dev"), {"text": " ", "label": "a"}]
     data = load(section(tmp_path, [*bad, *labelled("one", "two")], eval=dev, on_bad_row="skip"), task)
     assert data.eval is not None
     assert [e["input_ids"] for e in data.train.take([0, 1])] == ids("one", "two")
@@ -152,7 +152,22 @@ def test_skipped_rows_are_counted_and_the_first_places_kept(tmp_path: Path, task
     assert len(data.train.report.skipped_places) == 5
     assert data.train.report.skipped_places[1].startswith(f"{tmp_path}/train.jsonl, line 2: must be a JSON object")
     assert (data.eval.report.rows, data.eval.report.skipped, len(data.eval)) == (2, 1, 1)
-    assert "label 'never seen' was never seen in training" in data.eval.report.skipped_places[0]
+    assert data.eval.report.skipped_places == [f"{tmp_path}/eval.jsonl, line 2: text is empty."]
+    assert (data.train.report.label_counts, data.eval.report.label_counts) == ({"a": 1, "b": 1}, {"a": 1})
+    assert data.survey.label_counts == [1, 1]
+
+
+@pytest.mark.parametrize("on_bad_row", ["error", "skip"])
+def test_a_label_that_training_lacks_is_never_left_out_of_a_score(tmp_path: Path, on_bad_row: str) -> None:
+    dev = [*labelled("dev"), {"text": "x", "label": "c"}]
+    settings = section(tmp_path, labelled("one", "two"), eval=dev, on_bad_row=on_bad_row)
+    with pytest.raises(
+        DataError, match=r"eval\.jsonl, line 2: label 'c' was never seen .*Add it to task\.labels, so that"
+    ):
+        load(settings, TextClassification(TextClassificationSettings()))
+    known = load(settings, TextClassification(TextClassificationSettings(labels=["a", "b", "c"])))
+    assert known.eval and [example["labels"] for example in known.eval.take([0, 1])] == [0, 2]
+    assert known.survey.label_counts == [1, 1, 0] and known.survey.unseen == ["c"]
 
 
 TEMPLATE = (
@@ -185,7 +200,7 @@ def test_a_long_example_is_an_error_that_names_the_choices(tmp_path: Path, task:
         "so have 3 of the first 5 rows. "
         "Set data.on_long to truncate or drop, or raise data.max_length."
     )
-    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+    assert not [path for path in tmp_path.glob("cache/*") if path.is_dir() and not path.name.startswith("rows-")]
 
 
 def test_long_examples_are_cut_and_counted(tmp_path: Path, task: TextClassification) -> None:
@@ -238,5 +253,5 @@ def test_data_that_changes_while_it_is_encoded_is_not_kept(tmp_path: Path, task:
         return byte_tokenizer()
 
     with pytest.raises(DataError, match=r"data\.train: '.*' changed while it was read"):
-        load_data(settings, task, ReadingOf(tokenizer))
+        load_data(settings, task, ReadingOf(tokenizer), 0)
     assert len(load(settings, task).train) == 3

@@ -1,3 +1,4 @@
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from onecurve.config import TaskSection
 from onecurve.errors import ConfigError, DataError
 from onecurve.tasks import load_task
 from onecurve.tasks.base import BadRow, Survey
-from onecurve.tasks.text_classification import Task
+from onecurve.tasks.text_classification import Task, TextClassificationSettings
 from tests.readings import padding, reading
 from tests.tasks.contract import Case
 
@@ -268,3 +269,41 @@ def test_predictions_are_ids_sets_and_numbers() -> None:
         ([1, 1], [0, 1]),
     ]
     assert _task(NUMBER).predict(single, {"labels": torch.tensor([1.0, 2.0])}) == [(0.5, 1.0), (-2.0, 2.0)]
+
+
+# Names for what the data has
+
+
+def test_a_map_names_what_the_data_has_in_its_order(tmp_path: Path) -> None:
+    settings = TextClassificationSettings(labels={2: "Sports", "1": "World"})
+    task = Task(settings)
+    assert settings.label_names == ["Sports", "World"]
+    for value, name in ((1, "World"), ("2", "Sports"), (2.0, "Sports"), ("World", "World")):
+        task.check({"text": "x", "label": value})
+        assert task.row_labels({"text": "x", "label": value}) == [name]
+    with pytest.raises(BadRow, match=r"label '3' is not in task\.labels\. Known: Sports, World"):
+        task.check({"text": "x", "label": 3})
+    survey = task.survey([{"text": "x", "label": 1}])
+    assert (survey.labels, survey.order, survey.unseen) == (["Sports", "World"], "recipe", ["Sports"])
+    again = TextClassificationSettings(**json.loads(json.dumps(settings.model_dump(mode="json"))))
+    assert again.label_names == settings.label_names and again.renamed == settings.renamed
+
+
+def test_a_map_names_several_labels_and_positions_of_vectors() -> None:
+    kind = "multi_label_classification"
+    task = Task(TextClassificationSettings(problem_type=kind, labels={"a": "Anger", "j": "Joy", "0": "None"}))
+    for value in ("a,j", ["j", "a"], ["Anger", "j"], [1, 1, 0]):
+        assert sorted(task.row_labels({"label": value})) == ["Anger", "Joy"]
+    with pytest.raises(BadRow, match="ambiguous"):
+        Task(TextClassificationSettings(problem_type=kind, labels={0: "no", 1: "yes"})).row_labels({"label": [1, 0]})
+
+
+def test_names_in_a_list_do_not_name_numbers_and_the_map_is_advised() -> None:
+    task = Task(TextClassificationSettings(labels=["World", "Sports"]))
+    with pytest.raises(BadRow, match=r"label '3' is not in task\.labels\. .*map them, as in task\.labels: \{0: NAME"):
+        task.check({"text": "x", "label": 3})
+
+
+def test_a_map_that_gives_a_name_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="labels must be distinct"):
+        TextClassificationSettings(labels={1: "a", 2: "a"})

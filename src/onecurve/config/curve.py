@@ -7,6 +7,7 @@ FREE_TO_CHANGE = (
     "data.train",  # the fingerprint tells whether the examples are the same
     "data.eval",
     "data.test",
+    "data.max_samples",
     "data.cache_dir",
     "train.micro_batch_size",
     "train.micro_batch_tokens",

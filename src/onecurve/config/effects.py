@@ -76,6 +76,9 @@ NEEDS: dict[str, Needs] = {
     "eval.micro_batch_size": Needs(
         lambda r: r.data.eval or r.data.test, "nothing is evaluated", "set data.eval or data.test"
     ),
+    "eval.predictions": Needs(
+        lambda r: r.data.eval or r.data.test, "nothing is evaluated", "set data.eval or data.test"
+    ),
     "eval.best_metric": Needs(
         lambda r: r.data.eval and r.eval.every,
         "the dev split is evaluated at most once, at the end, so no step can be chosen",
@@ -93,7 +96,7 @@ NEEDS: dict[str, Needs] = {
 
 ALWAYS = frozenset(
     "output_dir seed task.name model.path model.init model.tokenizer model.trust_remote_code model.dtype "
-    "model.quantization model.attn_implementation data.train data.eval data.test data.columns data.on_bad_row "
+    "model.quantization model.attn_implementation data.train data.eval data.test data.max_samples data.columns data.on_bad_row "
     "data.max_length data.cache_dir peft.method optim.name optim.lr optim.schedule optim.warmup_steps "
     "optim.weight_decay optim.max_grad_norm train.max_steps train.epochs train.global_batch_size "
     "train.micro_batch_size train.micro_batch_tokens train.mixed_precision train.activations "
@@ -107,7 +110,9 @@ a run that is stopped, or asked for one by the file SAVE, saves also where check
 BY_TASK = frozenset({"model.chat_template", "data.on_long", "train.logits"})
 """Keys of which the task says whether it reads them: `Task.without_effect`."""
 
-BY_SPLIT = frozenset("data.format data.encoding data.header data.quoting data.sample_by data.hub_config".split())
+BY_SPLIT = frozenset(
+    "data.format data.encoding data.header data.delimiter data.quoting data.sample_by data.hub_config".split()
+)
 """Keys of which the data says whether they are read: `Source.reads`."""
 
 

@@ -2,8 +2,8 @@
 
 import ast
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from reprlib import repr as short
 from typing import Any
 
@@ -23,6 +23,8 @@ class LabelSets:
     """What stands between the names in text."""
     known: tuple[str, ...]
     """The names in `task.labels`; empty where it is not set."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """What the data has -> the label's name."""
 
     def names(self, value: Any) -> list[str]:
         """Return the names that a row has.
@@ -34,7 +36,7 @@ class LabelSets:
         bits = _bits(parts)
         is_distinct = len(set(bits or ())) == len(bits or ())
         if bits and self.known and len(bits) == len(self.known):
-            if is_distinct and all(label_name(part) in self.known for part in parts):
+            if is_distinct and all(self._is_name(label_name(part)) for part in parts):
                 raise BadRow(
                     f"label {short(value)} is ambiguous: the names 0 and 1, or a vector of zeros and ones; use other "
                     'names in task.labels, or write the names as text in a list: ["0", "1"]'
@@ -45,7 +47,7 @@ class LabelSets:
             raise BadRow(
                 f"label is a vector of {len(bits)} zeros and ones, and {named}: it must name the label of each position"
             )
-        names = [read_name(part) for part in parts]
+        names = [self.renamed.get(name, name) for name in map(read_name, parts)]
         if len(set(names)) < len(names):
             raise BadRow(f"label repeats a name: {short(names)}")
         return names
@@ -72,6 +74,9 @@ class LabelSets:
                 fix=f"Set task.labels to {width} name(s), in the order of the places.{names_too}",
             )
         return names
+
+    def _is_name(self, name: str) -> bool:
+        return name in self.known or name in self.renamed
 
     def _parts(self, value: Any) -> list[Any]:
         if isinstance(value, str):

@@ -6,15 +6,19 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from onecurve.data.files import file_stamp
 from onecurve.errors import LaunchError
+from onecurve.machine.atomic_write import write_atomically
 
-_INFO = "info.json"
+INFO = "info.json"
+"""The file of an entry that says what it is; written last, and touched whenever it is used."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,14 @@ def cache_root(cache_dir: str | None) -> Path:
     return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "onecurve"
 
 
-def get_or_write(root: Path, key: str, write: Callable[[Path], dict[str, Any]]) -> Entry:
+def get_or_write(root: Path, key: str, write: Callable[[Path], dict[str, Any]], about: dict[str, str]) -> Entry:
     """Return the entry of `key`; where there is none, exactly one of the waiting processes writes it.
 
     Args:
         root: The folder of all entries.
         key: A hash of everything the content depends on.
         write: Writes files to the folder it is given, and returns counts for JSON.
+        about: What it is, for `onecurve data cache`.
 
     Raises:
         LaunchError: The folder cannot be written.
@@ -52,7 +57,7 @@ def get_or_write(root: Path, key: str, write: Callable[[Path], dict[str, Any]]) 
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{key}.lock"):
-            return _read(root / key, is_hit=True) or _write(root, key, write)
+            return _read(root / key, is_hit=True) or _write(root, key, write, about)
     except (OSError, NotImplementedError) as error:  # the second: a file system without locks
         raise LaunchError(
             f"encoded examples cannot be written to '{root}': {error}.",
@@ -61,15 +66,15 @@ def get_or_write(root: Path, key: str, write: Callable[[Path], dict[str, Any]]) 
         ) from None
 
 
-def _write(root: Path, key: str, write: Callable[[Path], dict[str, Any]]) -> Entry:
+def _write(root: Path, key: str, write: Callable[[Path], dict[str, Any]], about: dict[str, str]) -> Entry:
     for leftover in (root / key, *root.glob(f"{key}.incomplete-*")):  # damaged, or of a writer that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     folder = root / f"{key}.incomplete-{uuid.uuid4().hex}"
     folder.mkdir()
     try:
         counts = write(folder)
-        info = {"counts": counts, "files": _hashes(folder)}
-        (folder / _INFO).write_text(json.dumps(info), encoding="utf-8")
+        info = {"about": about, "counts": counts, "files": _hashes(folder), "stamps": _stamps(folder)}
+        (folder / INFO).write_text(json.dumps(info), encoding="utf-8")
         folder.rename(root / key)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -77,16 +82,31 @@ def _write(root: Path, key: str, write: Callable[[Path], dict[str, Any]]) -> Ent
 
 
 def _read(folder: Path, is_hit: bool) -> Entry | None:
-    """Return the entry, or None where it is missing, cut short or altered."""
+    """Return the entry, or None where it is missing, cut short or altered.
+
+    Files that are as they were when they were last hashed are not hashed again: a terabyte takes half an hour.
+    """
     try:
-        info = json.loads((folder / _INFO).read_text(encoding="utf-8"))
-        return Entry(folder, info["counts"], is_hit) if info["files"] == _hashes(folder) else None
+        info = json.loads((folder / INFO).read_text(encoding="utf-8"))
+        stamps = _stamps(folder)
+        if info["stamps"] != stamps:  # altered, or copied from elsewhere
+            if info["files"] != _hashes(folder):
+                return None
+            with suppress(OSError):  # of another user
+                write_atomically(folder / INFO, json.dumps(info | {"stamps": stamps}))
+        with suppress(OSError):
+            os.utime(folder / INFO)  # when it was last used
+        return Entry(folder, info["counts"], is_hit)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
+def _stamps(folder: Path) -> dict[str, str]:
+    return {path.name: file_stamp(path) for path in sorted(folder.iterdir()) if path.name != INFO}
+
+
 def _hashes(folder: Path) -> dict[str, str]:
-    return {path.name: _hash(path) for path in sorted(folder.iterdir()) if path.name != _INFO}
+    return {path.name: _hash(path) for path in sorted(folder.iterdir()) if path.name != INFO}
 
 
 def _hash(path: Path) -> str:

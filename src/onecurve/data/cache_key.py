@@ -12,9 +12,10 @@ from onecurve.config import DataSection
 from onecurve.tasks.base import BadRow, Example, Row, Survey, Task
 from onecurve.user_code import source_hash
 
-_LAYOUT = 1
+_LAYOUT = 2
 """Raised whenever what is stored, or how, changes."""
-_SETTINGS = {"columns", "encoding", "format", "header", "on_bad_row", "on_long", "quoting", "sample_by"}
+SETTINGS = {"columns", "delimiter", "encoding", "format", "header", "on_bad_row", "on_long", "quoting", "sample_by"}
+"""Keys of the data section that change how rows are read or encoded."""
 _UNTOLD = {"is_local", "local_files_only", "name_or_path", "padding", "truncation"}
 """What a saved tokenizer says of where it came from and of its latest call; neither changes what we encode."""
 _SAMPLE_TEXT, _SAMPLE_SIZE = 10_000, 100_000
@@ -40,16 +41,24 @@ def content_key(
         "data": data,
         "sample": sample,
         "tokenizer": processor,
+        **task_identity(task),
+        "survey": _names(survey),
+        "settings": settings.model_dump(include=SETTINGS),
+        "max_length": max_length,
+    }
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def task_identity(task: Task) -> dict[str, Any]:
+    """Return what tells a task from others that read or encode rows otherwise."""
+    parts: dict[str, Any] = {
         "task": f"{type(task).__module__}.{type(task).__qualname__}",
         "encoder_version": task.encoder_version,
         "task_settings": task.settings.model_dump(mode="json"),
-        "survey": _names(survey),
-        "settings": settings.model_dump(include=_SETTINGS),
-        "max_length": max_length,
     }
     if code := source_hash(type(task)):  # the user's own, whose author need not know of encoder versions
         parts["task_code"] = code
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return parts
 
 
 def sample_digest(rows: Sequence[Row], encode: Callable[[Row], list[Example]]) -> str:
@@ -64,7 +73,7 @@ def sample_digest(rows: Sequence[Row], encode: Callable[[Row], list[Example]]) -
         encode: Turns a row into examples.
     """
     digest, size = hashlib.blake2b(digest_size=16), 0
-    for length, row in sorted(((len(repr(row)), row) for row in map(_cut, rows)), key=itemgetter(0)):
+    for length, row in sorted(((len(repr(row)), row) for row in map(cut_row, rows)), key=itemgetter(0)):
         if size and size + length > _SAMPLE_SIZE:
             break
         size += length
@@ -72,7 +81,8 @@ def sample_digest(rows: Sequence[Row], encode: Callable[[Row], list[Example]]) -
     return digest.hexdigest()
 
 
-def _cut(row: Row) -> Row:
+def cut_row(row: Row) -> Row:
+    """Return a row whose long texts are cut to what `sample_digest` reads of them."""
     return {name: value[:_SAMPLE_TEXT] if isinstance(value, str) else value for name, value in row.items()}
 
 

@@ -2,7 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from onecurve.data.rows import Broken, Located
@@ -21,6 +21,9 @@ class Report:
 
     rows: int = 0
     """Rows read, usable or not."""
+    not_chosen: int = 0
+    """Rows of the data that the split leaves to others or to nobody: `reason` says why."""
+    reason: str = ""
     skipped: int = 0
     """Broken rows left out (`data.on_bad_row: skip`)."""
     truncated: int = 0
@@ -29,6 +32,8 @@ class Report:
     """Examples left out for their length."""
     empty: int = 0
     """Rows with nothing to learn from."""
+    label_counts: dict[str, int] = field(default_factory=dict)
+    """Usable rows, or words, that have each label."""
     skipped_places: list[str] = field(default_factory=list)
     """Place and reason of the first few broken rows."""
     tally: dict[str, int] = field(default_factory=dict)
@@ -43,10 +48,13 @@ class Report:
         """Return the sum of two reports on the same split."""
         return Report(
             self.rows + other.rows,
+            self.not_chosen + other.not_chosen,
+            self.reason or other.reason,
             self.skipped + other.skipped,
             self.truncated + other.truncated,
             self.dropped + other.dropped,
             self.empty + other.empty,
+            dict(Counter(self.label_counts) + Counter(other.label_counts)),
             (self.skipped_places + other.skipped_places)[:_PLACES_KEPT],
             dict(Counter(self.tally) + Counter(other.tally)),
         )
@@ -71,15 +79,18 @@ class RowChecker:
         Raises:
             DataError: A broken row that must not be skipped, or nothing usable at all.
         """
-        rows = self.source.rows()
+        rows, selection = self.source.rows(), self.source.selection
         for found in rows:
             report.rows += 1
-            bad = self._fault(found, survey)
+            bad = self._fault(found)
             if bad is not None:
-                helps = self.skips or report.rows > 1 or self._any_usable(islice(rows, _ROWS_LOOKED_AT), survey)
+                helps = self.skips or report.rows > 1 or self._any_usable(islice(rows, _ROWS_LOOKED_AT))
                 self.refuse(bad, report, skipping_helps=helps)
             elif isinstance(found, Located):
+                self._count_labels(found, report, survey)
                 yield found
+        if selection:
+            report.not_chosen, report.reason = self.source.num_rows - report.rows, selection.reason
         if not report.rows:
             raise DataError(f"'{self.source.spec}' has no rows.", where=self.source.key)
         if report.skipped == report.rows:
@@ -98,16 +109,28 @@ class RowChecker:
         if len(report.skipped_places) < _PLACES_KEPT:
             report.skipped_places.append(f"{bad.place}: {reason}")
 
-    def _any_usable(self, rows: Iterable[Located | Broken], survey: Survey | None) -> bool:
-        return any(self._fault(found, survey) is None for found in rows)
+    def _count_labels(self, found: Located, report: Report, survey: Survey | None) -> None:
+        try:
+            if survey is not None:
+                self.task.check_label(found.row, survey)
+        except BadRow as error:
+            raise DataError(
+                f"{error}".rstrip(".") + ".",
+                where=found.place,
+                fix="Add it to task.labels, so that such rows count as wrong, or remove them. data.on_bad_row does not "
+                "skip them: without them the score would be too good.",
+            ) from None
+        for name in self.task.row_labels(found.row):
+            report.label_counts[name] = report.label_counts.get(name, 0) + 1
 
-    def _fault(self, found: Located | Broken, survey: Survey | None) -> Broken | None:
+    def _any_usable(self, rows: Iterable[Located | Broken]) -> bool:
+        return any(self._fault(found) is None for found in rows)
+
+    def _fault(self, found: Located | Broken) -> Broken | None:
         if isinstance(found, Broken):
             return found
         try:
             self.task.check(found.row)
-            if survey is not None:
-                self.task.check_label(found.row, survey)
         except BadRow as error:
             return Broken(found.place, str(error))
         return None
@@ -132,6 +155,9 @@ def check_splits(checkers: Mapping[str, RowChecker]) -> tuple[Survey, dict[str, 
     for names in checkers["train"].source.declared_labels():
         survey = survey.in_dataset_order(names)
     deque(usable, maxlen=0)  # a task that asks nothing has not read them
+    if survey.labels and not survey.label_counts:
+        counts = reports["train"].label_counts
+        survey = replace(survey, label_counts=[counts.get(name, 0) for name in survey.labels])
     for name, checker in checkers.items():
         if name != "train":
             deque(_sampled(checker.usable(reports[name], survey), samples[name]), maxlen=0)

@@ -13,10 +13,11 @@ import pyarrow as pa
 from onecurve.config import DataSection, refuse_without_effect
 from onecurve.data.cache import cache_root, get_or_write
 from onecurve.data.cache_key import content_key, processor_digest, sample_digest
-from onecurve.data.checking import Report, RowChecker, check_splits
-from onecurve.data.examples import Examples, record_batches, write_batches
+from onecurve.data.checked import check_once
+from onecurve.data.checking import Report, RowChecker
+from onecurve.data.examples import ROW, Examples, record_batches, write_batches
 from onecurve.data.rows import Broken, ColumnUse, Located
-from onecurve.data.sources import BY_SPLIT, Source, open_source
+from onecurve.data.sources import BY_SPLIT, Source, open_splits
 from onecurve.data.workers import in_order
 from onecurve.errors import DataError
 from onecurve.tasks.base import TALLY, BadRow, Example, Processing, Recognises, Row, Survey, Task
@@ -37,6 +38,10 @@ class Split:
     report: Report
     examples: Examples
     columns: ColumnUse = field(default_factory=ColumnUse)
+    source: Source | None = None
+    """The rows that the examples came from."""
+    stamp: tuple[str, ...] = ()
+    """What the source's was when they were read."""
 
     @property
     def lengths(self) -> np.ndarray:
@@ -85,41 +90,39 @@ class Data:
         return [split for split in (self.train, self.eval, self.test) if split is not None]
 
 
-def load_data(settings: DataSection, task: Task, reading: Processing) -> Data:
+def load_data(settings: DataSection, task: Task, reading: Processing, seed: int) -> Data:
     """Check every row of every split, then read its examples from the cache or encode them.
 
     Args:
         settings: The recipe's data section.
         task: Knows what a row must hold and how it is encoded.
         reading: Loads the processor when it is first asked for: once every row is known to be good.
+        seed: Of the run; draws the rows of a share and of `data.max_samples`.
 
     Raises:
         UserError: An invalid setting, file, row or label; a cache that cannot be written.
     """
-    specs = {"train": settings.train, "eval": settings.eval, "test": settings.test}
     shapes = task.shapes.values() if isinstance(task, Recognises) else ()
-    sources = {
-        name: open_source(f"data.{name}", spec, settings, task.columns, shapes)
-        for name, spec in specs.items()
-        if spec is not None
-    }
+    sources = open_splits(settings, task.columns, shapes, seed)
     _refuse_unread(settings, task, list(sources.values()), reading)
     checkers = {name: RowChecker(source, task, settings.on_bad_row == "skip") for name, source in sources.items()}
     stamps = {name: checker.source.stamp() for name, checker in checkers.items()}
-    survey, reports, samples = check_splits(checkers)
-    survey = survey.in_model_order(reading.labels)
+    root = cache_root(settings.cache_dir)
+    checked = check_once(root, checkers, settings, task)
+    survey = checked.survey.in_model_order(reading.labels)
     encoder = _Encoder(task, survey, reading, settings.on_long, settings.on_bad_row)
     processor_hash = processor_digest(reading.processor)  # before any call: a tokenizer remembers its latest one
     splits, keys, hits = {}, {}, []
     for name, checker in checkers.items():
-        source, sample = checker.source, sample_digest(samples[name], encoder.encode_whole)
-        hashes = source.digest(), sample, processor_hash
-        keys[name] = content_key(*hashes, task, survey, source.settings, reading.max_length)
+        data, sample = checked.digests[name], sample_digest(checked.samples[name], encoder.encode_whole)
+        hashes = data, sample, processor_hash
+        keys[name] = content_key(*hashes, task, survey, checker.source.settings, reading.max_length)
         writing = _Writing(encoder, checker, None if name == "train" else survey, stamps[name])
-        entry = get_or_write(cache_root(settings.cache_dir), keys[name], writing.write)
-        splits[name] = Split(
-            name, reports[name].add(Report(**entry.counts)), Examples(entry.folder), checker.source.use
-        )
+        about = {"split": name, "data": checker.source.spec, "task": type(task).__module__}
+        entry = get_or_write(root, keys[name], writing.write, about)
+        report = checked.reports[name].add(Report(**entry.counts))
+        examples, source = Examples(entry.folder), checker.source
+        splits[name] = Split(name, report, examples, source.use, source, stamps[name])
         hits.append(entry.is_hit)
     return Data(
         train=splits["train"],
@@ -175,7 +178,9 @@ class _Encoder:
     def _examples(self, rows: list[Located], part: _Part) -> Iterator[Example]:
         for number, row in enumerate(rows):
             try:
-                yield from self.encode(row, part.report)
+                for example in self.encode(row, part.report):
+                    assert ROW not in example, f"the key '{ROW}' is the cache's own"
+                    yield {**example, ROW: row.number}
             except BadRow as error:
                 part.bad.append(Broken(row.place, str(error)))
                 if self.on_bad_row != "skip":

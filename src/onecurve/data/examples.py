@@ -13,6 +13,8 @@ import pyarrow as pa
 
 from onecurve.tasks.base import Example
 
+ROW = "row"
+"""The key under which an example may carry the number of the row that it came from; kept, and not read back with it."""
 _LENGTH, _TOKENS = "length", "num_tokens"
 _BATCH_EXAMPLES = 1000
 _BATCH_TOKENS = 1 << 20
@@ -145,6 +147,11 @@ class Examples:
         return self._column(_TOKENS)
 
     @cached_property
+    def rows(self) -> np.ndarray:
+        """Number of the row that each example came from, from 0: int32 [examples]."""
+        return self._column(ROW)
+
+    @cached_property
     def num_items(self) -> np.ndarray:
         """Terms of the loss of each example: int32 [examples], or [examples, terms] where a task has several terms."""
         if not pa.types.is_list(self._batches[0].column("num_items").type):
@@ -182,7 +189,7 @@ class Examples:
     def _batch(self, number: int) -> dict[str, _Getter]:
         if number not in self._getters:
             batch = self._batches[number]
-            names = [name for name in batch.schema.names if name not in (_LENGTH, _TOKENS)]
+            names = [name for name in batch.schema.names if name not in (_LENGTH, _TOKENS, ROW)]
             self._getters[number] = {name: _getter(batch.column(name)) for name in names}
         return self._getters[number]
 

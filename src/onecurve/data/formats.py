@@ -9,6 +9,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from onecurve.config import DataSection
+from onecurve.data.class_labels import by_name, declared, of_schema, with_labels
 from onecurve.data.conll import read_conll
 from onecurve.data.delimited import Split, are_quoted, split_literally, split_quoted
 from onecurve.data.rows import Broken, Columns, Located
@@ -104,12 +105,12 @@ def read_json(path: Path, settings: DataSection, columns: Columns) -> Records:
 
 def read_csv(path: Path, settings: DataSection, columns: Columns) -> Records:
     """Yield the rows of comma-separated values."""
-    return _read_delimited(path, settings, columns, ",")
+    return _read_delimited(path, settings, columns, settings.delimiter or ",")
 
 
 def read_tsv(path: Path, settings: DataSection, columns: Columns) -> Records:
     """Yield the rows of tab-separated values, with quotes as in CSV (spreadsheets, pandas) or as characters (GLUE)."""
-    return _read_delimited(path, settings, columns, "\t")
+    return _read_delimited(path, settings, columns, settings.delimiter or "\t")
 
 
 def _read_delimited(path: Path, settings: DataSection, columns: Columns, delimiter: str) -> Records:
@@ -117,7 +118,7 @@ def _read_delimited(path: Path, settings: DataSection, columns: Columns, delimit
     is_quoted = settings.quoting == "minimal"
     if settings.quoting == "auto":
         with open_text(path, settings.encoding, newline="") as file:
-            is_quoted = delimiter == "," or are_quoted(file, delimiter, path)
+            is_quoted = delimiter != "\t" or are_quoted(file, delimiter, path)
     with open_text(path, settings.encoding, newline="") as file:
         if is_quoted:
             rows = split_quoted(file, delimiter, path, trusts_quotes=settings.quoting == "minimal")
@@ -126,7 +127,9 @@ def _read_delimited(path: Path, settings: DataSection, columns: Columns, delimit
         filled = (row for row in rows if row.fields or row.fault)  # a blank line has none
         names: list[str] | None = _header(path, next(filled, None), columns, settings) if settings.header else None
         for row in filled:
-            names = names or [str(position) for position in range(len(row.fields))]
+            if names is None:
+                names = [str(position) for position in range(len(row.fields))]
+                _check_delimiter(f"{path}, line {row.line}", row.fields, names, columns, delimiter)
             if fault := _fault(row, len(names), settings, is_quoted):
                 yield Broken(f"line {row.line}", fault)
             else:
@@ -155,7 +158,27 @@ def _header(path: Path, row: Split | None, columns: Columns, settings: DataSecti
     for name in columns.wanted:
         if row.fields.count(name) > 1:
             raise DataError(f"the header has the column '{name}' twice.", where=f"{path}, line {row.line}")
+    _check_delimiter(f"{path}, line {row.line}", row.fields, row.fields, columns, settings.delimiter or "")
     return row.fields
+
+
+_DELIMITERS = {";": "';'", "\t": '"\\t"', "|": "'|'", ",": "','"}
+"""What may separate fields, as YAML spells it."""
+
+
+def _check_delimiter(place: str, fields: list[str], names: list[str], columns: Columns, delimiter: str) -> None:
+    """Refuse a first row that is one field where more are needed and another delimiter would make more of it."""
+    if len(fields) > 1 or columns.needed <= set(names):
+        return
+    counts = {mark: fields[0].count(mark) for mark in _DELIMITERS if mark != delimiter}
+    mark = max(counts, key=lambda mark: counts[mark])
+    if counts[mark]:
+        raise DataError(
+            f"is one field, {fields[0][:60]!r}, and {len(columns.needed)} columns are needed "
+            f"({', '.join(sorted(columns.needed))}).",
+            where=place,
+            fix=f"If {mark!r} separates the fields, set data.delimiter: {_DELIMITERS[mark]}.",
+        )
 
 
 def read_text(path: Path, settings: DataSection, columns: Columns) -> Records:
@@ -189,9 +212,13 @@ def read_parquet(path: Path, settings: DataSection, columns: Columns) -> Records
     try:
         with pq.ParquetFile(path) as file:
             selected = columns.select(file.schema_arrow.names)
+            features = with_labels(of_schema(file.schema_arrow.metadata))
+            labels = {name: kind for name, kind in features.items() if name in selected}
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=selected):
                 for row in batch.to_pylist():
                     number += 1
+                    for name, kind in labels.items():
+                        row[name] = by_name(row[name], kind)
                     yield Located(f"row {number}", row)
     except (pa.ArrowException, ValueError) as error:
         reason = str(error).split("\n")[0]
@@ -203,6 +230,13 @@ def parquet_columns(path: Path) -> list[str]:
     import pyarrow.parquet as pq
 
     return list(pq.read_schema(path).names)
+
+
+def parquet_labels(path: Path, columns: Columns) -> list[list[str]]:
+    """Return the label names that a file which `read_parquet` has read declares for the columns that a task reads."""
+    import pyarrow.parquet as pq
+
+    return declared(of_schema(pq.read_schema(path).metadata), columns)
 
 
 READERS: dict[str, Reader] = {
@@ -218,7 +252,7 @@ READERS: dict[str, Reader] = {
 _TEXT = frozenset({"format", "encoding"})
 READS: dict[str, frozenset[str]] = {
     **dict.fromkeys(READERS, _TEXT),
-    **dict.fromkeys(("csv", "tsv"), _TEXT | {"header", "quoting"}),
+    **dict.fromkeys(("csv", "tsv"), _TEXT | {"header", "delimiter", "quoting"}),
     "parquet": frozenset({"format"}),
     "text": _TEXT | {"sample_by"},
 }

@@ -7,6 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from onecurve.config import DataSection
+from onecurve.data.files import file_stamp
 from onecurve.data.rows import Broken, Columns, Located
 from onecurve.data.text_files import MARK, open_text, undecodable
 from onecurve.errors import ConfigError, DataError
@@ -60,6 +61,10 @@ class ParallelFiles:
         """Return nothing: the records hold all columns."""
         return []
 
+    def declared_labels(self, columns: Columns) -> list[list[str]]:
+        """Return nothing: text declares no labels."""
+        return []
+
     def digest(self) -> str:
         """Return a hash of every file's suffix and bytes."""
         digest = hashlib.blake2b(b"parallel", digest_size=16)
@@ -70,8 +75,7 @@ class ParallelFiles:
 
     def stamp(self) -> str:
         """Return what changes when a file does, without reading it."""
-        stats = [path.stat() for path in self.paths.values()]
-        return " ".join(f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats)
+        return " ".join(file_stamp(path) for path in self.paths.values())
 
 
 def find_parallel(key: str, prefix: Path, settings: DataSection, columns: Columns) -> ParallelFiles | None:

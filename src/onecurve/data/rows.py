@@ -16,6 +16,8 @@ class Located:
 
     place: str
     row: Row
+    number: int = 0
+    """Its place among all rows of its data, broken ones included, from 0."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,10 @@ class ColumnUse:
     """The file columns that the task does not read."""
     known: set[str] = field(default_factory=set)
     """Both."""
+
+    def restore(self, earlier: "ColumnUse") -> None:
+        """Take over what an earlier reading of the same rows noted."""
+        self.read, self.unread, self.known = earlier.read, earlier.unread, earlier.known
 
     def note(self, row: Mapping[str, Any], columns: Columns) -> None:
         """Add the columns that this row has a value in."""

@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 from onecurve.checkpoint import Retention, forecast
 from onecurve.config import Recipe
+from onecurve.data.finding import is_local
 from onecurve.data.formats import format_of
 from onecurve.doctor.findings import Finding, Patient
 from onecurve.errors import NothingToDo, UserError
@@ -35,26 +36,20 @@ def check_recipe(patient: Patient) -> Iterator[Finding]:
 
 
 def _check_files(recipe: Recipe) -> Iterator[Finding]:
-    named = {
-        "model.path": recipe.model.path,
-        "model.tokenizer": recipe.model.tokenizer,
-        "data.train": recipe.data.train,
-        "data.eval": recipe.data.eval,
-        "data.test": recipe.data.test,
-    }
-    for key, path in named.items():
-        if path is None:
-            continue
-        if Path(path).expanduser().exists():
+    model = {"model.path": recipe.model.path, "model.tokenizer": recipe.model.tokenizer}
+    data = {"data.train": recipe.data.train, "data.eval": recipe.data.eval, "data.test": recipe.data.test}
+    values = [(key, path) for key, value in (model | data).items() for path in _each(value)]
+    for key, path in values:
+        if Path(path).expanduser().exists() or (key in data and is_local(path)):
             yield Finding(key, path)
-        elif (
-            path.count("/") > 1
-            or path.startswith((".", "~", "/"))
-            or (key.startswith("data.") and format_of(Path(path)))
-        ):
+        elif _looks_local(key, path):
             yield Finding(key, f"{path} does not exist", "failure", "Copy it to a disk that all machines share.")
         else:
             yield Finding(key, f"{path} is not a local path, so it is taken as a hub name")
+
+
+def _each(value: str | list[str] | None) -> list[str]:
+    return value if isinstance(value, list) else [value] if value else []
 
 
 def _looks_local(key: str, path: str) -> bool:

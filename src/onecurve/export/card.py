@@ -15,6 +15,12 @@ class TrainedOn:
     fingerprint: str
 
 
+def reasons(scores: dict[str, Any]) -> str:
+    """List how many rows of a split have no score, by reason."""
+    counts = ((why.replace("_", " "), count) for why, count in scores["left_out"].items() if why != "of_rows")
+    return ", ".join(f"{count:,} {why}" for why, count in counts)
+
+
 def model_card(
     recipe: Recipe, data: TrainedOn, config: str, step: int, scores: dict[str, dict[str, Any]], use: str
 ) -> str:
@@ -25,6 +31,12 @@ def model_card(
         for name, value in values.items()
         if isinstance(value, (int, float))
     ]
+    left_out = [
+        f"Not scored: of the {values['left_out']['of_rows']:,} rows of {split}, {reasons(values)}."
+        for split, values in scores.items()
+        if "left_out" in values
+    ]
+    trained_on = ", ".join([recipe.data.train] if isinstance(recipe.data.train, str) else recipe.data.train)
     labels = f"Labels: {', '.join(data.labels)}.\n\n" if data.labels else ""
     head = ["---", "library_name: peft" if recipe.peft else "library_name: transformers"]
     return "\n".join(
@@ -39,12 +51,13 @@ def model_card(
             f"{'Adapter (' + recipe.peft.method + ')' if recipe.peft else 'Fully fine-tuned'}, "
             f"the weights of step {step}. Trained with onecurve.",
             "",
-            labels + f"Data: {recipe.data.train}, {data.num_examples:,} examples (fingerprint `{data.fingerprint}`).",
+            labels + f"Data: {trained_on}, {data.num_examples:,} examples (fingerprint `{data.fingerprint}`).",
             "",
             "| split | metric | value |",
             "|---|---|--:|",
             *numbers,
             "",
+            *(line for text in left_out for line in (text, "")),
             use,
             "## Recipe",
             "",

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from onecurve.data.checked import survey_of
 from onecurve.errors import ConfigError
 from onecurve.tasks.base import Survey, Task
 
@@ -50,7 +51,7 @@ class TaskFile:
             values = json.loads(path.read_text(encoding="utf-8"))
             if values.pop("version") != _VERSION:
                 raise ConfigError("another version of onecurve wrote it.", where=str(path))
-            return cls(**{**values, "survey": _survey(values["survey"])})
+            return cls(**{**values, "survey": survey_of(values["survey"])})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"cannot be read: {error}.", where=str(path)) from None
 
@@ -61,8 +62,3 @@ def is_model_folder(folder: Path) -> bool:
         return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
     except OSError:
         return False
-
-
-def _survey(values: dict[str, Any]) -> Survey:
-    heads = {name: _survey(head) for name, head in values.get("heads", {}).items()}
-    return Survey(**{**values, "heads": heads})

@@ -48,7 +48,7 @@ def _train(argv: list[str], start: Path, folder: Path, steps: int) -> None:
     transformers.logging.set_verbosity_error()
     precision, _ = check_model(recipe)
     reading = Reading(recipe.model, recipe.data.max_length, task.auto_processor, virtual_tokens(recipe.peft))
-    data = load_data(recipe.data, task, reading)
+    data = load_data(recipe.data, task, reading, recipe.seed)
     ranks = asked_world_size()
     words = training_arguments(recipe, precision, ranks, plan_run(data.splits, recipe).max_steps, folder)
     if not torch.cuda.is_available():

@@ -157,6 +157,10 @@ class Task(ABC):
         """Read what the training split must tell (label names) from its rows, which passed `check`."""
         return Survey()
 
+    def row_labels(self, row: Row) -> Sequence[str]:
+        """Return the labels that a row, which passed `check`, has: they are counted in the summary."""
+        return ()
+
     def check_label(self, row: Row, survey: Survey) -> None:  # noqa: B027  a task without labels knows them all
         """Raise `BadRow` when a dev or test row has a label that training never saw."""
 
@@ -235,6 +239,10 @@ class Task(ABC):
         return {"loss": loss}
 
     # Predictions
+
+    def reference(self, example: Example, survey: Survey) -> Answer:
+        """Return what a labelled example should be answered, as `reference`; nothing where only its loss is told."""
+        return {}
 
     def answers(self, outputs: Any, batch: Batch, examples: Sequence[Example], survey: Survey) -> list[Answer]:
         """Return what a trained model says of each example: `label`, `probability`, `value`, `entities`, ...

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from onecurve.config import nearest
-from onecurve.content.label_sets import LabelSets
-from onecurve.content.labels import in_natural_order, label_name, read_name, read_number
+from onecurve.content.labels import in_natural_order, label_name
 from onecurve.errors import DataError
 from onecurve.metrics import NUMBERS
 from onecurve.tasks import base
+from onecurve.tasks._problems import PROBLEMS, Problem
 from onecurve.tasks.base import (
     Answer,
     BadRow,
@@ -34,17 +34,24 @@ class TextClassificationSettings(Settings):
         "single_label_classification"
     )
     """Kind of `label`: one name, any number of names, or a number."""
-    labels: list[str | int | bool] | None = None
-    """Every label name in the order of the ids, which is also that of 0/1 vectors. Absent: the training split's, in the
-    order of the model's config where it names the same ones, else of a hub dataset's feature, else numbers by value
-    and names from A to Z."""
+    labels: list[str | int | bool] | dict[str | int | bool, str | int | bool] | None = None
+    """Every label name in the order of the ids, which is also that of 0/1 vectors. Or a map from what the data has to
+    the name: {1: World, 2: Sports}. Absent: the training split's, in the order of the model's config where it names the
+    same ones, else of a dataset's feature, else numbers by value and names from A to Z."""
     label_separator: str = Field(default=",", min_length=1)
     """Separator of the names in a multi-label row that is text."""
 
     @property
     def label_names(self) -> list[str]:
         """The label names that are set, as text."""
-        return [label_name(label) for label in self.labels or ()]
+        labels = self.labels.values() if isinstance(self.labels, dict) else self.labels or ()
+        return [label_name(label) for label in labels]
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """What the data has -> the label's name, where `labels` is a map."""
+        pairs = self.labels.items() if isinstance(self.labels, dict) else ()
+        return {label_name(value): label_name(name) for value, name in pairs}
 
     @model_validator(mode="after")
     def _labels_fit_the_problem(self) -> "TextClassificationSettings":
@@ -52,7 +59,7 @@ class TextClassificationSettings(Settings):
             return self
         if self.problem_type == "regression":
             raise ValueError("regression has no labels: leave labels out or set another problem_type")
-        names, least = self.label_names, _PROBLEMS[self.problem_type].least_labels
+        names, least = self.label_names, PROBLEMS[self.problem_type].least_labels
         if len(set(names)) < len(names) or "" in names:
             raise ValueError(f"labels must be distinct and not empty; got {names}")
         if len(names) < least:
@@ -76,7 +83,9 @@ class Task(base.Task):
     def __init__(self, settings: TextClassificationSettings) -> None:
         super().__init__(settings)
         self.metric_names: Sequence[str] = ("loss", *NUMBERS[settings.problem_type])
-        self._problem: _Problem = _PROBLEMS[settings.problem_type](settings)
+        self._problem: Problem = PROBLEMS[settings.problem_type](
+            settings.label_separator, tuple(settings.label_names), settings.renamed
+        )
 
     def without_effect(self, reading: Processing | None = None) -> Mapping[str, str]:
         if self.settings.problem_type == "multi_label_classification":
@@ -94,7 +103,15 @@ class Task(base.Task):
             raise BadRow("label is missing")
         names = self._problem.names(row["label"])
         if self.settings.labels is not None:
-            _check_known(names, self.settings.label_names, "is not in task.labels")
+            _check_known(names, self.settings.label_names, "is not in task.labels", self._numbers_advice(names))
+
+    def _numbers_advice(self, names: list[str]) -> str:
+        if isinstance(self.settings.labels, dict) or not all(name.lstrip("-").isdigit() for name in names):
+            return ""
+        return " To name numbers, map them, as in task.labels: {0: NAME, 1: OTHER}."
+
+    def row_labels(self, row: Row) -> Sequence[str]:
+        return self._problem.names(row["label"])
 
     def survey(self, rows: Iterable[Row]) -> Survey:
         if self._problem.least_labels == 0:
@@ -166,128 +183,15 @@ class Task(base.Task):
     def answers(self, outputs: Any, batch: Batch, examples: Sequence[Example], survey: Survey) -> list[Answer]:
         return [self._problem.answer(row, survey.labels) for row in outputs.float()]
 
+    def reference(self, example: Example, survey: Survey) -> Answer:
+        return {"reference": self._problem.reference(example["labels"], survey.labels)}
+
     def describe(self, example: Example, survey: Survey, tokenizer: Any) -> str:
         text = tokenizer.decode(example["input_ids"], clean_up_tokenization_spaces=False)
         return f"{text} -> «{self._problem.show(example['labels'], survey.labels)}»"
 
 
-# The three kinds of label have one shape: the names in one and in a split, target, loss, predictions, scores, display
-
-
-class _SingleLabel:
-    least_labels: ClassVar[int] = 2  # with one there is nothing to tell apart
-
-    def __init__(self, settings: TextClassificationSettings) -> None: ...
-
-    def names(self, value: Any) -> list[str]:
-        return [read_name(value)]
-
-    def seen(self, values: Iterable[Any]) -> set[str]:
-        return set(map(read_name, values))
-
-    def target(self, value: Any, names: list[str]) -> int:
-        return names.index(read_name(value))
-
-    def loss_sum(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
-        from torch.nn import functional
-
-        return functional.cross_entropy(logits, labels, reduction="sum")
-
-    def predict(self, logits: "Tensor") -> list[int]:
-        return logits.argmax(-1).tolist()
-
-    def metrics(self, pairs: Sequence[tuple[int, int]], names: list[str]) -> dict[str, Any]:
-        from onecurve.metrics.classification import score_classification
-
-        return score_classification(pairs, names)
-
-    def answer(self, logits: "Tensor", names: list[str]) -> Answer:
-        probabilities = logits.softmax(-1).tolist()
-        best = int(logits.argmax())
-        named = dict(zip(names, probabilities, strict=True))
-        return {"label": names[best], "probability": probabilities[best], "probabilities": named}
-
-    def show(self, target: int, names: list[str]) -> str:
-        return names[target]
-
-
-class _MultiLabel:
-    least_labels: ClassVar[int] = 1
-
-    def __init__(self, settings: TextClassificationSettings) -> None:
-        sets = LabelSets(settings.label_separator, tuple(settings.label_names))
-        self.names, self.seen = sets.names, sets.seen
-
-    def target(self, value: Any, names: list[str]) -> list[int]:
-        label = self.names(value)
-        return [int(name in label) for name in names]
-
-    def loss_sum(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
-        from torch.nn import functional
-
-        return functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
-
-    def predict(self, logits: "Tensor") -> list[list[int]]:
-        return (logits > 0).int().tolist()  # a probability above one half
-
-    def metrics(self, pairs: Sequence[tuple[list[int], list[int]]], names: list[str]) -> dict[str, Any]:
-        from onecurve.metrics.multilabel import score_multilabel
-
-        return score_multilabel(pairs, names)
-
-    def answer(self, logits: "Tensor", names: list[str]) -> Answer:
-        named = dict(zip(names, logits.sigmoid().tolist(), strict=True))
-        return {"label": [name for name, logit in zip(names, logits, strict=True) if logit > 0], "probabilities": named}
-
-    def show(self, target: list[int], names: list[str]) -> str:
-        return ", ".join(name for name, is_in in zip(names, target, strict=True) if is_in)
-
-
-class _Regression:
-    least_labels: ClassVar[int] = 0  # numbers have no names
-
-    def __init__(self, settings: TextClassificationSettings) -> None: ...
-
-    def names(self, value: Any) -> list[str]:
-        read_number(value)
-        return []
-
-    def seen(self, values: Iterable[Any]) -> set[str]:
-        return set()
-
-    def target(self, value: Any, names: list[str]) -> float:
-        return read_number(value)
-
-    def loss_sum(self, logits: "Tensor", labels: "Tensor") -> "Tensor":
-        from torch.nn import functional
-
-        return functional.mse_loss(logits[:, 0], labels, reduction="sum")
-
-    def predict(self, logits: "Tensor") -> list[float]:
-        return logits[:, 0].tolist()
-
-    def metrics(self, pairs: Sequence[tuple[float, float]], names: list[str]) -> dict[str, Any]:
-        from onecurve.metrics.regression import score_regression
-
-        return score_regression(pairs)
-
-    def answer(self, logits: "Tensor", names: list[str]) -> Answer:
-        return {"value": logits.item()}
-
-    def show(self, target: float, names: list[str]) -> str:
-        return str(target)
-
-
-_Problem = _SingleLabel | _MultiLabel | _Regression
-
-_PROBLEMS: dict[str, type[_Problem]] = {
-    "single_label_classification": _SingleLabel,
-    "multi_label_classification": _MultiLabel,
-    "regression": _Regression,
-}
-
-
-def _check_known(names: list[str], known: list[str], what: str) -> None:
+def _check_known(names: list[str], known: list[str], what: str, advice: str = "") -> None:
     for name in names:
         if name not in known:
-            raise BadRow(f"label {name!r} {what}. {nearest(name, known)}")
+            raise BadRow(f"label {name!r} {what}. {nearest(name, known)}{advice}")

@@ -85,6 +85,9 @@ class Task(base.Task):
             raise BadRow(f"has {len(words)} tokens and {len(tags)} tags")
         self._check_known(tags, self.settings.labels, "is not in task.labels")
 
+    def row_labels(self, row: Row) -> Sequence[str]:
+        return _tags(row)
+
     def check_label(self, row: Row, survey: Survey) -> None:
         self._check_known(_tags(row), survey.labels, "was never seen in training")
 
@@ -167,14 +170,21 @@ class Task(base.Task):
 
         told = []
         for tags, example in zip(_of_words(outputs, batch), examples, strict=True):
-            words = example["tokens"]
-            names = [survey.labels[tags[word]] if word in tags else _OUTSIDE for word in range(len(words))]
+            words = example.get("tokens")  # a labelled example keeps only its tags
+            count = len(example["tags"] if words is None else words)
+            names = [survey.labels[tags[word]] if word in tags else _OUTSIDE for word in range(count)]
             answer: Answer = {"tags": names}
             if has_entities(survey.labels):
-                spans = [(kind, start, end, " ".join(words[start:end])) for kind, start, end in entities(names)]
-                answer["entities"] = [dict(zip(("type", "start", "end", "text"), s, strict=True)) for s in spans]
+                spans = [dict(zip(("type", "start", "end"), span, strict=True)) for span in entities(names)]
+                if words is not None:
+                    for span in spans:
+                        span["text"] = " ".join(words[span["start"] : span["end"]])
+                answer["entities"] = spans
             told.append(answer)
         return told
+
+    def reference(self, example: Example, survey: Survey) -> Answer:
+        return {"reference": [survey.labels[tag] for tag in example["tags"]]}
 
     def describe(self, example: Example, survey: Survey, tokenizer: Any) -> str:
         tokens = tokenizer.convert_ids_to_tokens(example["input_ids"])

@@ -129,7 +129,10 @@ class Tracker:
     def scores(self, event: str, step: int, scores: dict[str, Any]) -> dict[str, Any]:
         """Record and return the scores of a split: `event` is eval or test."""
         numbers = "  ".join(f"{k} {v:.4f}" for k, v in scores.items() if isinstance(v, (int, float)))
-        self.say(f"{event} at step {step}: {numbers}")
+        left_out = scores.get("left_out", {})
+        reasons = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in left_out.items() if why != "of_rows")
+        note = f"; not scored, of {left_out['of_rows']} rows: {reasons}" if left_out else ""
+        self.say(f"{event} at step {step}: {numbers}{note}")
         self.event(event, step, **scores)
         return scores
 

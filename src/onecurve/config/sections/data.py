@@ -1,19 +1,22 @@
 """The data of a run, and what happens to invalid rows and long examples."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from onecurve.config.sections.base import Section
 
 
 class DataSection(Section):
-    train: str
-    """Training data: a file, a folder or a hub name (`org/name` or `org/name:split`)."""
-    eval: str | None = None
-    """The dev split, evaluated during training."""
-    test: str | None = None
-    """The test split, evaluated once at the end."""
+    train: str | list[str]
+    """Training data: a file, a pattern such as `data/*.jsonl`, a folder, a hub dataset (`imdb`, `org/name`), or a list
+    of them. `:split` may follow a folder or a hub name (`imdb:train[:90%]`)."""
+    eval: str | list[str] | None = None
+    """The dev split, evaluated during training; `5%`: that share of the training rows, which then train no more."""
+    test: str | list[str] | None = None
+    """The test split, evaluated once at the end; `5%` as in `eval`."""
+    max_samples: int | dict[Literal["train", "eval", "test"], int] | None = None
+    """At most so many rows of each split, or by split: {train: 1000}. Drawn at random by `seed`, in file order."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Name in the task -> column in the file (its index, from 0, where a CSV has no header); '' leaves it out."""
     format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "text", "conll", "parallel"] = "auto"
@@ -23,13 +26,15 @@ class DataSection(Section):
     """Character encoding of text files."""
     header: bool = True
     """Whether the first row of a CSV or TSV file holds the column names."""
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
+    """What separates the fields of CSV and TSV files; default: a comma, or a tab for `.tsv`."""
     quoting: Literal["auto", "minimal", "none"] = "auto"
     """Quotes in CSV and TSV. minimal: quotes enclose fields. none: quotes are plain characters, as in GLUE. auto:
     minimal, except for a TSV where some quotes do not enclose a field."""
     sample_by: Literal["document", "paragraph", "line"] = "document"
     """What counts as one row of a plain text file."""
     hub_config: str | None = None
-    """Configuration (subset) of a hub dataset that has several."""
+    """Configuration (subset) of a hub dataset, or of a clone of one, that has several."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What to do with an invalid row: stop with an error, or skip it. Skipped rows are counted and reported."""
     on_long: Literal["error", "truncate", "drop"] = "error"
@@ -38,3 +43,24 @@ class DataSection(Section):
     """Maximum tokens per example; default: the model's own limit."""
     cache_dir: str | None = None
     """Cache folder for encoded examples; default: the user's cache directory."""
+
+    @field_validator("train", "eval", "test", mode="before")
+    @classmethod
+    def _share_has_a_percent_sign(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            raise ValueError(f"must name data, or a share of the training rows with a percent sign (5%); got {value}")
+        if value == [] or value == "":
+            raise ValueError("names no data")
+        return value
+
+    @model_validator(mode="after")
+    def _splits_agree(self) -> "DataSection":
+        if isinstance(self.train, str) and self.train.endswith("%"):
+            raise ValueError(f"train must name data; a share ({self.train}) is for eval and test")
+        limits = self.max_samples if isinstance(self.max_samples, dict) else {"train": self.max_samples}
+        for split, most in limits.items():
+            if most is not None and most < 1:
+                raise ValueError(f"max_samples must be at least 1; got {most}")
+            if getattr(self, split) is None:
+                raise ValueError(f"max_samples has {split}, but data.{split} is not set")
+        return self

@@ -12,5 +12,8 @@ class EvalSection(Section):
     """Examples per rank and forward pass; default: train.micro_batch_size, or train.micro_batch_tokens."""
     best_metric: str | None = None
     """Dev metric that selects the best step; `model/` then holds that step's weights. Default: the last step's."""
+    predictions: bool = False
+    """Whether the run's end writes predictions-dev.jsonl and predictions-test.jsonl: what the model in `model/` says of
+    each example, the reference, and the example's own loss."""
     patience: int | None = Field(default=None, gt=0)
     """Early stopping: stop after this many evaluations without an improvement of best_metric."""

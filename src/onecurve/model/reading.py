@@ -10,6 +10,7 @@ from onecurve.config import ModelSection
 from onecurve.content.labels import model_labels
 from onecurve.errors import ConfigError
 from onecurve.machine.hub import reachable
+from onecurve.tasks.base import reads_last_position
 
 _SET_TOKENIZER = "Check model.path and the network, or set model.tokenizer to the tokenizer's folder or hub name."
 _CONVERT = (
@@ -34,6 +35,8 @@ class Reading:
         _refuse_adapter(self.section.path)
         config = load_config(self.section)
         set_padding(config, self.tokenizer, pretrained=self.section.init == "pretrained")
+        if reads_last_position(config):
+            self.tokenizer.padding_side = "left"
         if (vocab_size := _of_text(config).vocab_size) < len(self.tokenizer):
             raise ConfigError(
                 f"has {len(self.tokenizer)} tokens, but the model knows {vocab_size}.",
@@ -95,13 +98,20 @@ def set_padding(config: Any, tokenizer: Any, pretrained: bool) -> None:
 
 def _counts_from_padding(config: Any) -> bool:
     """Whether a model counts its positions from the padding id, as RoBERTa does."""
+    return _first_position(config) > 0
+
+
+def _first_position(config: Any) -> int:
+    """Return the id of a text's first position: RoBERTa and its kin count from behind the padding's."""
+    if getattr(_of_text(config), "rope_parameters", None):
+        return 0
     import torch
     from transformers import AutoModel
 
     with torch.device("meta"):
         model = AutoModel.from_config(config)
     tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
-    return any(getattr(table, "padding_idx", None) is not None for table in tables)
+    return max((own + 1 for table in tables if (own := getattr(table, "padding_idx", None)) is not None), default=0)
 
 
 def load_config(section: ModelSection) -> Any:
@@ -176,8 +186,7 @@ def resolve_max_length(asked: int | None, tokenizer: Any, config: Any, reserved:
     Raises:
         ConfigError: More was asked than the model can read, or nobody names a limit.
     """
-    config = _of_text(config)
-    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    positions = _positions(config)
     room = positions - reserved if positions else None
     limits = [n for n in (room, tokenizer.model_max_length) if n and n < 10**9]  # 1e30: "no limit" upstream
     if asked is None:
@@ -190,6 +199,17 @@ def resolve_max_length(asked: int | None, tokenizer: Any, config: Any, reserved:
             f"must be at most {room}, the positions this model has{taken}; got {asked}.", where="data.max_length"
         )
     return asked
+
+
+def _positions(config: Any) -> int | None:
+    """Return how many tokens a model has positions for; None where positions are relative and nothing limits them."""
+    text = _of_text(config)
+    stated = getattr(text, "max_position_embeddings", None)
+    if not stated and not hasattr(text, "relative_attention_num_buckets"):  # T5's n_positions limits nothing
+        stated = getattr(text, "n_positions", None)
+    if not stated or stated < 0:  # -1: XLNet
+        return None
+    return stated - _first_position(config)
 
 
 def _of_text(config: Any) -> Any:

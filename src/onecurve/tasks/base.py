@@ -274,18 +274,24 @@ def check_text(value: Any, column: str) -> None:
         raise BadRow(f"{column} is empty")
 
 
-def pad(rows: Sequence[Sequence[int]], value: int) -> "Tensor":
-    """Right-pad rows of ids to int64 [len(rows), longest]."""
+def reads_last_position(config: Any) -> bool:
+    """Whether a classifier reads the last position of a batch, padding or not, as XLNet does: then pad on the left."""
+    return getattr(config, "summary_type", None) == "last"
+
+
+def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> "Tensor":
+    """Pad rows of ids on the right, or on the left, to int64 [len(rows), longest]."""
     import torch
 
     width = max(map(len, rows))
-    return torch.tensor([list(row) + [value] * (width - len(row)) for row in rows])
+    filled = ((list(row), [value] * (width - len(row))) for row in rows)
+    return torch.tensor([padding + row if left else row + padding for row, padding in filled])
 
 
-def pad_text(examples: Sequence[Example], pad_id: int) -> Batch:
+def pad_text(examples: Sequence[Example], pad_id: int, left: bool = False) -> Batch:
     """Return `input_ids` and `attention_mask`, int64 [batch, longest], of examples that have `input_ids`.
 
     The mask comes from lengths, never from `pad_id`: where that is also the end token, an end token stays one.
     """
     rows = [example["input_ids"] for example in examples]
-    return {"input_ids": pad(rows, pad_id), "attention_mask": pad([[1] * len(row) for row in rows], 0)}
+    return {"input_ids": pad(rows, pad_id, left), "attention_mask": pad([[1] * len(row) for row in rows], 0, left)}

@@ -25,6 +25,7 @@ from onecurve.tasks.base import (
     check_text,
     pad,
     pad_text,
+    reads_last_position,
 )
 
 if TYPE_CHECKING:
@@ -140,9 +141,11 @@ class Task(base.Task):
     def collate(self, examples: Sequence[Example], reading: Processing) -> Batch:
         import torch
 
-        batch = pad_text(examples, reading.tokenizer.pad_token_id)
+        left = reads_last_position(reading.config)
+        batch = pad_text(examples, reading.tokenizer.pad_token_id, left)
         if any("token_type_ids" in e for e in examples):
-            batch["token_type_ids"] = pad([e.get("token_type_ids", [0] * len(e["input_ids"])) for e in examples], 0)
+            types = [e.get("token_type_ids", [0] * len(e["input_ids"])) for e in examples]
+            batch["token_type_ids"] = pad(types, 0, left)
         dtype = torch.int64 if self.settings.problem_type == "single_label_classification" else torch.float32
         if all("labels" in e for e in examples):
             batch["labels"] = torch.tensor([e["labels"] for e in examples], dtype=dtype)

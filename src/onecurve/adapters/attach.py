@@ -4,12 +4,11 @@ import inspect
 from typing import Any
 
 from peft import PeftConfig, get_peft_model
-from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers import PreTrainedModel
 
 from onecurve.adapters.fields import build_config
+from onecurve.adapters.targets import fill_targets
 from onecurve.adapters.trained_dtype import train_in_float32
 from onecurve.config import PeftSection
 from onecurve.errors import ConfigError
@@ -17,8 +16,6 @@ from onecurve.machine.cpu_draws import DrawnOnCpu
 
 _HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score")}
 """Heads that PEFT itself trains and saves, by task type."""
-_NOT_LINEAR = {"BEFT", "BOTTLENECK", "LN_TUNING", "TRAINABLE_TOKENS"}
-"""Methods whose targets are not linear layers at large: for them `all-linear` is no default."""
 
 
 def attach(
@@ -34,7 +31,7 @@ def attach(
     if config.is_prompt_learning:
         _check_prompt(model, config, method)
         _fill_sizes(model, config)
-    _fill_targets(model, config, method)
+    fill_targets(model, config, method)
     _train_new_modules(config, method, new_modules)
     _check_copied(model, config, method)
     try:
@@ -84,21 +81,6 @@ def _fill_sizes(model: PreTrainedModel, config: Any) -> None:
     ):
         if getattr(config, field) is None:
             setattr(config, field, getattr(model.config, name, None))
-
-
-def _fill_targets(model: PreTrainedModel, config: Any, method: str) -> None:
-    """Target all linear layers where the recipe names none and PEFT knows none for this type of model."""
-    if config.is_prompt_learning or config.is_adaption_prompt or method in _NOT_LINEAR:
-        return
-    if config.target_modules is not None or getattr(config, "target_parameters", None):
-        return
-    tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
-    known = getattr(tuner, "target_module_mapping", TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING)
-    if model.config.model_type in known:
-        return
-    config.target_modules = "all-linear"
-    if method == "IA3" and config.feedforward_modules is None:
-        config.feedforward_modules = set()  # every layer is scaled at its output
 
 
 def _train_new_modules(config: Any, method: str, new_modules: list[str]) -> None:

@@ -18,6 +18,7 @@ from onecurve.errors import ConfigError
 from onecurve.losses.chunked_head import chunk_logits
 from onecurve.machine.distributed import computes_natively, resolve_precision
 from onecurve.model.activations import keep_activations
+from onecurve.model.architectures import check_architecture
 from onecurve.model.compilation import check_compilation, compile_layers
 from onecurve.model.drawing import draw, place, reorder
 from onecurve.model.float8 import check_float8, compute_in_float8
@@ -83,10 +84,11 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
         ConfigError: The weights cannot be read or are another model's, or the adapter does not fit.
     """
     section = recipe.model
+    auto_model: Any = task.auto_model()
+    check_architecture(recipe, auto_model, config)
     head = HeadRows.find(config, survey)
     config.update(task.model_config(survey))
     dtype = _dtype(recipe, precision)
-    auto_model: Any = task.auto_model()
     options: dict[str, Any] = {"dtype": dtype}
     options |= quantized_loading(section, auto_model, config, DTYPES.get(precision, dtype))
     if section.attn_implementation:
@@ -176,8 +178,11 @@ def _pad_without_effect(model: Any, recipe: Recipe) -> None:
     torch leaves that row out of the gradient, and transformers starts it at zero: right for a token that only pads, and
     of no effect, since no loss depends on padding. But the end of a text that also pads is read and learnt from.
     """
-    table = model.get_input_embeddings()
-    for module in model.modules():
+    try:
+        table = model.get_input_embeddings()
+    except NotImplementedError:  # CANINE hashes characters
+        table = None
+    for module in model.modules() if table is not None else ():
         if isinstance(module, nn.Embedding) and module.weight is table.weight and module.padding_idx is not None:
             if recipe.model.init == "random":
                 row = nn.Embedding(1, module.embedding_dim)

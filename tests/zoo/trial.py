@@ -3,7 +3,7 @@
 import contextlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,16 +69,24 @@ def attempt(family: Family, task: str, peft: dict[str, Any] | None, folder: Path
     build(family, folder / "base")
     try:
         with _silent():
-            return Trial(_recipe(folder, task, peft, sections)).run()
+            return Trial(write_trial(folder, folder / "base", task, peft, **sections)).run()
     except UserError as refusal:
         return Outcome(refused=str(refusal).replace(f"{str(folder / 'base')!r}", "the model"))
 
 
-def _recipe(folder: Path, task: str, peft: dict[str, Any] | None, sections: dict[str, Any]) -> Path:
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+def write_trial(
+    folder: Path,
+    base: Path,
+    task: str,
+    peft: dict[str, Any] | None,
+    rows: Sequence[dict[str, Any]] = ROWS,
+    **sections: Any,
+) -> Path:
+    """Write the recipe of a trial, with six rows of data, and return its path."""
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     own: dict[str, Any] = {
         "task": {"name": task},
-        "model": {"path": str(folder / "base")},
+        "model": {"path": str(base)},
         "data": {"train": str(folder / "data.jsonl"), "cache_dir": str(folder / "cache"), "max_length": 64},
         "optim": {"name": "adamw", "lr": 1e-2, "schedule": "constant"},
         "train": {"max_steps": 2, "global_batch_size": len(ROWS), "micro_batch_size": 2, "packing": "off"},

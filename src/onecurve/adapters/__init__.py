@@ -3,6 +3,7 @@
 PEFT is imported only where a recipe asks for a method.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from onecurve.config import PeftSection
@@ -38,6 +39,7 @@ def add_adapter(
     task_type: str | None,
     new_modules: list[str],
     revision: str | None = None,
+    new_tokens: Sequence[int] = (),
 ) -> "nn.Module":
     """Freeze a model and add what the recipe's PEFT method trains, drawn from torch's global generator.
 
@@ -47,6 +49,7 @@ def add_adapter(
         task_type: PEFT's name for the kind of model, such as SEQ_CLS or CAUSAL_LM.
         new_modules: Names of modules whose weights no checkpoint held (a new head): trained and saved in any case.
         revision: Of the hub's repository that the base came from: saved with the adapter.
+        new_tokens: Ids of tokens whose embeddings no checkpoint held: their rows are trained and saved in any case.
 
     Returns:
         The model itself without a section, else a `PeftModel` whose trained parameters are float32.
@@ -55,4 +58,4 @@ def add_adapter(
         return model
     from onecurve.adapters.attach import attach
 
-    return attach(model, section, task_type, new_modules, revision)
+    return attach(model, section, task_type, new_modules, revision, new_tokens)

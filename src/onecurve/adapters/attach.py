@@ -1,6 +1,7 @@
 """Adds an adapter to a model: target modules, modules trained in full, and checks that method and model fit."""
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 from peft import PeftConfig, get_peft_model
@@ -24,6 +25,7 @@ def attach(
     task_type: str | None,
     new_modules: list[str],
     revision: str | None,
+    new_tokens: Sequence[int] = (),
 ) -> nn.Module:
     """Do what `add_adapter` says with a section that is there."""
     config = build_config(section, task_type)
@@ -33,6 +35,7 @@ def attach(
         _fill_sizes(model, config)
     fill_targets(model, config, method)
     _train_new_modules(config, method, new_modules)
+    _train_new_tokens(model, config, method, new_tokens)
     _check_copied(model, config, method)
     try:
         with DrawnOnCpu():  # some methods draw where the base lies, which under ZeRO-3 may be a GPU and else is the CPU
@@ -101,6 +104,28 @@ def _train_new_modules(config: Any, method: str, new_modules: list[str]) -> None
             kept.append(name)
             covered.append(name)
     config.modules_to_save = kept or None
+
+
+def _train_new_tokens(model: PreTrainedModel, config: Any, method: str, ids: Sequence[int]) -> None:
+    """Have the rows of new tokens trained and saved with the adapter, of the output layer too where it has its own."""
+    if not ids:
+        return
+    if getattr(config, "trainable_token_indices", False) is not None:
+        raise ConfigError(
+            f"{method.lower()} cannot train the embeddings of new tokens, or is told by the recipe which to train.",
+            where="model.add_tokens",
+            fix="Use lora without trainable_token_indices, or remove peft.",
+        )
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    if hasattr(inputs.weight, "ds_id"):
+        raise ConfigError(
+            "PEFT cannot train single rows of embeddings that ZeRO-3 has partitioned.",
+            where="model.add_tokens",
+            fix="Use ZeRO-2 or DDP, or remove peft.",
+        )
+    names = {module: name for name, module in model.named_modules()}
+    tables = [inputs] if outputs is None or outputs.weight is inputs.weight else [inputs, outputs]
+    config.trainable_token_indices = {names[table]: list(ids) for table in tables}
 
 
 def _check_copied(model: PreTrainedModel, config: Any, method: str) -> None:

@@ -25,6 +25,8 @@ from onecurve.model.float8 import check_float8, compute_in_float8
 from onecurve.model.head import HeadRows, settle_head
 from onecurve.model.pretrained import Fit, read_fit
 from onecurve.model.quantization import quantized_loading, require_bitsandbytes, settle_quantized
+from onecurve.model.reading import load_tokenizer
+from onecurve.model.vocabulary import grow
 from onecurve.seeds import start_stream
 from onecurve.strategies.precision import DTYPES
 from onecurve.tasks.base import Survey, Task
@@ -96,6 +98,8 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
     fit: Fit | None = None
     try:
         if section.init == "random":
+            text = config.get_text_config()
+            text.vocab_size = max([text.vocab_size, *(number + 1 for number in _new_tokens(recipe).values())])
             # Outside ZeRO-3's partitioned construction, which would draw other weights from the same seed
             with whole_parameters():
                 start_stream(recipe.seed, "weights")
@@ -112,7 +116,10 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
         line = str(error).strip().split("\n")[0]
         raise ConfigError(f"{section.path!r} cannot be used: {line}", where="model.path") from None
     _pad_without_effect(model, recipe)
-    model.new_weights = fit.describe_new() if fit else "all weights, drawn at random: model.init"
+    tokens = _new_tokens(recipe)
+    grown = grow(model, tokens, recipe.seed) if tokens and fit else ""
+    drawn = fit.describe_new() if fit else "all weights, drawn at random: model.init"
+    model.new_weights = "; ".join(filter(None, [drawn, grown]))
     model.config.architectures = [type(model).__name__]  # what an adapter's folder says of its base
     # transformers and PEFT then ask for the inputs' gradients, which only reentrant checkpointing needs
     model.enable_input_require_grads = lambda: None
@@ -126,6 +133,7 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
         task_type=task.peft_task_type,
         new_modules=fit.new_modules if fit else [],
         revision=section.revision,
+        new_tokens=list(tokens.values()),
     )
     del model.enable_input_require_grads
     if recipe.train.logits == "chunked":
@@ -133,6 +141,13 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
     if recipe.train.compile:
         compile_layers(adapted)
     return adapted
+
+
+def _new_tokens(recipe: Recipe) -> dict[str, int]:
+    """Return the tokens that `model.add_tokens` names and their ids."""
+    if not (names := recipe.model.add_tokens):
+        return {}
+    return dict(zip(names, load_tokenizer(recipe.model).convert_tokens_to_ids(names), strict=True))
 
 
 def _load_pretrained(

@@ -13,6 +13,7 @@ from onecurve.machine.hub import reachable
 from onecurve.tasks.base import reads_last_position
 
 _SET_TOKENIZER = "Check model.path and the network, or set model.tokenizer to the tokenizer's folder or hub name."
+_NAMED = 5
 _CONVERT = (
     "A checkpoint of onecurve, Accelerate or DeepSpeed becomes a model folder with `onecurve checkpoint convert`."
 )
@@ -37,12 +38,7 @@ class Reading:
         set_padding(config, self.tokenizer, pretrained=self.section.init == "pretrained")
         if reads_last_position(config):
             self.tokenizer.padding_side = "left"
-        if (vocab_size := _of_text(config).vocab_size) < len(self.tokenizer):
-            raise ConfigError(
-                f"has {len(self.tokenizer)} tokens, but the model knows {vocab_size}.",
-                where="model.tokenizer",
-                fix="Take the tokenizer that belongs to the model.",
-            )
+        check_vocabulary(self.section, self.tokenizer, _of_text(config).vocab_size)
         return config
 
     @cached_property
@@ -65,6 +61,34 @@ class Reading:
     def max_length(self) -> int:
         """Tokens an example may have."""
         return resolve_max_length(self.asked_max_length, self.tokenizer, self.config, self.reserved)
+
+
+def check_vocabulary(section: ModelSection, tokenizer: Any, size: int) -> None:
+    """Check that the model has a row for each token, or is given one.
+
+    Args:
+        section: Its `add_tokens` name the tokens that get a new row.
+        tokenizer: With them.
+        size: The model's vocabulary.
+
+    Raises:
+        ConfigError: A token without a row, or one to add that has one.
+    """
+    beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= size}
+    if unnamed := sorted(beyond.keys() - {*section.add_tokens}, key=beyond.__getitem__):
+        told = ", ".join(unnamed[:_NAMED]) + (", ..." if len(unnamed) > _NAMED else "")
+        raise ConfigError(
+            f"has {len(tokenizer)} tokens, but the model knows {size}: {told} would have no embedding.",
+            where="model.tokenizer",
+            fix=f"Take the tokenizer that belongs to the model, or train new embeddings: model.add_tokens: [{told}]",
+        )
+    if not section.add_tokens:
+        return
+    before = load_tokenizer(section.model_copy(update={"add_tokens": []})).get_vocab()
+    if known := [token for token in section.add_tokens if before.get(token, size) < size]:
+        raise ConfigError(
+            f"the model knows {', '.join(known)} already.", where="model.add_tokens", fix="Remove what it knows."
+        )
 
 
 def set_padding(config: Any, tokenizer: Any, pretrained: bool) -> None:
@@ -153,6 +177,7 @@ def load_tokenizer(section: ModelSection) -> Any:
     if tokenizer.pad_token is None:
         # Safe where others mask the end token with it: labels never come from the padding id
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    tokenizer.add_tokens([token for token in section.add_tokens if token not in tokenizer.get_vocab()])
     if section.chat_template:
         try:
             tokenizer.chat_template = Path(section.chat_template).read_text(encoding="utf-8")

@@ -12,6 +12,7 @@ from onecurve.config import Recipe
 from onecurve.errors import ConfigError
 from onecurve.model.loading import load_model
 from onecurve.model.reading import Reading
+from onecurve.strategies import check_strategy
 from onecurve.tasks import load_task
 from tests.tiny_models import build_tiny_llama
 from tests.zoo.trial import Trial, write_trial
@@ -19,8 +20,8 @@ from tests.zoo.trial import Trial, write_trial
 NEW = ["<tool>", "</tool>", "<think>"]
 
 
-def load(folder: Path, peft: dict[str, Any] | None = None, seed: int = 0, **model: Any) -> tuple[Any, Reading]:
-    recipe = Recipe.model_validate(
+def recipe_for(folder: Path, peft: dict[str, Any] | None = None, seed: int = 0, **model: Any) -> Recipe:
+    return Recipe.model_validate(
         {
             "output_dir": "unused",
             "seed": seed,
@@ -31,6 +32,10 @@ def load(folder: Path, peft: dict[str, Any] | None = None, seed: int = 0, **mode
             **({"peft": peft} if peft else {}),
         }
     )
+
+
+def load(folder: Path, **settings: Any) -> tuple[Any, Reading]:
+    recipe = recipe_for(folder, **settings)
     task = load_task(recipe.task)
     reading = Reading(recipe.model, None, task.auto_processor)
     return load_model(recipe, task, reading.config, task.survey([]), "no"), reading
@@ -90,9 +95,20 @@ def test_a_token_without_a_row_is_named_and_one_with_a_row_is_not_new(tmp_path: 
         load(folder, peft={"method": "ia3"}, add_tokens=["<image>"])
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("rows", [0, 8])
-@pytest.mark.parametrize("peft", [None, {"method": "lora"}], ids=["full", "lora"])
+LORA = {"method": "lora"}
+
+
+@pytest.mark.parametrize(
+    ("peft", "rows", "tied"),
+    [
+        (LORA, 0, False),
+        (LORA, 8, True),
+        *(
+            pytest.param(peft, rows, tied, marks=pytest.mark.slow)
+            for peft, rows, tied in [(None, 0, False), (None, 8, True), (LORA, 0, True), (LORA, 8, False)]
+        ),
+    ],
+)
 def test_new_tokens_draw_one_curve_and_are_saved(tmp_path: Path, peft: Any, rows: int, tied: bool) -> None:
     base = spare(build_tiny_llama(tmp_path / "base", tie_word_embeddings=tied), rows)
     recipe = write_trial(
@@ -114,3 +130,16 @@ def test_new_tokens_draw_one_curve_and_are_saved(tmp_path: Path, peft: Any, rows
         assert list(told.values()) == [[size, size + 1, size + 2]] * (1 if tied else 2)
         assert (saved / "base" / "model.safetensors").is_symlink() == (rows == 8), "a copy only where it must be"
     assert not outcome.remarks
+
+
+def test_zero_3_cannot_train_single_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(tmp_path / "zero.json"))
+    for stage, peft in ((2, LORA), (3, None), (3, LORA)):
+        (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+        recipe = recipe_for(tmp_path, peft, add_tokens=NEW)
+        if (stage, peft) == (3, LORA):
+            with pytest.raises(ConfigError, match=r"model.add_tokens: .* ZeRO-3 has partitioned. Use ZeRO-2 or DDP"):
+                check_strategy(recipe)
+        else:
+            check_strategy(recipe)

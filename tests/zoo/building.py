@@ -9,7 +9,7 @@ from tests.zoo.families import SIZES, Family, vision
 def build(family: Family, folder: Path) -> Path:
     """Write a model of a family and a tokenizer: an encoder without a head, a decoder with a language model's."""
     import torch
-    from transformers import AutoModel, AutoModelForCausalLM
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
     from tests.tiny_models import _tokenizer
 
@@ -26,6 +26,8 @@ def build(family: Family, folder: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         kind = AutoModel if family.encoder or family.model_type in _ENDED else AutoModelForCausalLM
+        if type(config) not in kind._model_mapping:
+            kind = AutoModelForImageTextToText
         model = kind.from_config(config)
         with torch.no_grad():
             for parameter in model.parameters():

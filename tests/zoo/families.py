@@ -88,9 +88,7 @@ CAUSAL = {
     "Gemma": Family("gemma"),
     "Gemma 2": Family("gemma2", {"sliding_window": 8}),
     "Gemma 3, text": Family("gemma3_text", _GEMMA3),
-    "Gemma 3": Family(
-        "gemma3", {"text_config": _GEMMA3, "vision_config": vision(image_size=28)}, fast=("full", "lora")
-    ),
+    "Gemma 3": Family("gemma3", {"text_config": _GEMMA3, "vision_config": vision(image_size=28)}, fast=("full",)),
     "Phi": Family("phi"),
     "Phi-3": Family("phi3"),
     "Phi-3.5 MoE": Family("phimoe", {"router_jitter_noise": 0.0, "input_jitter_noise": 0.0}),

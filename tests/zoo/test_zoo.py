@@ -17,6 +17,7 @@ REFUSED = {
     **dict.fromkeys(ALONE, "train.micro_batch_size: .* depends on the padding after it"),
     "BigBird, sparse": "attention_type in its config.json to original_full",
     "XMOD": "Set default_language there, to one of en_XX, de_DE",
+    "Mistral 3": "of type mistral3, for which transformers has no AutoModelForCausalLM",
     "I-BERT lora": "IBertForSequenceClassification has no linear layers that lora could adapt",
 }
 """Family, or family and mode -> the reason."""

@@ -50,6 +50,8 @@ class Outcome:
     """The one message of a run that was refused; empty where it was not."""
     gradient: float = 0.0
     """The largest relative distance of the step's gradient under two cuts of its batch."""
+    alone: bool = False
+    """Whether a model that was refused for its padding passes where nothing is padded."""
     bits: int = 64
     """Of the floats that it was computed in."""
     remarks: str = ""

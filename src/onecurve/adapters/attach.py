@@ -117,12 +117,6 @@ def _train_new_tokens(model: PreTrainedModel, config: Any, method: str, ids: Seq
             fix="Use lora without trainable_token_indices, or remove peft.",
         )
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
-    if hasattr(inputs.weight, "ds_id"):
-        raise ConfigError(
-            "PEFT cannot train single rows of embeddings that ZeRO-3 has partitioned.",
-            where="model.add_tokens",
-            fix="Use ZeRO-2 or DDP, or remove peft.",
-        )
     names = {module: name for name, module in model.named_modules()}
     tables = [inputs] if outputs is None or outputs.weight is inputs.weight else [inputs, outputs]
     config.trainable_token_indices = {names[table]: list(ids) for table in tables}

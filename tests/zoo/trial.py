@@ -116,6 +116,7 @@ class Trial:
     def run(self) -> Outcome:
         """Do all of it."""
         strategy, checkpoints, outcome = self.begin()
+        self.model = strategy.unwrapped()
         assert checkpoints.resume() == 0
         outcome.gradient, outcome.bits = self.largest_distance_under_cuts()
         assert outcome.gradient <= TOLERANCE[outcome.bits], (

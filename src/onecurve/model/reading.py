@@ -75,7 +75,7 @@ def check_vocabulary(section: ModelSection, tokenizer: Any, size: int) -> None:
         ConfigError: A token without a row, or one to add that has one.
     """
     beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= size}
-    if unnamed := sorted(beyond.keys() - {*section.add_tokens}, key=beyond.__getitem__):
+    if unnamed := sorted(beyond.keys() - {*(section.add_tokens or ())}, key=beyond.__getitem__):
         told = ", ".join(unnamed[:_NAMED]) + (", ..." if len(unnamed) > _NAMED else "")
         raise ConfigError(
             f"has {len(tokenizer)} tokens, but the model knows {size}: {told} would have no embedding.",
@@ -84,7 +84,7 @@ def check_vocabulary(section: ModelSection, tokenizer: Any, size: int) -> None:
         )
     if not section.add_tokens:
         return
-    before = load_tokenizer(section.model_copy(update={"add_tokens": []})).get_vocab()
+    before = load_tokenizer(section.model_copy(update={"add_tokens": None})).get_vocab()
     if known := [token for token in section.add_tokens if before.get(token, size) < size]:
         raise ConfigError(
             f"the model knows {', '.join(known)} already.", where="model.add_tokens", fix="Remove what it knows."
@@ -177,7 +177,7 @@ def load_tokenizer(section: ModelSection) -> Any:
     if tokenizer.pad_token is None:
         # Safe where others mask the end token with it: labels never come from the padding id
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    tokenizer.add_tokens([token for token in section.add_tokens if token not in tokenizer.get_vocab()])
+    tokenizer.add_tokens([token for token in section.add_tokens or () if token not in tokenizer.get_vocab()])
     if section.chat_template:
         try:
             tokenizer.chat_template = Path(section.chat_template).read_text(encoding="utf-8")

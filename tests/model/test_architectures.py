@@ -10,6 +10,7 @@ from transformers import (
     BigBirdConfig,
     FNetConfig,
     LlamaConfig,
+    LlamaForCausalLM,
     Mistral3Config,
     XmodConfig,
 )
@@ -57,6 +58,10 @@ def test_what_the_config_tells_is_refused(config: Any, message: str) -> None:
 def test_a_model_that_the_task_has_no_class_for_is_named() -> None:
     with pytest.raises(ConfigError, match="of type mistral3, for which transformers has no AutoModelForCausalLM"):
         check(Mistral3Config(), AutoModelForCausalLM)
+
+
+def test_a_task_may_name_a_model_class_itself() -> None:
+    check(LlamaConfig(), LlamaForCausalLM)
 
 
 def test_one_text_a_pass_has_no_padding_to_read() -> None:

@@ -29,7 +29,8 @@ def check_architecture(recipe: Recipe, auto_model: Any, config: Any) -> None:
         ConfigError: It cannot be trained so; the message says why.
     """
     kind, path = config.model_type, recipe.model.path
-    if type(config) not in auto_model._model_mapping and not hasattr(config, "auto_map"):
+    known = getattr(auto_model, "_model_mapping", None)  # a task of one's own may name a model class itself
+    if known is not None and type(config) not in known and not hasattr(config, "auto_map"):
         raise ConfigError(
             f"{path!r} is a model of type {kind}, for which transformers has no {auto_model.__name__}.",
             where="model.path",

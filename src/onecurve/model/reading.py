@@ -132,6 +132,8 @@ def _first_position(config: Any) -> int:
     import torch
     from transformers import AutoModel
 
+    if type(config) not in AutoModel._model_mapping:
+        return 0
     with torch.device("meta"):
         model = AutoModel.from_config(config)
     tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))

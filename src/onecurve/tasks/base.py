@@ -289,9 +289,11 @@ def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> "Tenso
 
 
 def pad_text(examples: Sequence[Example], pad_id: int, left: bool = False) -> Batch:
-    """Return `input_ids` and `attention_mask`, int64 [batch, longest], of examples that have `input_ids`.
+    """Return `input_ids`, `attention_mask` and, where an example has them, `token_type_ids`: int64 [batch, longest].
 
     The mask comes from lengths, never from `pad_id`: where that is also the end token, an end token stays one.
     """
     rows = [example["input_ids"] for example in examples]
-    return {"input_ids": pad(rows, pad_id, left), "attention_mask": pad([[1] * len(row) for row in rows], 0, left)}
+    batch = {"input_ids": pad(rows, pad_id, left), "attention_mask": pad([[1] * len(row) for row in rows], 0, left)}
+    types = [example.get("token_type_ids", [0] * len(example["input_ids"])) for example in examples]
+    return batch | ({"token_type_ids": pad(types, 0, left)} if any(map(any, types)) else {})

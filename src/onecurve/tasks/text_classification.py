@@ -23,7 +23,6 @@ from onecurve.tasks.base import (
     Settings,
     Survey,
     check_text,
-    pad,
     pad_text,
     reads_last_position,
 )
@@ -141,11 +140,7 @@ class Task(base.Task):
     def collate(self, examples: Sequence[Example], reading: Processing) -> Batch:
         import torch
 
-        left = reads_last_position(reading.config)
-        batch = pad_text(examples, reading.tokenizer.pad_token_id, left)
-        if any("token_type_ids" in e for e in examples):
-            types = [e.get("token_type_ids", [0] * len(e["input_ids"])) for e in examples]
-            batch["token_type_ids"] = pad(types, 0, left)
+        batch = pad_text(examples, reading.tokenizer.pad_token_id, reads_last_position(reading.config))
         dtype = torch.int64 if self.settings.problem_type == "single_label_classification" else torch.float32
         if all("labels" in e for e in examples):
             batch["labels"] = torch.tensor([e["labels"] for e in examples], dtype=dtype)

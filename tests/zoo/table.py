@@ -37,7 +37,7 @@ drawn like dropout, keyed by the micro-batch, and is switched off here like drop
 REFUSED_HEAD = """
 ## Refused
 
-Before any weights load, with this message:
+Before the first step, with this message (what a config tells, before any weights load):
 """
 
 

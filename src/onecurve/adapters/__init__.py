@@ -3,6 +3,7 @@
 PEFT is imported only where a recipe asks for a method.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from onecurve.adapters.folder import Continued, is_adapter
@@ -32,6 +33,10 @@ def continued_by(recipe: Recipe) -> Continued | None:
             where="model.path",
             fix=f"Set peft.method to {found.method} to train the adapter further, or merge it into its base: "
             f"onecurve checkpoint convert {path} FOLDER --merge",
+        )
+    if recipe.model.add_tokens:
+        raise ConfigError(
+            "an adapter that is trained further keeps its vocabulary.", where="model.add_tokens", fix="Remove it."
         )
     found.check(section.method.lower().replace("-", "_"), section.extras)
     return found
@@ -71,6 +76,7 @@ def add_adapter(
     task_type: str | None,
     new_modules: list[str],
     revision: str | None = None,
+    new_tokens: Sequence[int] = (),
     continued: Continued | None = None,
 ) -> "nn.Module":
     """Freeze a model and add what the recipe's PEFT method trains, drawn from torch's global generator.
@@ -81,6 +87,7 @@ def add_adapter(
         task_type: PEFT's name for the kind of model, such as SEQ_CLS or CAUSAL_LM.
         new_modules: Names of modules whose weights no checkpoint held (a new head): trained and saved in any case.
         revision: Of the hub's repository that the base came from: saved with the adapter.
+        new_tokens: Ids of tokens whose embeddings no checkpoint held: their rows are trained and saved in any case.
         continued: The adapter to train further: gives the settings of the method. Its values are `saved_values`.
 
     Returns:
@@ -90,4 +97,4 @@ def add_adapter(
         return model
     from onecurve.adapters.attach import attach
 
-    return attach(model, section, task_type, new_modules, revision, continued)
+    return attach(model, section, task_type, new_modules, revision, continued, new_tokens)

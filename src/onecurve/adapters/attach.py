@@ -1,17 +1,17 @@
 """Adds an adapter to a model: target modules, modules trained in full, and checks that method and model fit."""
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 from peft import PeftConfig, get_peft_model
-from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers import PreTrainedModel
 
 from onecurve.adapters.continued import check_targets, continued_config
 from onecurve.adapters.fields import build_config
 from onecurve.adapters.folder import Continued
+from onecurve.adapters.targets import fill_targets
 from onecurve.adapters.trained_dtype import train_in_float32
 from onecurve.config import PeftSection
 from onecurve.errors import ConfigError
@@ -19,8 +19,6 @@ from onecurve.machine.cpu_draws import DrawnOnCpu
 
 _HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score")}
 """Heads that PEFT itself trains and saves, by task type."""
-_NOT_LINEAR = {"BEFT", "BOTTLENECK", "LN_TUNING", "TRAINABLE_TOKENS"}
-"""Methods whose targets are not linear layers at large: for them `all-linear` is no default."""
 
 
 def attach(
@@ -30,6 +28,7 @@ def attach(
     new_modules: list[str],
     revision: str | None,
     continued: Continued | None,
+    new_tokens: Sequence[int] = (),
 ) -> nn.Module:
     """Do what `add_adapter` says with a section that is there."""
     config = _config(model, section, task_type, continued)
@@ -37,8 +36,9 @@ def attach(
     if config.is_prompt_learning:
         _check_prompt(model, config, method)
         _fill_sizes(model, config)
-    _fill_targets(model, config, method)
+    fill_targets(model, config, method)
     _train_new_modules(config, method, new_modules)
+    _train_new_tokens(model, config, method, new_tokens)
     _check_copied(model, config, method)
     try:
         with DrawnOnCpu():  # some methods draw where the base lies, which under ZeRO-3 may be a GPU and else is the CPU
@@ -101,21 +101,6 @@ def _fill_sizes(model: PreTrainedModel, config: Any) -> None:
             setattr(config, field, getattr(model.config, name, None))
 
 
-def _fill_targets(model: PreTrainedModel, config: Any, method: str) -> None:
-    """Target all linear layers where the recipe names none and PEFT knows none for this type of model."""
-    if config.is_prompt_learning or config.is_adaption_prompt or method in _NOT_LINEAR:
-        return
-    if config.target_modules is not None or getattr(config, "target_parameters", None):
-        return
-    tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
-    known = getattr(tuner, "target_module_mapping", TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING)
-    if model.config.model_type in known:
-        return
-    config.target_modules = "all-linear"
-    if method == "IA3" and config.feedforward_modules is None:
-        config.feedforward_modules = set()  # every layer is scaled at its output
-
-
 def _train_new_modules(config: Any, method: str, new_modules: list[str]) -> None:
     """Have the new modules trained whole and saved with the adapter."""
     if not new_modules:
@@ -134,6 +119,22 @@ def _train_new_modules(config: Any, method: str, new_modules: list[str]) -> None
             kept.append(name)
             covered.append(name)
     config.modules_to_save = kept or None
+
+
+def _train_new_tokens(model: PreTrainedModel, config: Any, method: str, ids: Sequence[int]) -> None:
+    """Have the rows of new tokens trained and saved with the adapter, of the output layer too where it has its own."""
+    if not ids:
+        return
+    if getattr(config, "trainable_token_indices", False) is not None:
+        raise ConfigError(
+            f"{method.lower()} cannot train the embeddings of new tokens, or is told by the recipe which to train.",
+            where="model.add_tokens",
+            fix="Use lora without trainable_token_indices, or remove peft.",
+        )
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    names = {module: name for name, module in model.named_modules()}
+    tables = [inputs] if outputs is None or outputs.weight is inputs.weight else [inputs, outputs]
+    config.trainable_token_indices = {names[table]: list(ids) for table in tables}
 
 
 def _check_copied(model: PreTrainedModel, config: Any, method: str) -> None:

@@ -17,7 +17,7 @@ from onecurve.data.checked import check_once
 from onecurve.data.checking import Report, RowChecker
 from onecurve.data.examples import ROW, Examples, record_batches, write_batches
 from onecurve.data.rows import Broken, ColumnUse, Located
-from onecurve.data.sources import BY_SPLIT, Source, open_splits
+from onecurve.data.sources import Source, open_splits, refuse_unread
 from onecurve.data.workers import in_order
 from onecurve.errors import DataError
 from onecurve.tasks.base import TALLY, BadRow, Example, Processing, Recognises, Row, Survey, Task
@@ -104,7 +104,8 @@ def load_data(settings: DataSection, task: Task, reading: Processing, seed: int)
     """
     shapes = task.shapes.values() if isinstance(task, Recognises) else ()
     sources = open_splits(settings, task.columns, shapes, seed)
-    _refuse_unread(settings, task, list(sources.values()), reading)
+    refuse_unread(settings, sources.values())
+    refuse_without_effect({"task": task.settings}, task.without_effect(reading))
     checkers = {name: RowChecker(source, task, settings.on_bad_row == "skip") for name, source in sources.items()}
     stamps = {name: checker.source.stamp() for name, checker in checkers.items()}
     root = cache_root(settings.cache_dir)
@@ -133,14 +134,6 @@ def load_data(settings: DataSection, task: Task, reading: Processing, seed: int)
         max_length=reading.max_length,
         cached=all(hits),
     )
-
-
-def _refuse_unread(settings: DataSection, task: Task, sources: list[Source], reading: Processing) -> None:
-    """Refuse settings that the files, or the task with this tokenizer, do not read."""
-    read = frozenset[str]().union(*(source.reads for source in sources))
-    idle = {f"data.{name}": "no split is of a kind that it is for" for name in sorted(BY_SPLIT - read)}
-    refuse_without_effect({"data": settings}, idle)
-    refuse_without_effect({"task": task.settings}, task.without_effect(reading))
 
 
 @dataclass

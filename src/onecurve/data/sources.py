@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from onecurve.config import DataSection, default_of
+from onecurve.config import DataSection, default_of, refuse_without_effect
 from onecurve.data.finding import Part, find
 from onecurve.data.formats import check_encoding
 from onecurve.data.rows import Broken, Columns, ColumnUse, Located
@@ -150,6 +150,17 @@ def open_splits(
         source = open_source(f"data.{of}", specs[of] or "", settings, columns, shapes)
         opened[name] = replace(source, key=f"data.{name}", selection=Selection.of(name, settings, seed))
     return opened
+
+
+def refuse_unread(settings: DataSection, sources: Iterable[Source]) -> None:
+    """Refuse settings that no split is read by.
+
+    Raises:
+        ConfigError: There is one that does not have its default.
+    """
+    read = frozenset[str]().union(*(source.reads for source in sources))
+    idle = {f"data.{name}": "no split is of a kind that it is for" for name in sorted(BY_SPLIT - read)}
+    refuse_without_effect({"data": settings}, idle)
 
 
 def read_rows(

@@ -7,11 +7,13 @@ the hub's cache does.
 """
 
 import json
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onecurve.adapters.folder import BASE, WEIGHTS
+from onecurve.model.loading import whole_parameters
 
 _MAGNITUDE = ".lora_magnitude_vector"
 
@@ -30,11 +32,13 @@ class Base:
     """Whether the adapter's folder links to the base's weights."""
     differs: bool
     """Whether the base says otherwise of itself than the adapter needs: other labels, other stop tokens."""
+    copied: bool = False
+    """Whether the folder's `base/` holds the base's weights themselves, because the vocabulary grew."""
 
     @property
     def stand_in(self) -> bool:
         """Whether adapter_config.json names the folder's own `base/`: a hub name stays, for it is good anywhere."""
-        return self.local and self.linked and self.differs
+        return self.copied or (self.local and self.linked and self.differs)
 
 
 def write_base(folder: Path, final: Path, model: Any) -> Base:
@@ -53,15 +57,17 @@ def write_base(folder: Path, final: Path, model: Any) -> Base:
     files = _weight_files(name, revision)
     if files and not local:
         revision = files[0].parent.name  # the very commit: a snapshot is named after it
-    linked = bool(files) and _link(folder / BASE, files)
+    if copied := _write_grown(folder / BASE, name, revision, model):
+        files = [Path(BASE) / file.name for file in sorted((folder / BASE).iterdir()) if ".safetensors" in file.name]
+    linked = bool(files) and (copied or _link(folder / BASE, files))
     if linked:
         _describe(folder, model)
         _link(folder, files)
-    base = Base(name, revision, local, linked, local and _differs(name, model))
+    base = Base(name, revision, local, linked, local and _differs(name, model), copied)
     path = folder / "adapter_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings["base_model_name_or_path"] = str(final.absolute() / BASE) if base.stand_in else name
-    settings["revision"] = base.revision
+    settings["revision"] = None if base.copied else base.revision
     path.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
     return base
 
@@ -86,6 +92,29 @@ def _describe(folder: Path, model: Any) -> None:
     model.config.save_pretrained(folder)
     if model.get_base_model().can_generate():
         model.generation_config.save_pretrained(folder)
+
+
+def _write_grown(folder: Path, name: str, revision: str | None, model: Any) -> bool:
+    """Write the base's weights with a row for each token that it did not know; False where it knew them all.
+
+    No reader can put an adapter for more tokens on the base's own files: their embeddings have another shape. What
+    those rows hold is of no account, since the adapter brings its own.
+    """
+    from transformers import AutoConfig
+
+    own, size = AutoConfig.from_pretrained(name, revision=revision), model.config.get_text_config().vocab_size
+    if own.get_text_config().vocab_size == size:
+        return False
+    config = deepcopy(model.config)
+    config.get_text_config().vocab_size = own.get_text_config().vocab_size
+    kind: Any = type(model.get_base_model())
+    with whole_parameters():
+        base = kind.from_pretrained(
+            name, config=config, revision=revision, dtype=model.get_base_model().dtype, ignore_mismatched_sizes=True
+        )
+        base.resize_token_embeddings(size, mean_resizing=False)
+    base.save_pretrained(folder)
+    return True
 
 
 def _weight_files(name: str, revision: str | None) -> list[Path]:

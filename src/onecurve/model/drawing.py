@@ -62,7 +62,7 @@ def _initialise(module: Any, name: str, owners: set[str], seed: int, model: Any)
 def place(model: nn.Module, values: dict[str, Tensor]) -> None:
     """Copy values to a model's parameters of these names, wherever they lie and in whichever dtype."""
     parameters = {name: model.get_parameter(name) for name in values}
-    with _gathered(list(parameters.values())):
+    with gathered(list(parameters.values())):
         for name, parameter in parameters.items():
             parameter.copy_(values[name])
 
@@ -71,13 +71,14 @@ def place(model: nn.Module, values: dict[str, Tensor]) -> None:
 def reorder(model: nn.Module, axes: dict[str, int], order: list[int]) -> None:
     """Put the rows of parameters into another order: row i becomes what row `order[i]` was, along each one's axis."""
     parameters = {name: model.get_parameter(name) for name in axes}
-    with _gathered(list(parameters.values())):
+    with gathered(list(parameters.values())):
         for name, parameter in parameters.items():
             parameter.copy_(parameter.index_select(axes[name], torch.tensor(order, device=parameter.device)))
 
 
 @contextmanager
-def _gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
+def gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Have parameters whole where ZeRO-3 partitions them; what rank 0 writes to them is kept."""
     if any(hasattr(p, "ds_id") for p in parameters):
         from deepspeed.runtime.zero import GatheredParameters
 

@@ -18,6 +18,7 @@ from onecurve.errors import ConfigError
 from onecurve.losses.chunked_head import chunk_logits
 from onecurve.machine.distributed import computes_natively, resolve_precision
 from onecurve.model.activations import keep_activations
+from onecurve.model.architectures import check_architecture
 from onecurve.model.attention_choice import check_attention
 from onecurve.model.compilation import check_compilation, compile_layers
 from onecurve.model.continuing import base_section, continue_adapter
@@ -26,6 +27,8 @@ from onecurve.model.float8 import check_float8, compute_in_float8
 from onecurve.model.head import HeadRows, settle_head
 from onecurve.model.pretrained import Fit, read_fit
 from onecurve.model.quantization import quantized_loading, require_bitsandbytes, settle_quantized
+from onecurve.model.reading import load_tokenizer
+from onecurve.model.vocabulary import grow
 from onecurve.seeds import start_stream
 from onecurve.strategies.precision import DTYPES
 from onecurve.tasks.base import Survey, Task
@@ -80,11 +83,12 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
         ConfigError: The weights cannot be read or are another model's, or the adapter does not fit.
     """
     section, continued = base_section(recipe)
+    auto_model: Any = task.auto_model()
+    check_architecture(recipe, auto_model, config)
     head = HeadRows.find(config, survey)
     head.check_continued(continued, survey.order == "recipe")
     config.update(task.model_config(survey))
     dtype = _dtype(recipe, precision)
-    auto_model: Any = task.auto_model()
     options: dict[str, Any] = {"dtype": dtype}
     options |= quantized_loading(section, auto_model, config, DTYPES.get(precision, dtype))
     if section.attn_implementation:
@@ -92,6 +96,8 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
     fit: Fit | None = None
     try:
         if section.init == "random":
+            text = config.get_text_config()
+            text.vocab_size = max([text.vocab_size, *(number + 1 for number in _new_tokens(recipe).values())])
             # Outside ZeRO-3's partitioned construction, which would draw other weights from the same seed
             with whole_parameters():
                 start_stream(recipe.seed, "weights")
@@ -108,7 +114,10 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
         line = str(error).strip().split("\n")[0]
         raise ConfigError(f"{section.path!r} cannot be used: {line}", where="model.path") from None
     _pad_without_effect(model, recipe)
-    model.new_weights = fit.describe_new() if fit else "all weights, drawn at random: model.init"
+    tokens = _new_tokens(recipe)
+    grown = grow(model, tokens, recipe.seed) if tokens and fit else ""
+    drawn = fit.describe_new() if fit else "all weights, drawn at random: model.init"
+    model.new_weights = "; ".join(filter(None, [drawn, grown]))
     model.config.architectures = [type(model).__name__]  # what an adapter's folder says of its base
     # transformers and PEFT then ask for the inputs' gradients, which only reentrant checkpointing needs
     model.enable_input_require_grads = lambda: None
@@ -123,6 +132,7 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
         new_modules=fit.new_modules if fit else [],
         revision=section.revision,
         continued=continued,
+        new_tokens=list(tokens.values()),
     )
     continue_adapter(adapted, continued, fit)
     del model.enable_input_require_grads
@@ -131,6 +141,13 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
     if recipe.train.compile:
         compile_layers(adapted)
     return adapted
+
+
+def _new_tokens(recipe: Recipe) -> dict[str, int]:
+    """Return the tokens that `model.add_tokens` names and their ids."""
+    if not (names := recipe.model.add_tokens):
+        return {}
+    return dict(zip(names, load_tokenizer(recipe.model).convert_tokens_to_ids(names), strict=True))
 
 
 def _load_pretrained(
@@ -184,8 +201,11 @@ def _pad_without_effect(model: Any, recipe: Recipe) -> None:
     torch leaves that row out of the gradient, and transformers starts it at zero: right for a token that only pads, and
     of no effect, since no loss depends on padding. But the end of a text that also pads is read and learnt from.
     """
-    table = model.get_input_embeddings()
-    for module in model.modules():
+    try:
+        table = model.get_input_embeddings()
+    except NotImplementedError:  # CANINE hashes characters
+        table = None
+    for module in model.modules() if table is not None else ():
         if isinstance(module, nn.Embedding) and module.weight is table.weight and module.padding_idx is not None:
             if recipe.model.init == "random":
                 row = nn.Embedding(1, module.embedding_dim)

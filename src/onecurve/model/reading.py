@@ -12,12 +12,15 @@ from onecurve.config import ModelSection
 from onecurve.content.labels import model_labels
 from onecurve.errors import ConfigError
 from onecurve.machine.hub import reachable
+from onecurve.model.positions import first_position, of_text, resolve_max_length
 from onecurve.model.remote_code import check_trusted, is_refusal, refuse_code
+from onecurve.tasks.base import reads_last_position
 
 _SET_TOKENIZER = "Check model.path and the network, or set model.tokenizer to the tokenizer's folder or hub name."
 _TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json")
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _NO_HUB = "Check the path; or fetch it where there is a network, with `onecurve data stage RECIPE`."
+_NAMED = 5
 _CONVERT = (
     "A checkpoint of onecurve, Accelerate or DeepSpeed becomes a model folder with `onecurve checkpoint convert`."
 )
@@ -58,12 +61,9 @@ class Reading:
         config = load_config(self.source)
         check_trusted(self.source)
         set_padding(config, self.tokenizer, pretrained=self.section.init == "pretrained")
-        if (vocab_size := _of_text(config).vocab_size) < len(self.tokenizer):
-            raise ConfigError(
-                f"has {len(self.tokenizer)} tokens, but the model knows {vocab_size}.",
-                where="model.tokenizer",
-                fix="Take the tokenizer that belongs to the model.",
-            )
+        if reads_last_position(config):
+            self.tokenizer.padding_side = "left"
+        check_vocabulary(self.section, self.tokenizer, of_text(config).vocab_size)
         return config
 
     @cached_property
@@ -86,6 +86,34 @@ class Reading:
     def max_length(self) -> int:
         """Tokens an example may have."""
         return resolve_max_length(self.asked_max_length, self.tokenizer, self.config, self.reserved)
+
+
+def check_vocabulary(section: ModelSection, tokenizer: Any, size: int) -> None:
+    """Check that the model has a row for each token, or is given one.
+
+    Args:
+        section: Its `add_tokens` name the tokens that get a new row.
+        tokenizer: With them.
+        size: The model's vocabulary.
+
+    Raises:
+        ConfigError: A token without a row, or one to add that has one.
+    """
+    beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= size}
+    if unnamed := sorted(beyond.keys() - {*(section.add_tokens or ())}, key=beyond.__getitem__):
+        told = ", ".join(unnamed[:_NAMED]) + (", ..." if len(unnamed) > _NAMED else "")
+        raise ConfigError(
+            f"has {len(tokenizer)} tokens, but the model knows {size}: {told} would have no embedding.",
+            where="model.tokenizer",
+            fix=f"Take the tokenizer that belongs to the model, or train new embeddings: model.add_tokens: [{told}]",
+        )
+    if not section.add_tokens:
+        return
+    before = load_tokenizer(section.model_copy(update={"add_tokens": None})).get_vocab()
+    if known := [token for token in section.add_tokens if before.get(token, size) < size]:
+        raise ConfigError(
+            f"the model knows {', '.join(known)} already.", where="model.add_tokens", fix="Remove what it knows."
+        )
 
 
 def set_padding(config: Any, tokenizer: Any, pretrained: bool) -> None:
@@ -111,21 +139,10 @@ def set_padding(config: Any, tokenizer: Any, pretrained: bool) -> None:
             fix="Take the tokenizer that belongs to the model.",
         )
     own = getattr(text, "pad_token_id", None)
-    if pretrained and own not in (None, pad) and _counts_from_padding(config):
+    if pretrained and own not in (None, pad) and first_position(config) > 0:
         return  # these weights know the positions they were trained with, and padding, which comes last, moves none
     for part in (config, text):
         part.pad_token_id = pad
-
-
-def _counts_from_padding(config: Any) -> bool:
-    """Whether a model counts its positions from the padding id, as RoBERTa does."""
-    import torch
-    from transformers import AutoModel
-
-    with torch.device("meta"):
-        model = AutoModel.from_config(config, trust_remote_code=True)  # code that is not trusted is not in the config
-    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
-    return any(getattr(table, "padding_idx", None) is not None for table in tables)
 
 
 def load_config(section: ModelSection) -> Any:
@@ -177,6 +194,7 @@ def load_tokenizer(section: ModelSection) -> Any:
     if tokenizer.pad_token is None:
         # Safe where others mask the end token with it: labels never come from the padding id
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    tokenizer.add_tokens([token for token in section.add_tokens or () if token not in tokenizer.get_vocab()])
     if section.chat_template:
         try:
             tokenizer.chat_template = Path(section.chat_template).read_text(encoding="utf-8")
@@ -210,39 +228,6 @@ def load_processor(section: ModelSection, kind: Any) -> Any:
         raise ConfigError(
             f"{path!r} has no processor that can be read: {_first_line(error)}", where=key, fix=_SET_TOKENIZER
         ) from None
-
-
-def resolve_max_length(asked: int | None, tokenizer: Any, config: Any, reserved: int) -> int:
-    """Return how many tokens an example may have: what was asked, else the model's limit.
-
-    Raises:
-        ConfigError: More was asked than the model can read, or nobody names a limit.
-    """
-    config = _of_text(config)
-    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    room = positions - reserved if positions else None
-    limits = [n for n in (room, tokenizer.model_max_length) if n and n < 10**9]  # 1e30: "no limit" upstream
-    if room is not None and room < 2:
-        raise ConfigError(
-            f"peft's {reserved} virtual tokens leave no room in the model's {positions} positions.",
-            where="peft.num_virtual_tokens",
-            fix="Lower it.",
-        )
-    if asked is None:
-        if not limits:
-            raise ConfigError("must be set: this model has no length limit.", where="data.max_length", fix="Set it.")
-        return min(limits)
-    if room and asked > room:
-        taken = f" less the {reserved} of peft's virtual tokens" if reserved else ""
-        raise ConfigError(
-            f"must be at most {room}, the positions this model has{taken}; got {asked}.", where="data.max_length"
-        )
-    return asked
-
-
-def _of_text(config: Any) -> Any:
-    """Return a config, or of a model that sees too its part for text."""
-    return config if hasattr(config, "vocab_size") else config.get_text_config()
 
 
 def _check_local(path: str, key: str, names: tuple[str, ...], fix: str) -> None:

@@ -76,6 +76,12 @@ def _check_stage(stage: int, recipe: Recipe) -> None:
             where="train.compile",
             fix="Use ZeRO-2 or DDP, or set it to false.",
         )
+    if stage == 3 and recipe.model.add_tokens and recipe.peft:
+        raise ConfigError(
+            "PEFT cannot train single rows of embeddings that ZeRO-3 has partitioned.",
+            where="model.add_tokens",
+            fix="Use ZeRO-2 or DDP, or remove peft.",
+        )
     if stage == 3 and recipe.model.quantization:
         raise ConfigError(
             f"ZeRO-3 partitions single weights, but {recipe.model.quantization} weights can only be decoded with the "

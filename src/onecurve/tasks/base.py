@@ -2,13 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from reprlib import repr as short
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
-from onecurve.content.labels import rows_by_name
+from onecurve.content.survey import Survey as Survey
 from onecurve.errors import BadRow as BadRow
 
 if TYPE_CHECKING:  # the heavy imports wait until a recipe is known to be good
@@ -39,46 +38,6 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
-
-
-@dataclass(frozen=True)
-class Survey:
-    """Information from the training rows, collected before any is encoded."""
-
-    labels: list[str] = field(default_factory=list)
-    """Label names in the order of their ids; empty where the task has none."""
-    order: Literal["natural", "dataset", "model", "recipe"] = "natural"
-    """What fixed that order: nothing (numbers by value, else A to Z), a hub dataset's feature, the model's config, or
-    the recipe. A later one wins."""
-    unseen: list[str] = field(default_factory=list)
-    """Labels that no training row has."""
-    label_counts: list[int] = field(default_factory=list)
-    """Training rows (or words) that have each label, in the same order; empty where nobody counts them."""
-    heads: "dict[str, Survey]" = field(default_factory=dict)
-    """Of a task with several heads, what each is told."""
-
-    def in_dataset_order(self, declared: Sequence[str]) -> "Survey":
-        """Return it with the labels that a dataset declares, those that no row has included.
-
-        `datasets` counts them too (`ClassLabel.num_classes`), and their ids stay what they are elsewhere.
-        """
-        names = set(declared)
-        if self.order != "natural" or not self.labels or not set(self.labels) <= names or len(names) < len(declared):
-            return self
-        return self._ordered(list(declared), "dataset", [name for name in declared if name not in self.labels])
-
-    def in_model_order(self, known: Sequence[str]) -> "Survey":
-        """Return it in the order of the labels that a model was trained on, where they are the same ones."""
-        rows = rows_by_name(self.labels, known)
-        if self.order == "recipe" or not rows:
-            return self
-        labels = [name for _, name in sorted(zip(rows, self.labels, strict=True))]
-        return self._ordered(labels, "model", self.unseen)
-
-    def _ordered(self, labels: list[str], order: Any, unseen: list[str]) -> "Survey":
-        counts = dict(zip(self.labels, self.label_counts, strict=False))
-        label_counts = [counts.get(name, 0) for name in labels] if counts else []
-        return replace(self, labels=labels, order=order, unseen=unseen, label_counts=label_counts)
 
 
 class Processing(Protocol):
@@ -293,18 +252,26 @@ def check_text(value: Any, column: str) -> None:
         raise BadRow(f"{column} is empty")
 
 
-def pad(rows: Sequence[Sequence[int]], value: int) -> "Tensor":
-    """Right-pad rows of ids to int64 [len(rows), longest]."""
+def reads_last_position(config: Any) -> bool:
+    """Whether a classifier reads the last position of a batch, padding or not, as XLNet does: then pad on the left."""
+    return getattr(config, "summary_type", None) == "last"
+
+
+def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> "Tensor":
+    """Pad rows of ids on the right, or on the left, to int64 [len(rows), longest]."""
     import torch
 
     width = max(map(len, rows))
-    return torch.tensor([list(row) + [value] * (width - len(row)) for row in rows])
+    filled = ((list(row), [value] * (width - len(row))) for row in rows)
+    return torch.tensor([padding + row if left else row + padding for row, padding in filled])
 
 
-def pad_text(examples: Sequence[Example], pad_id: int) -> Batch:
-    """Return `input_ids` and `attention_mask`, int64 [batch, longest], of examples that have `input_ids`.
+def pad_text(examples: Sequence[Example], pad_id: int, left: bool = False) -> Batch:
+    """Return `input_ids`, `attention_mask` and, where an example has them, `token_type_ids`: int64 [batch, longest].
 
     The mask comes from lengths, never from `pad_id`: where that is also the end token, an end token stays one.
     """
     rows = [example["input_ids"] for example in examples]
-    return {"input_ids": pad(rows, pad_id), "attention_mask": pad([[1] * len(row) for row in rows], 0)}
+    batch = {"input_ids": pad(rows, pad_id, left), "attention_mask": pad([[1] * len(row) for row in rows], 0, left)}
+    types = [example.get("token_type_ids", [0] * len(example["input_ids"])) for example in examples]
+    return batch | ({"token_type_ids": pad(types, 0, left)} if any(map(any, types)) else {})

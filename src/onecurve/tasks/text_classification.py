@@ -21,8 +21,8 @@ from onecurve.tasks.base import (
     Settings,
     Survey,
     check_text,
-    pad,
     pad_text,
+    reads_last_position,
 )
 
 if TYPE_CHECKING:
@@ -160,9 +160,7 @@ class Task(base.Task):
     def collate(self, examples: Sequence[Example], reading: Processing) -> Batch:
         import torch
 
-        batch = pad_text(examples, reading.tokenizer.pad_token_id)
-        if any("token_type_ids" in e for e in examples):
-            batch["token_type_ids"] = pad([e.get("token_type_ids", [0] * len(e["input_ids"])) for e in examples], 0)
+        batch = pad_text(examples, reading.tokenizer.pad_token_id, reads_last_position(reading.config))
         dtype = torch.int64 if self.settings.problem_type == "single_label_classification" else torch.float32
         if all("labels" in e for e in examples):
             batch["labels"] = torch.tensor([e["labels"] for e in examples], dtype=dtype)

@@ -12,6 +12,9 @@ class ModelSection(Section):
     """`random` initialises all weights from the seed and needs only a config.json."""
     tokenizer: str | None = None
     """Folder or hub name of the tokenizer, if not the same as `path`."""
+    add_tokens: list[str] | None = None
+    """Tokens to add to the tokenizer and, at the mean of its rows, to the model's vocabulary. With PEFT their rows are
+    trained and saved with the adapter. Also names tokens that the tokenizer has beyond the model's vocabulary."""
     chat_template: str | None = None
     """A Jinja file with the chat template to use and save; default: the tokenizer's own."""
     revision: str | None = None

@@ -1,0 +1,60 @@
+"""What of a model's architecture is known before its weights load to stand in the way of one curve."""
+
+from typing import Any
+
+from onecurve.config import Recipe
+from onecurve.errors import ConfigError
+
+_READS_PADDING = {
+    "canine": "it merges neighbouring characters, padding included",
+    "convbert": "its convolutions read past a text's end",
+    "fnet": "its Fourier transform mixes all positions and takes no attention mask",
+    "mobilebert": "each position reads its neighbours' embeddings, padding's included",
+    "nystromformer": "its landmarks are means over all positions, padding included",
+    "yoso": "it normalises over all positions, padding included",
+}
+"""Encoders whose logits of a text depend on how far it is padded, by model type: shown by tests/zoo, see
+docs/models.md."""
+
+
+def check_architecture(recipe: Recipe, auto_model: Any, config: Any) -> None:
+    """Refuse a model that this task has no class for, or that would not draw one curve.
+
+    Args:
+        recipe: The run.
+        auto_model: The task's `AutoModelFor...` class.
+        config: The model's.
+
+    Raises:
+        ConfigError: It cannot be trained so; the message says why.
+    """
+    kind, path = config.model_type, recipe.model.path
+    known = getattr(auto_model, "_model_mapping", None)  # a task of one's own may name a model class itself
+    if known is not None and type(config) not in known and not hasattr(config, "auto_map"):
+        raise ConfigError(
+            f"{path!r} is a model of type {kind}, for which transformers has no {auto_model.__name__}.",
+            where="model.path",
+            fix="Use another model for this task.",
+        )
+    alone = recipe.train.micro_batch_size == recipe.eval_micro_batch_size == 1
+    if kind in _READS_PADDING and not alone:
+        raise ConfigError(
+            f"{path!r} is a model of type {kind}, whose result for a text depends on the padding after it: "
+            f"{_READS_PADDING[kind]}. The loss would depend on how a batch is cut into micro-batches.",
+            where=recipe.train.cut_by,
+            fix="Set train.micro_batch_size to 1 (and eval.micro_batch_size, if set), so that no text is padded.",
+        )
+    if getattr(config, "attention_type", None) == "block_sparse":
+        raise ConfigError(
+            f"{path!r} attends to blocks that depend on the length to which a text is padded, and to all tokens from "
+            "the first short batch on (attention_type: block_sparse).",
+            where="model.path",
+            fix="Set attention_type in its config.json to original_full.",
+        )
+    languages = getattr(config, "languages", None)
+    if kind == "xmod" and getattr(config, "default_language", None) not in (languages or ()):
+        raise ConfigError(
+            f"{path!r} has an adapter for each language, and its config.json does not say which to use.",
+            where="model.path",
+            fix=f"Set default_language there, to one of {', '.join(languages or ())}.",
+        )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from onecurve.config import TrainSection
 from onecurve.errors import LaunchError
+from onecurve.machine import backend_errors
 from onecurve.machine.cores import settle
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def start(trackers: list[str], project_dir: str, hang_timeout: timedelta = timed
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     asked = asked_world_size()
+    backend_errors.report_errors()
     if uses_deepspeed():  # the first to start compiles operators
         from onecurve.machine.extensions import outlive_killed_compilers
 
@@ -94,6 +96,8 @@ def start(trackers: list[str], project_dir: str, hang_timeout: timedelta = timed
         accelerator = Accelerator(**settings, cpu=True, kwargs_handlers=handlers)
     _give_index(accelerator)
     settle()
+    if accelerator.num_processes > 1:
+        backend_errors.guard.start()
     count = int(accelerator.reduce(torch.ones((), device=accelerator.device), "sum"))
     if not asked == accelerator.num_processes == count:
         raise LaunchError(

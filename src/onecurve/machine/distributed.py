@@ -87,7 +87,7 @@ def start(trackers: list[str], project_dir: str, hang_timeout: timedelta = timed
         DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
         InitProcessGroupKwargs(**group),
     ]
-    if torch.cuda.is_available():
+    if torch.accelerator.is_available():
         accelerator = Accelerator(**settings, kwargs_handlers=handlers)
     elif uses_deepspeed():  # `cpu=True` would switch DeepSpeed off; without the backend Accelerate sees one process
         with redirect_stdout(StringIO()):  # its first start compiles a small op and prints so on every rank
@@ -160,8 +160,6 @@ def resolve_precision(section: TrainSection) -> tuple[str, str]:
     return asked, f"mixed_precision {asked} is emulated by {_device()}: expect it to be many times slower"
 
 
-_CAPABILITY = {"bf16": (8, 0), "fp16": (7, 0), "fp8": (8, 9)}
-"""The compute capability from which on a CUDA device has units for a precision."""
 _INSTRUCTIONS = {
     "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
     "fp16": ("avx512_fp16", "amx_fp16", "fp16"),
@@ -174,16 +172,16 @@ def computes_natively(precision: str) -> bool:
     """Whether the device that a run would use computes in a precision (bf16, fp16, fp8) itself."""
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_capability() >= _CAPABILITY[precision]
+    from onecurve.machine.accelerator import own_accelerator
+
+    if accelerator := own_accelerator():
+        return accelerator.computes(precision)
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name) for name in _INSTRUCTIONS[precision])
 
 
 def _device() -> str:
-    import torch
+    from onecurve.machine.accelerator import own_accelerator
 
-    if not torch.cuda.is_available():
-        return "this cpu"
-    major, minor = torch.cuda.get_device_capability()
-    return f"this {torch.cuda.get_device_name()} (compute capability {major}.{minor})"
+    accelerator = own_accelerator()
+    return f"this {accelerator.name()}" if accelerator else "this cpu"

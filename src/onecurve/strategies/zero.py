@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from onecurve.errors import ConfigError
 from onecurve.machine import memory
+from onecurve.machine.accelerator import accelerator_of
 from onecurve.machine.cores import ranks_here
 from onecurve.machine.distributed import share_timeout
 from onecurve.strategies.base import Window, is_left_out, is_trained, no_gradient
@@ -114,13 +115,13 @@ class Zero:
         passes = 3 if getattr(model, "is_gradient_checkpointing", False) else 2
         live = section.get("stage3_max_live_parameters", "auto")
         live = self._room(model) if live == "auto" else int(live)
-        settings = derive(sizes, live, on_gpu=self.accelerator.device.type == "cuda", passes=passes)
+        settings = derive(sizes, live, on_gpu=accelerator_of(self.accelerator.device) is not None, passes=passes)
         fill(section, {k: v for k, v in settings.items() if section["stage"] == 3 or not k.startswith("stage3")})
 
     def _room(self, model: nn.Module) -> int:
         """Return how many gathered elements take a quarter of the memory that the rank with the least has left."""
         free = memory.free(self.accelerator.device)
-        if self.accelerator.device.type == "cpu":
+        if accelerator_of(self.accelerator.device) is None:
             free //= ranks_here()
         parameters: list[Any] = list(model.parameters())
         trained = sum(getattr(p, "ds_numel", p.numel()) for p in parameters if p.requires_grad)

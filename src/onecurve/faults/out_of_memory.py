@@ -92,8 +92,8 @@ class OutOfMemory:
             f"out of page-locked host memory on rank {self.accelerator.process_index} ({self.device}): "
             f"{spelt(memory.free(host))} of this machine's {spelt(memory.total(host))} is available, and of the GPU's "
             f"memory {spelt(memory.free(self.device))} is free, so a smaller micro-batch does not help. Page-locked "
-            f"memory holds micro-batches on their way to the GPU, {', '.join(uses)}; torch rounds each piece up to a "
-            f"power of two. What would help: {'; '.join(remedies)}."
+            f"memory holds micro-batches on their way to the GPU, {', '.join(uses)}. What would help: "
+            f"{'; '.join(remedies)}."
         )
 
     def _held(self, asked: int) -> Held:

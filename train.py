@@ -35,7 +35,7 @@ def main(argv: list[str], run: Run) -> None:
     reading = Reading(recipe.model, recipe.data.max_length, task.auto_processor, virtual_tokens(recipe.peft))
     data = load_data(recipe.data, task, reading)
     plan = plan_run(data.splits, recipe)
-    accelerator = start(recipe.tracking.trackers, recipe.output_dir, recipe.train.hang_timeout)
+    accelerator = start(recipe.tracking.trackers, recipe.output_dir, recipe.train)
     model = load_model(recipe, task, reading.config, data.survey, precision)
     strategy, run.explain = build_strategy(accelerator, recipe, precision), OutOfMemory(recipe, model, accelerator)
     unused, partial = probe(model, recipe, task, data.train, reading, precision, accelerator)

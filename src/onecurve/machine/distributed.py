@@ -10,6 +10,7 @@ from onecurve.config import TrainSection
 from onecurve.errors import LaunchError
 from onecurve.machine import backend_errors
 from onecurve.machine.cores import settle
+from onecurve.machine.determinism import compute_deterministically
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -54,14 +55,15 @@ _TIME_TO_BEGIN = timedelta(minutes=10)
 """Extra time ranks may take to load before the first collective, on top of hang_timeout."""
 
 
-def start(trackers: list[str], project_dir: str, hang_timeout: timedelta = timedelta(minutes=30)) -> "Accelerator":
+def start(trackers: list[str], project_dir: str, section: TrainSection | None = None) -> "Accelerator":
     """Join the process group of the launch.
 
     Args:
         trackers: Names that Accelerate knows.
         project_dir: Where they write.
-        hang_timeout: After how long the watch over ranks ends a run that hangs; a collective waits a little longer,
-            so that the watch, which can name the rank that is waited for, comes first.
+        section: The recipe's `train`; default: nothing set. After `hang_timeout` the watch over ranks ends a run that
+            hangs; a collective waits a little longer, so that the watch, which can name the rank that is waited for,
+            comes first. With `deterministic` only kernels are used that give the same bits each time.
 
     Raises:
         LaunchError: The processes that were started do not form that world.
@@ -70,15 +72,17 @@ def start(trackers: list[str], project_dir: str, hang_timeout: timedelta = timed
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    asked = asked_world_size()
+    asked, section = asked_world_size(), section or TrainSection()
     backend_errors.report_errors()
+    if section.deterministic:
+        compute_deterministically()
     if uses_deepspeed():  # the first to start compiles operators
         from onecurve.machine.extensions import outlive_killed_compilers
 
         outlive_killed_compilers()
     # Mixed precision belongs to the recipe and is carried out by the strategy; "no" overrides the launcher's
     settings = {"mixed_precision": "no", "log_with": trackers or None, "project_dir": project_dir}
-    group: dict[str, Any] = {"timeout": hang_timeout + _TIME_TO_BEGIN}
+    group: dict[str, Any] = {"timeout": section.hang_timeout + _TIME_TO_BEGIN}
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
         from onecurve.machine.rendezvous import RESTARTED
 

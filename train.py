@@ -36,7 +36,7 @@ def main(argv: list[str], run: Run) -> None:
     data = load_data(recipe.data, task, reading)
     plan = plan_run(data.splits, recipe)
     accelerator = start(recipe.tracking.trackers, recipe.output_dir, recipe.train)
-    model = load_model(recipe, task, reading.config, data.survey, precision)
+    model = load_model(recipe, task, reading.config, data.survey, precision, accelerator.device)
     strategy, run.explain = build_strategy(accelerator, recipe, precision), OutOfMemory(recipe, model, accelerator)
     unused, partial = probe(model, recipe, task, data.train, reading, precision, accelerator)
     strategy.prepare(model, build_optimizer(model, recipe.optim), plan.most_passes(accelerator.num_processes), partial)

@@ -14,9 +14,11 @@ from torch import nn
 
 from onecurve.adapters import add_adapter, check_adapter
 from onecurve.config import Recipe
-from onecurve.errors import ConfigError
+from onecurve.errors import ConfigError, TrainingError
 from onecurve.losses.chunked_head import chunk_logits
+from onecurve.machine.accelerator import accelerator_of
 from onecurve.machine.distributed import computes_natively, resolve_precision
+from onecurve.machine.memory import ran_out, spelt, total
 from onecurve.model.activations import keep_activations
 from onecurve.model.compilation import check_compilation, compile_layers
 from onecurve.model.drawing import draw, place, reorder
@@ -69,7 +71,9 @@ def check_model(recipe: Recipe) -> tuple[str, str]:
     return precision, remark
 
 
-def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precision: str) -> Any:
+def load_model(
+    recipe: Recipe, task: Task, config: Any, survey: Survey, precision: str, device: torch.device | None = None
+) -> Any:
     """Load or draw the model a recipe names, with a head for the labels and the adapter it asks for.
 
     Args:
@@ -78,9 +82,12 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
         config: The model's config.
         survey: The label names.
         precision: What the run computes in: no, bf16, fp16, fp8.
+        device: An accelerator to read pretrained weights onto, so that the ranks of a machine do not hold as many
+            copies in its memory; what is drawn is drawn on the CPU all the same. Default: the CPU.
 
     Raises:
         ConfigError: The weights cannot be read or are another model's, or the adapter does not fit.
+        TrainingError: The device's memory does not hold the weights.
     """
     section = recipe.model
     head = HeadRows.find(config, survey)
@@ -89,6 +96,7 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
     auto_model: Any = task.auto_model()
     options: dict[str, Any] = {"dtype": dtype}
     options |= quantized_loading(section, auto_model, config, DTYPES.get(precision, dtype))
+    options |= _onto(device, quantized=bool(section.quantization))
     if section.attn_implementation:
         options["attn_implementation"] = section.attn_implementation
     fit: Fit | None = None
@@ -97,7 +105,7 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
             # Outside ZeRO-3's partitioned construction, which would draw other weights from the same seed
             with whole_parameters():
                 start_stream(recipe.seed, "weights")
-                model = auto_model.from_config(config, **options)
+                model = auto_model.from_config(config, **{k: v for k, v in options.items() if k != "device_map"})
         else:
             model, fit = _load_pretrained(recipe, auto_model, config, options, head)
     except pickle.UnpicklingError:
@@ -106,6 +114,10 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
             where="model.path",
             fix="Use a folder with model.safetensors.",
         ) from None
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
+        raise _too_large(section.path, dtype, device) from None
     except (OSError, ValueError, SafetensorError) as error:
         line = str(error).strip().split("\n")[0]
         raise ConfigError(f"{section.path!r} cannot be used: {line}", where="model.path") from None
@@ -131,6 +143,25 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
     if recipe.train.compile:
         compile_layers(adapted)
     return adapted
+
+
+def _onto(device: torch.device | None, quantized: bool) -> dict[str, Any]:
+    """Return what has transformers read weights straight onto an accelerator, where nothing else decides that."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    if device is None or accelerator_of(device) is None or quantized or is_deepspeed_zero3_enabled():
+        return {}
+    return {"device_map": {"": device}}
+
+
+def _too_large(path: str, dtype: torch.dtype, device: torch.device | None) -> TrainingError:
+    where = device or torch.device("cpu")
+    return TrainingError(
+        f"out of memory on {where}: its {spelt(total(where))} do not hold the weights of {path!r} in "
+        f"{str(dtype).removeprefix('torch.')}. Launch with accelerate_configs/zero3.yaml on more GPUs or with "
+        "zero3_offload.yaml, or train an adapter (peft.method) on weights in bfloat16 or in codes (model.dtype, "
+        "model.quantization)."
+    )
 
 
 def _load_pretrained(

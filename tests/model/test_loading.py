@@ -96,7 +96,7 @@ def test_weights_are_read_straight_onto_a_device_and_a_new_head_is_drawn_as_ever
     warmed: list[Any] = []
     monkeypatch.setattr(transformers.modeling_utils, "caching_allocator_warmup", lambda *told: warmed.append(told[1]))
     on_cpu = classifier(tiny_llama, None, **sections)
-    assert set(warmed.pop().values()) == {torch.device("meta")} and not warmed  # only the headers were asked onto a device
+    assert set(warmed.pop().values()) == {torch.device("meta")} and not warmed  # on which headers are read
     on_device = classifier(tiny_llama, late_device.device, **sections)
     assert [set(told.values()) for told in warmed] == [{torch.device("meta")}, {late_device.device}]
     assert on_cpu.keys() == on_device.keys()

@@ -100,7 +100,7 @@ def load_model(
     if section.attn_implementation:
         options["attn_implementation"] = section.attn_implementation
     fit: Fit | None = None
-    try:
+    with _told_of(section.path, dtype, device):
         if section.init == "random":
             # Outside ZeRO-3's partitioned construction, which would draw other weights from the same seed
             with whole_parameters():
@@ -108,19 +108,6 @@ def load_model(
                 model = auto_model.from_config(config, **{k: v for k, v in options.items() if k != "device_map"})
         else:
             model, fit = _load_pretrained(recipe, auto_model, config, options, head)
-    except pickle.UnpicklingError:
-        raise ConfigError(
-            f"{section.path!r} has weights in a pickle with more than tensors, which could run any code: not loaded.",
-            where="model.path",
-            fix="Use a folder with model.safetensors.",
-        ) from None
-    except RuntimeError as error:
-        if not ran_out(error):
-            raise
-        raise _too_large(section.path, dtype, device) from None
-    except (OSError, ValueError, SafetensorError) as error:
-        line = str(error).strip().split("\n")[0]
-        raise ConfigError(f"{section.path!r} cannot be used: {line}", where="model.path") from None
     _pad_without_effect(model, recipe)
     model.new_weights = fit.describe_new() if fit else "all weights, drawn at random: model.init"
     model.config.architectures = [type(model).__name__]  # what an adapter's folder says of its base
@@ -154,14 +141,30 @@ def _onto(device: torch.device | None, quantized: bool) -> dict[str, Any]:
     return {"device_map": {"": device}}
 
 
-def _too_large(path: str, dtype: torch.dtype, device: torch.device | None) -> TrainingError:
-    where = device or torch.device("cpu")
-    return TrainingError(
-        f"out of memory on {where}: its {spelt(total(where))} do not hold the weights of {path!r} in "
-        f"{str(dtype).removeprefix('torch.')}. Launch with accelerate_configs/zero3.yaml on more GPUs or with "
-        "zero3_offload.yaml, or train an adapter (peft.method) on weights in bfloat16 or in codes (model.dtype, "
-        "model.quantization)."
-    )
+@contextmanager
+def _told_of(path: str, dtype: torch.dtype, device: torch.device | None) -> Iterator[None]:
+    """Turn what goes wrong with files and memory while a model is loaded into messages."""
+    try:
+        yield
+    except pickle.UnpicklingError:
+        raise ConfigError(
+            f"{path!r} has weights in a pickle with more than tensors, which could run any code: not loaded.",
+            where="model.path",
+            fix="Use a folder with model.safetensors.",
+        ) from None
+    except (OSError, ValueError, SafetensorError) as error:
+        line = str(error).strip().split("\n")[0]
+        raise ConfigError(f"{path!r} cannot be used: {line}", where="model.path") from None
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
+        where = device or torch.device("cpu")
+        raise TrainingError(
+            f"out of memory on {where}: its {spelt(total(where))} do not hold the weights of {path!r} in "
+            f"{str(dtype).removeprefix('torch.')}. Launch with accelerate_configs/zero3.yaml on more GPUs or with "
+            "zero3_offload.yaml, or train an adapter (peft.method) on weights in bfloat16 or in codes (model.dtype, "
+            "model.quantization)."
+        ) from None
 
 
 def _load_pretrained(

@@ -5,6 +5,7 @@ import weakref
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,8 @@ class Copy:
     stream: str
     check: object = None
     """Raises where the source was changed too soon."""
+    source: int = 0
+    """Where a tensor of the device lies whose memory may be another's by then."""
 
 
 @dataclass
@@ -59,6 +62,8 @@ class LateDevice:
         self.queue, self.number, self.stream = [], 0, "main"
         self.locked, self.blocks, self.spare = {}, 0, []
         self.taken = self.most = self.waits = 0
+        self.ahead = 0
+        """The most tensors that were on their way back from the side stream at once."""
         self.entered = {threading.get_ident()}
 
     def name(self):
@@ -79,12 +84,10 @@ class LateDevice:
             if self.blocks + size > self.lockable:
                 raise RuntimeError("CUDA error: out of memory")
             self.blocks += size
-        room = torch.empty(num_bytes, dtype=torch.uint8)
-        poison(room)
-        key = room.untyped_storage().data_ptr()
-        self.locked[key] = size
-        weakref.finalize(room, self._unlock, key, size)
-        return room
+        memory = np.full(num_bytes, 0xAB, np.uint8)  # which lives as long as any tensor on it
+        self.locked[key := memory.ctypes.data] = size
+        weakref.finalize(memory, self._unlock, key, size)
+        return torch.from_numpy(memory)
 
     def _unlock(self, key, size):
         self.locked.pop(key, None)
@@ -116,9 +119,9 @@ class LateDevice:
             )
         self.taken += like.nbytes
         self.most = max(self.most, self.taken)
-        target = torch.empty_like(like)
-        weakref.finalize(target, self._give_back, like.nbytes)
-        return target
+        memory = np.full(like.nbytes, 0xAB, np.uint8)
+        weakref.finalize(memory, self._give_back, like.nbytes)
+        return torch.from_numpy(memory).view(like.dtype).view(like.shape)
 
     def _give_back(self, num_bytes):
         self.taken -= num_bytes
@@ -128,7 +131,9 @@ class LateDevice:
         if self.stream == "side":
             read = self._late(source)
             poison(target)
-            self._ask(Copy(target, read, "side"))
+            self._ask(Copy(target, read, "side", source=0 if self.is_locked(source) else self.key(source)))
+            coming = sum(copy.stream == "side" and not self.is_locked(copy.target) for _, copy in self.queue)
+            self.ahead = max(self.ahead, coming)
         elif self.is_locked(target):
             values = source.detach().clone()
             poison(target)
@@ -164,7 +169,7 @@ class LateDevice:
 
     def lend(self, tensor):
         for _, copy in self.queue:
-            if copy.stream == self.stream and isinstance(copy.read, weakref.ref) and copy.read() is tensor:
+            if copy.stream == self.stream and copy.source == self.key(tensor):
                 copy.read = tensor.detach  # which keeps it
 
     def run(self, stream, number):

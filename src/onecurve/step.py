@@ -50,7 +50,8 @@ def train_step(
     sums = torch.stack([loss_sums for _, loss_sums in accumulate(strategy, loader, step, seed)])
     beat("update")
     of_ranks = accelerator.gather(sums.double().sum(0, keepdim=True))
-    losses = terms.means(loader.task.terms, of_ranks.sum(0).tolist(), step.num_items)
+    shares = of_ranks.tolist()  # the one time that the host waits for the device before the update
+    losses = terms.means(loader.task.terms, [sum(of_term) for of_term in zip(*shares, strict=True)], step.num_items)
     loss, norm, overflow = terms.total(loader.task.terms, losses), nan, False
     if fault := history.fault(loss):
         strategy.discard()
@@ -72,7 +73,7 @@ def train_step(
         "num_samples": step.num_samples,
         "sample_digest": step.sample_digest,
         "seconds": perf_counter() - started,
-        "ranks": (~of_ranks.isfinite().all(1)).nonzero().flatten().tolist(),
+        "ranks": [rank for rank, share in enumerate(shares) if not all(map(isfinite, share))],
     }
     if len(losses) > 1:
         outcome["losses"] = losses

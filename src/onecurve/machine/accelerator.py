@@ -153,6 +153,7 @@ class TorchDevice:
         self.module.reset_peak_memory_stats(self.device)
 
 
+_KNOWN = "onecurve_host_copy"
 _known: dict[torch.device, Device] = {}
 
 
@@ -175,9 +176,13 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     accelerator = accelerator_of(device)
     if accelerator is None:
         return tensor
-    sent: Any = accelerator.send(tensor)
-    sent.host_copy = tensor
-    return sent
+    return remember(accelerator.send(tensor), tensor)
+
+
+def remember(tensor: Tensor, host: Tensor) -> Tensor:
+    """Return a tensor whose values the host knows, so that `on_host` need not wait for its device."""
+    setattr(tensor, _KNOWN, host)
+    return tensor
 
 
 def on_host(tensor: Tensor) -> Tensor:
@@ -185,5 +190,7 @@ def on_host(tensor: Tensor) -> Tensor:
 
     What is computed from it is not known on the host; then this waits for the device and copies.
     """
-    known = getattr(tensor, "host_copy", None)
-    return known if known is not None else tensor.detach().cpu()
+    known = getattr(tensor, _KNOWN, None)
+    if known is not None:
+        return known
+    return tensor if tensor.device.type == "cpu" else tensor.detach().cpu()

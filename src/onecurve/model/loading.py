@@ -20,6 +20,7 @@ from onecurve.machine.accelerator import accelerator_of
 from onecurve.machine.distributed import computes_natively, resolve_precision
 from onecurve.machine.memory import ran_out, spelt, total
 from onecurve.model.activations import keep_activations
+from onecurve.model.batch_norm import settle_batch_norm
 from onecurve.model.compilation import check_compilation, compile_layers
 from onecurve.model.drawing import draw, place, reorder
 from onecurve.model.float8 import check_float8, compute_in_float8
@@ -109,6 +110,7 @@ def load_model(
         else:
             model, fit = _load_pretrained(recipe, auto_model, config, options, head)
     _pad_without_effect(model, recipe)
+    settle_batch_norm(model, section.batch_norm)
     model.new_weights = fit.describe_new() if fit else "all weights, drawn at random: model.init"
     model.config.architectures = [type(model).__name__]  # what an adapter's folder says of its base
     # transformers and PEFT then ask for the inputs' gradients, which only reentrant checkpointing needs

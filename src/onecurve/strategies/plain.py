@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from onecurve.strategies.base import Window, is_left_out, is_trained, no_gradient
+from onecurve.strategies.base import Window, buffer_windows, is_left_out, is_trained, no_gradient
 from onecurve.strategies.precision import DTYPES, LossScale
 
 
@@ -107,6 +107,7 @@ class Plain:
                     run = value.view(-1)[rank * share : (rank + 1) * share]
                     if run.numel():
                         yield Window(name, key, run, rank * share, value.numel(), tuple(value.shape))
+        yield from buffer_windows(self.unwrapped(), rank, world_size)
 
     def create_state(self, entries: Iterable[tuple[str, str, tuple[int, ...], torch.dtype]]) -> None:
         parameters = dict(self.unwrapped().named_parameters())

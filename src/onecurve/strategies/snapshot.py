@@ -16,7 +16,7 @@ class Snapshot:
         """Parameter's name -> where this rank's window starts, and its values."""
 
     def take(self) -> None:
-        """Remember the trained parameters as they are."""
+        """Remember the trained parameters, and the buffers that training moves, as they are."""
         self.kept = {w.name: (w.offset, w.view.detach().to("cpu", copy=True)) for w in self._parameters()}
 
     def restore(self) -> None:
@@ -33,4 +33,4 @@ class Snapshot:
             yield Window(window.name, "best", run, window.offset, window.numel, window.shape)
 
     def _parameters(self, once: bool = False) -> Iterator[Window]:
-        return (window for window in self.strategy.windows(once) if window.key == "param")
+        return (window for window in self.strategy.windows(once) if window.key in ("param", "buffer"))

@@ -24,7 +24,9 @@ def settle_batch_norm(model: Any, what: str) -> None:
     Raises:
         ConfigError: They are to be frozen, and one has no statistics of its own.
     """
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    layers: list[tuple[str, Any]] = [
+        (name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)
+    ]
     for name, module in layers:
         if what == "train":
             move_buffers(module)
@@ -65,8 +67,8 @@ class Statistics:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and not m.track_running_stats]
-        self.layers = [m for m in self.layers if m.running_mean is not None]
+        moved = [m for m in model.modules() if isinstance(m, _BatchNorm) and not m.track_running_stats]
+        self.layers: list[Any] = [m for m in moved if m.running_mean is not None]
         self.sizes = [size for m in self.layers for size in (m.num_features, m.num_features, 1)]
         self.seen: list[Tensor] = []
         """Of each pass of this rank: means, variances and the number of calls, float32 [sum of 2 features + 1]."""
@@ -80,17 +82,13 @@ class Statistics:
             return
         kept = [(m.running_mean, m.running_var, m.num_batches_tracked, m.momentum) for m in self.layers]
         for module in self.layers:
-            assert module.running_mean is not None and module.running_var is not None
             module.running_mean = torch.zeros_like(module.running_mean)
             module.running_var = torch.zeros_like(module.running_var)
             module.num_batches_tracked = torch.zeros_like(module.running_mean[0], dtype=torch.long)
             module.momentum, module.track_running_stats = 1.0, True
         try:
             yield
-            of_layers = [
-                torch.cat((m.running_mean, m.running_var, m.num_batches_tracked[None]))  # type: ignore[arg-type, index]
-                for m in self.layers
-            ]
+            of_layers = [torch.cat((m.running_mean, m.running_var, m.num_batches_tracked[None])) for m in self.layers]
             self.seen += [torch.cat(of_layers).float()] if of_layers else []
         finally:
             for module, before in zip(self.layers, kept, strict=True):

@@ -56,6 +56,8 @@ class Checkpoints:
     ) -> None:
         self.recipe, self.strategy, self.best, self.accelerator = checked.recipe, strategy, best, accelerator
         self.curve = curve_settings(checked.resolved) | {"data": data.fingerprint}
+        # What auto came to on this device: on another it may come to something else
+        self.curve["train.mixed_precision"] = strategy.precision
         if self.recipe.peft:
             self.curve["model.weights"] = weights_identity(self.recipe.model)
         self.described = {

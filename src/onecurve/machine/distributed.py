@@ -153,7 +153,9 @@ def resolve_precision(section: TrainSection) -> tuple[str, str]:
     if asked == "auto":
         native = computes_natively("bf16")
         return ("bf16", "") if native else ("no", f"mixed_precision auto: {_device()} has no native bf16, so float32")
-    if asked == "no" or computes_natively(asked):
+    if asked == "no":
+        return asked, _slow_float32()
+    if computes_natively(asked):
         return asked, ""
     if not section.emulate:
         raise LaunchError(
@@ -162,6 +164,19 @@ def resolve_precision(section: TrainSection) -> tuple[str, str]:
             fix="Set it to auto or no, or set train.emulate to true to allow it.",
         )
     return asked, f"mixed_precision {asked} is emulated by {_device()}: expect it to be many times slower"
+
+
+def _slow_float32() -> str:
+    """Say that float32 leaves an accelerator's units for half precision idle, where it has them."""
+    from onecurve.machine.accelerator import own_accelerator
+
+    accelerator = own_accelerator()
+    if accelerator is None or not accelerator.computes("bf16"):
+        return ""
+    return (
+        f"mixed_precision no: this {accelerator.name()} multiplies float32 many times slower than bf16; "
+        "train.mixed_precision auto takes bf16"
+    )
 
 
 _INSTRUCTIONS = {

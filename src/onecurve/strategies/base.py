@@ -87,6 +87,8 @@ class Strategy(Protocol):
 
     model: nn.Module
     """What to call forward on."""
+    precision: str
+    """What is computed in: no, bf16, fp16, fp8; never auto."""
     loss_scale: LossScale
     """Of fp16; 1 and unchanging elsewhere."""
     optimizer: Any

@@ -23,7 +23,7 @@ class Plain:
 
     def __init__(self, accelerator: Accelerator, precision: str, max_grad_norm: float) -> None:
         self.accelerator = accelerator
-        self.dtype = DTYPES.get(precision)
+        self.precision, self.dtype = precision, DTYPES.get(precision)
         self.max_grad_norm = max_grad_norm or inf
         self.loss_scale = LossScale(precision == "fp16", accelerator.num_processes)
         self.before_update: Callable[[], None] = lambda: None

@@ -58,7 +58,7 @@ class Zero:
     optimizer: Any
 
     def __init__(self, accelerator: Accelerator, precision: str, max_grad_norm: float, micro_batch_size: int) -> None:
-        self.accelerator = accelerator
+        self.accelerator, self.precision = accelerator, precision
         config = accelerator.state.deepspeed_plugin.deepspeed_config
         config["train_micro_batch_size_per_gpu"] = micro_batch_size
         config["gradient_clipping"] = max_grad_norm  # Accelerate's default is 1.0, whatever the recipe says

@@ -149,32 +149,33 @@ def test_one_that_moves_is_named_in_a_line():
     assert moved("torch.nn.NoSuchModule", "_buffers", "x").startswith("torch ")
 
 
-def private_names(tree):
-    """Yield the names beginning with an underscore that code asks of something else than self, and those it defines."""
-    asked, defined = set(), set()
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            defined.add(node.name)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            defined.add(node.id)
-        elif isinstance(node, ast.Attribute) and re.match(r"_(?!_)", node.attr):
-            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
-            if own and isinstance(node.ctx, ast.Store):
-                defined.add(node.attr)
-            elif not own:
-                asked.add(node.attr)
-        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr"):
-            name = getattr(node.args[1], "value", "")
-            if isinstance(name, str) and re.match(r"_(?!_)", name):
-                asked.add(name)
-        elif isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("onecurve"):
-            asked |= {n.name for n in node.names if n.name.startswith("_") or "._" in (node.module or "")}
-    return asked, defined
+def asked_for(node):
+    """Return the names that a node of the syntax tree asks of something else than self."""
+    if isinstance(node, ast.Attribute):
+        return [] if is_own(node) else [node.attr]
+    if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr"):
+        return [str(getattr(node.args[1], "value", ""))]
+    if isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("onecurve"):
+        return [name.name for name in node.names]
+    return []
+
+
+def defined_by(node):
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return [node.name]
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        return [node.id]
+    return [node.attr] if isinstance(node, ast.Attribute) and is_own(node) and isinstance(node.ctx, ast.Store) else []
+
+
+def is_own(attribute):
+    return isinstance(attribute.value, ast.Name) and attribute.value.id in ("self", "cls")
 
 
 def test_every_private_name_that_the_code_asks_for_is_listed():
-    pairs = [private_names(ast.parse(path.read_text(encoding="utf-8"))) for path in SOURCES.rglob("*.py")]
-    asked, defined = (set().union(*names) for names in zip(*pairs, strict=True))
+    nodes = [n for path in SOURCES.rglob("*.py") for n in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    asked, defined = ({name for node in nodes for name in of(node)} for of in (asked_for, defined_by))
+    asked = {name for name in asked if re.match(r"_(?!_)", name)}
     assert {"_buffers", "_hp_mapping", "_BatchNorm", "_schema"} <= asked
     assert asked - defined - OF_PYTHON - {name for _, name, _ in RELIED_ON} == set()
 

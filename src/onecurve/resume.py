@@ -252,7 +252,7 @@ class Checkpoints:
         return changes
 
     def _pieces(self, once: bool) -> Iterator[Piece]:
-        windows: Iterable[Window] = [*self.strategy.windows(once), *self.best.snapshot.windows(once)]
+        windows: Iterable[Window] = [*self.strategy.windows(once), *self.best.snapshot.windows()]
         for w in windows:
             yield Piece(f"{w.key}/{w.name}", w.view, w.offset, w.numel, w.shape)
 

@@ -162,7 +162,7 @@ def test_checkpoints_and_the_best_weights_keep_the_statistics(data, tmp_path):
     train_step(strategy, loader, step, 0.1, 0, History(TrainSection()))
     snapshot, best = Snapshot(strategy), buffers(made)
     snapshot.take()
-    windows = [*strategy.windows(once=True), *snapshot.windows(once=True)]
+    windows = [*strategy.windows(once=True), *snapshot.windows()]
     assert {f"buffer/{name}" for name in best} <= {f"{w.key}/{w.name}" for w in windows}
     writer = Writer(tmp_path, Alone(), Retention())
     pieces = [Piece(f"{w.key}/{w.name}", w.view, w.offset, w.numel, w.shape) for w in windows]
@@ -177,7 +177,7 @@ def test_checkpoints_and_the_best_weights_keep_the_statistics(data, tmp_path):
     again, *_ = prepared(resumed, data, 4)
     empty = Snapshot(again)
     empty.take()
-    live = [*again.windows(), *empty.windows(once=False)]
+    live = [*again.windows(), *empty.windows()]
     load(tmp_path / "step-00000001", [Piece(f"{w.key}/{w.name}", w.view, w.offset, w.numel, w.shape) for w in live])
     assert all(torch.equal(value, best[name]) for name, value in resumed.named_buffers())
 

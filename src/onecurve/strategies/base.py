@@ -147,6 +147,9 @@ class Strategy(Protocol):
         With `once`, every element comes from exactly one rank: what several hold alike is shared out.
         """
 
+    def replicas(self) -> Iterator[Tensor]:
+        """Yield what all ranks hold alike: whole values, of which `windows(once=True)` gives each rank a share."""
+
     def create_state(self, entries: Iterable[tuple[str, str, tuple[int, ...], torch.dtype]]) -> None:
         """Have the optimizer, which makes its state as it steps, hold just these: (key, parameter, shape, dtype)."""
 

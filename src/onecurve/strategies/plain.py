@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from onecurve.strategies.base import Window, buffer_windows, is_left_out, is_trained, no_gradient
+from onecurve.strategies.base import Window, buffer_windows, is_left_out, is_trained, moving_buffers, no_gradient
 from onecurve.strategies.precision import DTYPES, LossScale
 
 
@@ -108,6 +108,10 @@ class Plain:
                     if run.numel():
                         yield Window(name, key, run, rank * share, value.numel(), tuple(value.shape))
         yield from buffer_windows(self.unwrapped(), rank, world_size)
+
+    def replicas(self) -> Iterator[Tensor]:
+        yield from (parameter.data for parameter in self.parameters)
+        yield from (buffer for _, buffer in moving_buffers(self.unwrapped()))
 
     def create_state(self, entries: Iterable[tuple[str, str, tuple[int, ...], torch.dtype]]) -> None:
         parameters = dict(self.unwrapped().named_parameters())

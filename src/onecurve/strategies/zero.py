@@ -17,7 +17,7 @@ from onecurve.machine import memory
 from onecurve.machine.accelerator import accelerator_of
 from onecurve.machine.cores import ranks_here
 from onecurve.machine.distributed import share_timeout
-from onecurve.strategies.base import Window, buffer_windows, is_left_out, is_trained, no_gradient
+from onecurve.strategies.base import Window, buffer_windows, is_left_out, is_trained, moving_buffers, no_gradient
 from onecurve.strategies.precision import DTYPES, LossScale
 from onecurve.strategies.zero_sizes import derive, fill, kept_whole, sizes_of
 
@@ -202,6 +202,9 @@ class Zero:
                     yield Window(held.name, key, value.view(1), 0, 1, ())
         ranks = (self.accelerator.process_index, self.accelerator.num_processes) if once else (0, 1)
         yield from buffer_windows(self.unwrapped(), *ranks)
+
+    def replicas(self) -> Iterator[Tensor]:
+        yield from (buffer for _, buffer in moving_buffers(self.unwrapped()))
 
     def create_state(self, entries: Iterable[tuple[str, str, tuple[int, ...], torch.dtype]]) -> None:
         wanted: dict[str, list[tuple[str, tuple[int, ...]]]] = {}

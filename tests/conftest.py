@@ -9,11 +9,15 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.resume.forking import Forks
 from tests.tiny_models import build_tiny_bert, build_tiny_llama, build_tiny_t5
+
+if TYPE_CHECKING:
+    from tests.machine.late_device import LateDevice
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,6 +56,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a seeded Llama with a ChatML template."""
     return build_tiny_llama(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture
+def late_device(monkeypatch: pytest.MonkeyPatch) -> "LateDevice":
+    """The CPU as an accelerator that does everything as late as it may."""
+    from tests.machine.late_device import stand_in
+
+    return stand_in(monkeypatch)
 
 
 @pytest.fixture(scope="session")

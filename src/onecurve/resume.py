@@ -60,6 +60,8 @@ class Checkpoints:
         self.curve = curve_settings(checked.resolved) | {"data": data.fingerprint}
         if code := code_identity(self.recipe.model):
             self.curve["model.code"] = code
+        # What auto came to on this device: on another it may come to something else
+        self.curve["train.mixed_precision"] = strategy.precision
         if self.recipe.peft:
             self.curve["model.weights"] = weights_identity(self.recipe.model)
         self.described = {
@@ -248,7 +250,7 @@ class Checkpoints:
         on_first_rank(self.peers, lambda: require_room(self.root, self.num_bytes, final, self.keep, saves, after))
 
     def _pieces(self, once: bool) -> Iterator[Piece]:
-        windows: Iterable[Window] = [*self.strategy.windows(once), *self.best.snapshot.windows(once)]
+        windows: Iterable[Window] = [*self.strategy.windows(once), *self.best.snapshot.windows()]
         for w in windows:
             yield Piece(f"{w.key}/{w.name}", w.view, w.offset, w.numel, w.shape)
 

@@ -11,6 +11,7 @@ from onecurve.data.loader import Loader
 from onecurve.data.plan import Step, num_passes
 from onecurve.losses import terms
 from onecurve.model.attention_kernels import fastest_attention
+from onecurve.model.batch_norm import statistics_of
 from onecurve.ranks.heartbeat import beat
 from onecurve.run.history import History
 from onecurve.seeds import start_stream
@@ -50,7 +51,8 @@ def train_step(
     sums = torch.stack([loss_sums for _, loss_sums in accumulate(strategy, loader, step, seed)])
     beat("update")
     of_ranks = accelerator.gather(sums.double().sum(0, keepdim=True))
-    losses = terms.means(loader.task.terms, of_ranks.sum(0).tolist(), step.num_items)
+    shares = of_ranks.tolist()  # the one time that the host waits for the device before the update
+    losses = terms.means(loader.task.terms, [sum(of_term) for of_term in zip(*shares, strict=True)], step.num_items)
     loss, norm, overflow = terms.total(loader.task.terms, losses), nan, False
     if fault := history.fault(loss):
         strategy.discard()
@@ -61,6 +63,7 @@ def train_step(
         fault = "" if overflow or isfinite(norm) else "gradient"
     if not (fault or overflow):
         history.updated(loss)
+        statistics_of(strategy.unwrapped()).move(accelerator, len(step.micro_batches))
     beat("between steps")
     outcome = {
         "fault": fault,
@@ -72,7 +75,7 @@ def train_step(
         "num_samples": step.num_samples,
         "sample_digest": step.sample_digest,
         "seconds": perf_counter() - started,
-        "ranks": (~of_ranks.isfinite().all(1)).nonzero().flatten().tolist(),
+        "ranks": [rank for rank, share in enumerate(shares) if not all(map(isfinite, share))],
     }
     if len(losses) > 1:
         outcome["losses"] = losses
@@ -93,7 +96,8 @@ def accumulate(strategy: Strategy, loader: Loader, step: Step, seed: int) -> lis
     task, world_size = loader.task, loader.accelerator.num_processes
     factors = [world_size * scale for scale in terms.scales(task.terms, step.num_items)]
     last = num_passes(len(step.micro_batches), world_size) - 1
-    sums = []
+    sums, statistics = [], statistics_of(strategy.unwrapped())
+    statistics.forget()
     strategy.model.train()
     beat("data", step.number)
     with fastest_attention(loader.accelerator.device):
@@ -101,7 +105,7 @@ def accumulate(strategy: Strategy, loader: Loader, step: Step, seed: int) -> lis
             strategy.begin_pass(last=i == last)
             start_stream(seed, "micro_batch", step.number, micro_batch.position)
             beat("forward")
-            with strategy.autocast():
+            with strategy.autocast(), statistics.observed(micro_batch.counts):
                 outputs = task.forward(strategy.model, micro_batch.batch)
             loss_sums = task.loss_sum(outputs, micro_batch.batch).view(-1) * micro_batch.counts
             del outputs  # large, and the backward pass has kept what it needs

@@ -208,11 +208,11 @@ def test_what_is_written_is_not_copied(tmp_path):
     pieces = pieces_of(tensors_at(1))
     writer.save(1, pieces, {})
     assert gate.reached.wait(30)
-    assert all(values.data_ptr() == piece.values.data_ptr() for piece, values in writer.staging.windows)
+    assert all(parts[0].data_ptr() == piece.values.data_ptr() for piece, parts in writer.staging.windows)
     live = {piece.tensor: piece.values.data_ptr() for piece in pieces}
     writer.staging.begun = 3  # as if the third window were being written
     writer.secure()
-    copied = [values.data_ptr() != live[piece.tensor] for piece, values in writer.staging.windows]
+    copied = [parts[0].data_ptr() != live[piece.tensor] for piece, parts in writer.staging.windows]
     assert copied == [False, False, True, True, True]
     gate.opened.set()
     writer.wait()

@@ -14,12 +14,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from onecurve.doctor import speed
-from onecurve.doctor.devices import own_gpu
+from onecurve.doctor import devices, speed
+from onecurve.doctor.devices import own_accelerator_index
 from onecurve.doctor.findings import Patient
 from onecurve.doctor.speed import slow_ones
 from onecurve.doctor.storage import check_storage
 from onecurve.doctor.world import World
+from onecurve.machine import accelerator
+from onecurve.machine.accelerator import TorchDevice
 from tests.launching import ROOT, environment, write_recipe
 
 DOCTOR = [sys.executable, "-m", "onecurve", "doctor"]
@@ -265,15 +267,16 @@ def gpus(monkeypatch):
     for name, value in {
         "is_available": lambda: True,
         "device_count": lambda: 4,
-        "get_device_properties": lambda number: SimpleNamespace(uuid=f"GPU-{number}"),
-        "set_device": lambda number: done.append(("set", number)),
+        "current_accelerator": lambda check_available: torch.device("cuda"),
+        "set_device_index": lambda number: done.append(("set", number)),
         "synchronize": lambda: None,
     }.items():
-        monkeypatch.setattr(torch.cuda, name, value)
+        monkeypatch.setattr(torch.accelerator, name, value)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(uuid=f"GPU-{number}"))
     monkeypatch.setattr(torch, "randn", lambda *size, device: done.append(("use", device)) or randn(*size))
     monkeypatch.setattr(torch, "ones", lambda size, device: done.append(("sum", device)) or ones(size))
-    monkeypatch.setattr(speed, "_SIZE", {"cuda": 8})
-    monkeypatch.setattr(speed, "_NUMBERS", {"cuda": 8, "cpu": 8})
+    for name in ("_SIZE", "_NUMBERS", "_NUMBERS_ON_CPU"):
+        monkeypatch.setattr(speed, name, 8)
     return done
 
 
@@ -281,14 +284,14 @@ def gpus(monkeypatch):
     ("variables", "own"),
     [({"LOCAL_RANK": "3"}, 3), ({"LOCAL_RANK": "5"}, 1), ({"SLURM_LOCALID": "2"}, 2), ({}, 0)],
 )
-def test_a_rank_takes_its_own_gpu_before_it_uses_any(gpus, monkeypatch, tmp_path, variables, own):
+def test_a_rank_takes_its_own_accelerator_index_before_it_uses_any(gpus, monkeypatch, tmp_path, variables, own):
     for name in ("LOCAL_RANK", "SLURM_LOCALID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     (finding,) = speed.check_speed(Patient(World(0, {0: "a"}), tmp_path, []))
     assert gpus == [("set", own), ("use", "cuda")]
-    assert own_gpu() == own
+    assert own_accelerator_index() == own
     assert "in float32 on cuda" in finding.value
 
 
@@ -312,6 +315,42 @@ def test_ranks_add_up_over_nccl_only_where_each_has_a_gpu_to_itself(gpus, monkey
     assert [step for step in gpus if step[0] == "sum"] == [("sum", device)]
     assert backends == ["nccl" if device == "cuda" else "gloo"]
     assert told[-1].name == "sum over the ranks"
+
+
+@pytest.mark.parametrize(
+    ("rank", "ranks", "looked_at"),
+    [(0, 4, [0]), (3, 4, [3]), (0, 1, [0, 1, 2, 3]), (0, 2, [0, 2, 3]), (1, 2, [1])],
+)
+def test_each_gpu_is_looked_at_by_one_rank(gpus, monkeypatch, tmp_path, rank, ranks, looked_at):
+    """Every look opens a context, which takes memory of the GPU."""
+
+    class Looked(TorchDevice):
+        def name(self):
+            return "H100"
+
+        def free(self):
+            gpus.append(self.device.index)
+            return 80e9
+
+        total = free
+
+    monkeypatch.setattr(accelerator, "TorchDevice", Looked)
+    monkeypatch.setattr(accelerator, "_known", {})
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    world = World(rank, dict.fromkeys(range(ranks), "a"), asked=ranks)
+    found = [finding.name for finding in devices._accelerators(world)]
+    assert [name for name in found if name != "gpu driver"] == [f"gpu {number}" for number in looked_at]
+    assert sorted(set(gpus)) == looked_at
+
+
+def test_an_accelerator_of_another_kind_is_named(monkeypatch, late_device):
+    monkeypatch.setattr(devices, "kind_of_accelerator", lambda: "xpu")
+    monkeypatch.setattr(devices, "accelerator_of", lambda device: late_device)
+    late_device.capacity = 64 * 10**9
+    found = devices._look_at("xpu", 2)
+    assert (found.name, found.value, found.level) == ("xpu 2", "late device, 64 of 64 GB free", "ok")
+    late_device.taken = 32 * 10**9
+    assert devices._look_at("xpu", 2).level == "warning"
 
 
 @pytest.mark.parametrize("error", [errno.ENOLCK, None])

@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from onecurve.config import DataSection
 from onecurve.data import BatchPlan, Data, Loader
 from onecurve.data.prefetch import Ahead
+from onecurve.machine import accelerator
 from onecurve.machine.distributed import start
 from onecurve.ranks.heartbeat import beat, last_beat
 from onecurve.tasks.text_classification import Task, TextClassificationSettings
@@ -151,11 +152,44 @@ def test_the_thread_begins_on_the_device_of_a_single_process(
 ) -> None:
     begun: list[tuple[int, str]] = []
     monkeypatch.setattr(
-        torch._C, "_cuda_setDevice", lambda index: begun.append((index, threading.current_thread().name)), raising=False
+        torch.accelerator,
+        "set_device_index",
+        lambda device: begun.append((device.index, threading.current_thread().name)),
     )
+    monkeypatch.setattr(accelerator, "_known", {})
     made = Loader(data.train, Watched(), 0, single_gpu)
     assert made._ahead
     made._ahead._make = lambda name: {"input_ids": torch.tensor([len(name)])}  # without copying to a GPU
     assert made._ahead.get(b"three", None)["input_ids"] == 5
     assert begun == [(2, "data_0")]
     assert single_gpu.device == accelerate.PartialState().device == torch.device("cuda", 2)
+
+
+def test_beside_a_device_batches_arrive_whole_in_a_thread_that_works_on_it(data: Data, late_device: Any) -> None:
+    numbers = [1, 2, 3, 2, 9]
+    task = Watched()
+    rank: Any = SimpleNamespace(process_index=0, num_processes=1, device=torch.device("cpu"))
+    made = Loader(data.train, task, padding(0), rank)
+    assert made._ahead is not None
+    found = read(made, plan_of(data), numbers)
+    late_device.synchronize()  # tells whether page-locked memory was changed before its copy
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(accelerator._known, torch.device("cpu"))
+        assert found == read(loader(data, False)[0], plan_of(data), numbers)
+    assert late_device.most > 0 and set(task.threads) == {"data_0"}
+
+
+def test_memory_that_runs_out_for_a_batch_made_ahead_is_told_by_the_loop(data: Data, late_device: Any) -> None:
+    late_device.capacity = 100
+    rank: Any = SimpleNamespace(process_index=0, num_processes=1, device=torch.device("cpu"))
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        read(Loader(data.train, Watched(), padding(0), rank), plan_of(data), [1])
+
+
+def test_what_a_batch_was_on_the_host_is_known_without_waiting(data: Data, late_device: Any) -> None:
+    rank: Any = SimpleNamespace(process_index=0, num_processes=1, device=torch.device("cpu"))
+    micro_batch = next(Loader(data.train, Watched(), padding(0), rank).micro_batches(plan_of(data).step(1)))
+    for tensor in micro_batch.batch.values():
+        assert accelerator.on_host(tensor) is not tensor
+        assert torch.equal(accelerator.on_host(tensor), tensor)
+    assert late_device.waits == 0

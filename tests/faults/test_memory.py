@@ -182,6 +182,8 @@ def on_gpu(monkeypatch, recipe):
 
     def explain(error, free, *overrides):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 * 2**30))
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda", 1))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
         sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
         accelerator = SimpleNamespace(device=torch.device("cuda", 1), process_index=5, num_processes=8)
         model = LlamaForCausalLM(LlamaConfig(vocab_size=61, **sizes))

@@ -84,6 +84,15 @@ def test_a_resumed_run_is_as_near_to_the_uninterrupted_one_as_that_to_itself(dev
     assert of_itself < 1e-4
 
 
+@pytest.mark.parametrize("sections", [[], ["--train.packing", "on"], ["--train.logits", "chunked"]])
+@pytest.mark.parametrize("device", ON_GPU)
+def test_a_resumed_deterministic_run_is_the_uninterrupted_one_bit_for_bit(device, run, sections):
+    words = [*sections, "--train.deterministic", "true"]
+    straight = run(device, "straight", *words)
+    run(device, "parts", *words, "--train.stop_after", "3", "--checkpoint.every", "3")
+    assert parted(straight, run(device, "parts", *words, "--checkpoint.every", "3")) == (0.0, True)
+
+
 @pytest.mark.parametrize("device", CPU_AND_GPU)
 def test_a_new_head_is_the_same_in_one_process_and_under_zero_3(device, run, tmp_path):
     rows = [{"text": f"headline {i}", "label": ("up", "down", "level")[i % 3]} for i in range(16)]

@@ -1,11 +1,11 @@
 """What layers keep for the backward pass: the same gradients, from less memory that is really taken."""
 
+import gc
 import json
 import weakref
 
 import pytest
 import torch
-from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
@@ -13,7 +13,6 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from onecurve.adapters import add_adapter
 from onecurve.config import PeftSection
 from onecurve.errors import ConfigError
-from onecurve.model import activations
 from onecurve.model.activations import keep_activations
 from onecurve.model.packing import Packing
 
@@ -125,17 +124,40 @@ def test_selective_computes_no_large_product_and_no_attention_again(peft):
 
 
 @pytest.mark.parametrize(("what", "stays"), [("recompute", True), ("offload", False)])
-def test_of_an_offloaded_layer_nothing_stays_but_the_copy(monkeypatch, what, stays):
-    def copying(pin_memory):  # as on a device, where the host's copy is another tensor
-        return saved_tensors_hooks(lambda tensor: tensor.clone(), lambda tensor: tensor)
-
-    monkeypatch.setattr(activations, "save_on_cpu", copying)
+def test_of_an_offloaded_layer_nothing_stays_but_the_copy(late_device, what, stays):
     model, inputs = llama(what), []
     for layer in model.model.layers:
         layer.register_forward_pre_hook(lambda _, args: inputs.append(weakref.ref(args[0])))
     output = model(**batch()).logits
+    late_device.synchronize()
     assert [tensor() is not None for tensor in inputs] == [stays] * 3
     output.sum().backward()
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("peft", [None, LORA], ids=["full", "lora"])
+def test_beside_a_device_offloaded_activations_are_copied_late_and_come_back_whole(late_device, peft, packed):
+    kept = gradients(llama("keep", peft, packed), batch())
+    model = llama("offload", peft, packed)
+    for _ in range(2):  # the second pass meets memory that the first one used
+        model.zero_grad(set_to_none=True)
+        ours = gradients(model, batch())
+        assert all(torch.equal(ours[name], kept[name]) for name in kept)
+    assert late_device.waits == 0  # the host waits for nothing
+    assert late_device.ahead == 1
+
+
+def test_a_pass_whose_backward_never_comes_leaves_nothing_on_the_host(late_device):
+    model = llama("offload")
+    model(**batch())
+    ours = gradients(model, batch())
+    kept = gradients(llama("keep"), batch())
+    assert all(torch.equal(ours[name], kept[name]) for name in kept)
+    del ours, kept
+    late_device.synchronize()
+    late_device.queue.clear()
+    gc.collect()
+    assert late_device.locked == {}
 
 
 def test_a_model_that_cannot_is_refused():

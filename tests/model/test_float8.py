@@ -199,9 +199,9 @@ def test_a_device_without_float8_is_named_unless_emulation_is_allowed(
 ) -> None:
     named = "this cpu"
     if device != "cpu":
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100")
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda", 0))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
         named = r"this NVIDIA A100 \(compute capability 8.0\)"
     with pytest.raises(LaunchError, match=f"train.mixed_precision: fp8 is only emulated by {named}, many times"):
         check_model(recipe(tiny_llama, train={"emulate": False}))
@@ -210,8 +210,8 @@ def test_a_device_without_float8_is_named_unless_emulation_is_allowed(
 
 @installed
 def test_a_device_with_float8_computes_in_it(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
     assert check_model(recipe(tiny_llama, train={"emulate": False})) == ("fp8", "")
     model = build(tiny_llama)
     assert not model.model.layers[0].mlp.up_proj.config.emulate

@@ -3,14 +3,17 @@ from typing import Any
 
 import pytest
 import torch
+import transformers.modeling_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig
 
 from onecurve.config import Recipe, TaskSection
+from onecurve.errors import TrainingError
 from onecurve.model.loading import load_model
 from onecurve.optim import build_optimizer
 from onecurve.tasks import load_task
 from onecurve.tasks.base import Survey
+from tests.strategies.head_ranks import load
 
 
 def build(folder: Path, precision: str, train: dict[str, Any], peft: dict[str, Any]) -> tuple[Recipe, Any]:
@@ -80,3 +83,35 @@ def test_frozen_weights_cost_no_gradient_no_moment_no_cast_and_no_pass_below_the
     for parameter in model.parameters():
         assert (parameter.grad is not None) == parameter.requires_grad
         assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16)
+
+
+def classifier(folder: Path, device: Any, **sections: Any) -> Any:
+    return load(str(folder), device, **sections).state_dict()
+
+
+@pytest.mark.parametrize("sections", [{}, {"peft": {"method": "lora"}}], ids=["full", "lora"])
+def test_weights_are_read_straight_onto_a_device_and_a_new_head_is_drawn_as_ever(
+    tiny_llama: Path, late_device: Any, monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any]
+) -> None:
+    warmed: list[Any] = []
+    monkeypatch.setattr(transformers.modeling_utils, "caching_allocator_warmup", lambda *told: warmed.append(told[1]))
+    on_cpu = classifier(tiny_llama, None, **sections)
+    assert set(warmed.pop().values()) == {torch.device("meta")} and not warmed  # on which headers are read
+    on_device = classifier(tiny_llama, late_device.device, **sections)
+    assert [set(told.values()) for told in warmed] == [{torch.device("meta")}, {late_device.device}]
+    assert on_cpu.keys() == on_device.keys()
+    assert all(torch.equal(value, on_device[name]) for name, value in on_cpu.items())
+
+
+def test_a_device_that_is_too_small_for_the_weights_is_one_message(
+    tiny_llama: Path, late_device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late_device.capacity = 8 * 2**30
+
+    def allocate(model: Any, onto: dict[str, Any], quantizer: Any) -> None:
+        if set(onto.values()) != {torch.device("meta")}:
+            late_device.empty(torch.empty(4 * 2**30, device="meta"))
+
+    monkeypatch.setattr(transformers.modeling_utils, "caching_allocator_warmup", allocate)
+    with pytest.raises(TrainingError, match=r"out of memory on cpu: its 8.0 GiB do not hold the weights of .*zero3"):
+        classifier(tiny_llama, late_device.device)

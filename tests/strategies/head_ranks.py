@@ -15,7 +15,7 @@ from onecurve.tasks import load_task
 from onecurve.tasks.base import Survey
 
 
-def load(folder: str, **sections: Any) -> Any:
+def load(folder: str, device: Any = None, **sections: Any) -> Any:
     recipe = Recipe.model_validate(
         {
             "output_dir": "unused",
@@ -27,7 +27,7 @@ def load(folder: str, **sections: Any) -> Any:
         }
     )
     survey = Survey(["a", "b", "c"] if recipe.task.name == "text_classification" else [])
-    return load_model(recipe, load_task(recipe.task), AutoConfig.from_pretrained(folder), survey, "no")
+    return load_model(recipe, load_task(recipe.task), AutoConfig.from_pretrained(folder), survey, "no", device)
 
 
 def values(model: Any) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def values(model: Any) -> dict[str, Any]:
 def main(argv: list[str], run: Any = None) -> None:
     """Take the checkpoint's folder, the one to write to, and sections of the recipe as JSON."""
     accelerator = start([], "unused")
-    model = load(argv[0], **json.loads(argv[2] if len(argv) > 2 else "{}"))
+    model = load(argv[0], accelerator.device, **json.loads(argv[2] if len(argv) > 2 else "{}"))
     save_file(values(model), Path(argv[1]) / f"rank-{accelerator.process_index}.safetensors")
 
 

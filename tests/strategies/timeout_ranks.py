@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from accelerate.utils import DistributedType
 
+from onecurve.config import TrainSection
 from onecurve.machine.distributed import start
 from onecurve.ranks.group import Group
 from onecurve.strategies.plain import Plain
@@ -17,7 +18,7 @@ from tests.strategies.zero_ranks import build
 
 
 def main(argv: list[str], run: Any) -> None:
-    accelerator = start([], "unused", timedelta(minutes=float(argv[0])))
+    accelerator = start([], "unused", TrainSection(hang_timeout=timedelta(minutes=float(argv[0]))))
     is_zero = accelerator.distributed_type == DistributedType.DEEPSPEED
     strategy = Zero(accelerator, "no", 0.0, 1) if is_zero else Plain(accelerator, "no", 0.0)
     model = build(frozen=False)

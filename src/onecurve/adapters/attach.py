@@ -41,7 +41,7 @@ def attach(
     _train_new_tokens(model, config, method, new_tokens)
     _check_copied(model, config, method)
     try:
-        with DrawnOnCpu():  # some methods draw where the base lies, which under ZeRO-3 may be a GPU and else is the CPU
+        with DrawnOnCpu():  # some methods draw where the base lies, which may be a GPU
             adapted = get_peft_model(model, config, revision=revision)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise _misfit(method, model, str(error)) from error

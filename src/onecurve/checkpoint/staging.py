@@ -15,8 +15,12 @@ import torch
 
 from onecurve.checkpoint.manifest import Damaged
 from onecurve.checkpoint.tensors import CODES, Piece, dtype_name, is_finite
+from onecurve.machine.accelerator import Device, accelerator_of
 
 _CHUNK = 2**20
+_PINNED = 2**30
+"""Bytes of each piece of page-locked memory. torch rounds a request up to a power of two and keeps it: 36 GB at once
+would take 64 GiB. Source: CachingHostAllocator.h."""
 
 
 def window_key(tensor: str, offset: int) -> str:
@@ -32,10 +36,10 @@ class Staging:
     """
 
     def __init__(self) -> None:
-        self.buffer = torch.empty(0, dtype=torch.uint8)
-        """Of what came from a device; the next save uses it again."""
-        self.windows: list[tuple[Piece, torch.Tensor]] = []
-        """What was taken and the values it had, in the file's order."""
+        self.pinned: list[torch.Tensor] = []
+        """Page-locked memory for what came from a device; the next save uses it again."""
+        self.windows: list[tuple[Piece, list[torch.Tensor]]] = []
+        """What was taken and the values it had, in one or several runs, in the file's order."""
         self.begun = 0
         """Windows whose writing has begun."""
         self.secured_seconds = 0.0
@@ -53,34 +57,49 @@ class Staging:
         ordered = sorted(pieces, key=lambda piece: (-piece.values.element_size(), piece.tensor, piece.offset))
         for piece in ordered:
             assert piece.values.dim() == 1 and 0 <= piece.offset and piece.end <= piece.numel, piece.tensor
-        devices = {piece.values.device for piece in ordered if piece.values.device.type != "cpu"}
-        copied = devices if copy else set()
-        self._make_room(sum(piece.values.nbytes for piece in ordered if piece.values.device in copied))
+        placed = [(piece, accelerator_of(piece.values.device)) for piece in ordered]
+        devices = {id(device): device for _, device in placed if device}.values()
+        if copy and devices:
+            self._make_room(sum(piece.values.nbytes for piece, device in placed if device), next(iter(devices)))
         windows, start = [], 0
-        for piece in ordered:
+        for piece, device in placed:
             values = piece.values.detach().contiguous()
-            if values.device in copied:
-                room = self.buffer[start : start + values.nbytes].view(values.dtype)
-                values, start = room.copy_(values, non_blocking=True), start + values.nbytes
-            windows.append((piece, values))
+            if copy and device:
+                windows.append((piece, self._copied(values, start, device)))
+                start += values.nbytes
+            else:
+                windows.append((piece, [values]))
         for device in devices:
-            torch.accelerator.synchronize(device)
+            device.synchronize()
         self.windows, self.begun, self.secured_seconds = windows, 0, 0.0
 
-    def _make_room(self, num_bytes: int) -> None:
-        if self.buffer.numel() < num_bytes:
-            self.buffer = torch.empty(0, dtype=torch.uint8)  # before the new buffer: never two at once
-            # Page-locked memory: an accelerator copies to it at full speed, and without waiting in between
-            self.buffer = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+    def _make_room(self, num_bytes: int, device: Device) -> None:
+        whole, rest = divmod(num_bytes, _PINNED)
+        for number, size in enumerate([_PINNED] * whole + [rest] * bool(rest)):
+            if number == len(self.pinned) or self.pinned[number].numel() < size:
+                del self.pinned[number:]  # before the new one: never two at once
+                self.pinned.append(device.pinned(size))
+
+    def _copied(self, values: torch.Tensor, start: int, device: Device) -> list[torch.Tensor]:
+        """Begin to copy values to page-locked memory, from its byte `start` on; return where they will be."""
+        parts, size, done = [], values.element_size(), 0
+        while done < values.numel():
+            number, at = divmod(start + done * size, _PINNED)
+            room = self.pinned[number][at:]
+            count = min(values.numel() - done, room.numel() // size)
+            parts.append(room[: count * size].view(values.dtype))
+            device.copy(parts[-1], values[done : done + count])
+            done += count
+        return parts
 
     def secure(self) -> None:
         """Copy what is not yet written: training is about to change it."""
         started = perf_counter()
         with self.lock:
             first = max(0, self.begun - 1)  # the last one begun may be half read
-            for number, (piece, values) in enumerate(self.windows[first:], start=first):
-                if values.data_ptr() == piece.values.data_ptr():
-                    self.windows[number] = piece, values.clone()
+            for number, (piece, parts) in enumerate(self.windows[first:], start=first):
+                if parts and parts[0].data_ptr() == piece.values.data_ptr():
+                    self.windows[number] = piece, [parts[0].clone()]
             self.secured_seconds += perf_counter() - started
 
     def release(self) -> None:
@@ -91,8 +110,8 @@ class Staging:
     def held(self) -> list[tuple[str, int, tuple[int, ...], str, int, int]]:
         """Describe the windows as the manifest wants them."""
         return [
-            (p.tensor, p.numel, tuple(p.shape), dtype_name(p.values.dtype), p.offset, values.numel())
-            for p, values in self.windows
+            (p.tensor, p.numel, tuple(p.shape), dtype_name(p.values.dtype), p.offset, p.values.numel())
+            for p, _ in self.windows
         ]
 
     def require_finite(self) -> None:
@@ -103,7 +122,7 @@ class Staging:
         """
         for number, (piece, _) in enumerate(self.windows):
             with self.lock:
-                if not is_finite(self.windows[number][1]):
+                if not all(is_finite(part) for part in self.windows[number][1]):
                     raise Damaged(f"{piece.tensor} is not finite")
 
     def write(self, path: Path, metadata: dict[str, str], phase: Callable[[str], None]) -> tuple[str, int, str]:
@@ -137,18 +156,20 @@ class Staging:
         """Yield what returns the bytes of each part of the file, to be called with the lock held."""
         header = self._header(metadata)
         yield lambda: header
-        for number, (piece, _) in enumerate(self.windows):
-            for start in range(0, piece.values.nbytes, _CHUNK):
-                yield partial(self._part, number, start)
+        for number, (_, parts) in enumerate(self.windows):
+            for k, part in enumerate(parts):
+                for start in range(0, part.nbytes, _CHUNK):
+                    yield partial(self._bytes, number, k, start)
 
-    def _part(self, number: int, start: int) -> Any:
+    def _bytes(self, number: int, part: int, start: int) -> Any:
         self.begun = number + 1
-        return self.windows[number][1].view(torch.uint8)[start : start + _CHUNK].cpu().numpy().data
+        return self.windows[number][1][part].view(torch.uint8)[start : start + _CHUNK].cpu().numpy().data
 
     def _header(self, metadata: dict[str, str]) -> bytes:
         entries: dict[str, Any] = {"__metadata__": metadata}
         start = 0
-        for piece, values in self.windows:
+        for piece, _ in self.windows:
+            values = piece.values
             if not values.numel():
                 continue
             entries[window_key(piece.tensor, piece.offset)] = {

@@ -18,6 +18,7 @@ FREE_TO_CHANGE = (
     "train.hang_timeout",
     "train.allow_changes",
     "train.emulate",
+    "train.deterministic",  # which of several orders sums are made in
     "train.activations",
     "train.logits",
     "train.compile",  # over 20 steps with dropout, losses differed by a relative 1e-7, gradient norms by 2e-7

@@ -95,13 +95,17 @@ NEEDS: dict[str, Needs] = {
 """Key -> what it needs."""
 
 ALWAYS = frozenset(
-    "output_dir seed task.name model.path model.init model.tokenizer model.trust_remote_code model.dtype "
-    "model.quantization model.attn_implementation model.add_tokens data.train data.eval data.test data.max_samples "
-    "data.columns data.on_bad_row data.max_length data.cache_dir peft.method optim.name optim.lr optim.schedule "
-    "optim.warmup_steps optim.weight_decay optim.max_grad_norm train.max_steps train.epochs train.global_batch_size "
-    "train.micro_batch_size train.micro_batch_tokens train.mixed_precision train.activations "
-    "train.compile train.packing train.on_nonfinite train.on_spike train.resume train.stop_after train.time_limit "
-    "train.hang_timeout train.allow_changes checkpoint.every checkpoint.also checkpoint.keep checkpoint.on_error "
+    "output_dir seed "
+    "task.name "
+    "model.path model.init model.tokenizer model.trust_remote_code model.dtype model.quantization "
+    "model.attn_implementation model.add_tokens model.batch_norm "
+    "data.train data.eval data.test data.max_samples data.columns data.on_bad_row data.max_length data.cache_dir "
+    "peft.method "
+    "optim.name optim.lr optim.schedule optim.warmup_steps optim.weight_decay optim.max_grad_norm "
+    "train.max_steps train.epochs train.global_batch_size train.micro_batch_size train.micro_batch_tokens "
+    "train.mixed_precision train.activations train.compile train.deterministic train.packing train.on_nonfinite "
+    "train.on_spike train.resume train.stop_after train.time_limit train.hang_timeout train.allow_changes "
+    "checkpoint.every checkpoint.also checkpoint.keep checkpoint.on_error "
     "tracking.trackers tracking.log_every tracking.profile".split()
 )
 """Keys that have an effect in every recipe, or are refused by a check of their own where they cannot. Of checkpoints:

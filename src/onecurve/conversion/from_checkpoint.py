@@ -18,6 +18,7 @@ from onecurve.export.task_file import TaskFile
 from onecurve.model.generation import stop_where_answers_end
 from onecurve.model.loading import load_model
 from onecurve.model.reading import Reading
+from onecurve.strategies.base import moving_buffers
 from onecurve.tasks import load_task, resolve_task
 from onecurve.tasks.base import Survey, Task
 
@@ -123,6 +124,9 @@ def _fill(model: Any, folder: Path, key: str, left_out: list[str]) -> None:
         for name, p in model.named_parameters()
         if p.requires_grad and name not in left_out
     ]
+    kind = "buffer" if key == "param" else key
+    moving = [Piece(f"{kind}/{name}", b.view(-1), 0, b.numel(), tuple(b.shape)) for name, b in moving_buffers(model)]
+    pieces += moving if kind == key else []
     tensors = read_manifest(folder).tensors
     stored = {name for name in tensors if name.startswith(f"{key}/")}
     if differing := sorted(stored ^ {piece.tensor for piece in pieces}):
@@ -130,4 +134,4 @@ def _fill(model: Any, folder: Path, key: str, left_out: list[str]) -> None:
             f"{folder} and the model that its run describes do not have the same parameters: {', '.join(differing[:5])}"
             f" ({len(differing)} in all)."
         )
-    load(folder, [*pieces, *stored_buffers(model, tensors)])
+    load(folder, [*pieces, *(moving if kind != key else ()), *stored_buffers(model, tensors)])

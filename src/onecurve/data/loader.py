@@ -53,20 +53,19 @@ class Loader:
         return list(step.of_rank(self.accelerator.process_index, self.accelerator.num_processes)) if step else []
 
     def _read(self, ids: np.ndarray) -> Batch:
+        from onecurve.machine.accelerator import to_device
+
         batch, device = self.task.collate(self.split.take(ids), self.reading), self.accelerator.device
-        if device.type == "cuda":  # only out of pinned memory does a copy keep nobody waiting
-            batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        return {name: to_device(tensor, device) for name, tensor in batch.items()}
 
     @cached_property
     def _ahead(self) -> Ahead[Batch] | None:
-        device = self.accelerator.device
-        if device.type != "cuda":
-            return None
-        import torch
+        from onecurve.machine.accelerator import accelerator_of
 
-        # A thread begins on the first GPU, where pinning would open a context
-        return Ahead(lambda name: self._read(np.frombuffer(name, np.int64)), lambda: torch.cuda.set_device(device))
+        device = accelerator_of(self.accelerator.device)
+        if device is None:
+            return None
+        return Ahead(lambda name: self._read(np.frombuffer(name, np.int64)), device.enter)
 
     def num_tokens(self, step: Step) -> int:
         """Tokens of a step on all ranks, without padding."""

@@ -6,11 +6,15 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from socket import gethostname
+from typing import Any
 
 import psutil
 import torch
 
 from onecurve.doctor.findings import Finding, Patient
+from onecurve.doctor.world import World
+from onecurve.machine.accelerator import accelerator_of
 
 
 def check_devices(patient: Patient) -> Iterator[Finding]:
@@ -20,8 +24,8 @@ def check_devices(patient: Patient) -> Iterator[Finding]:
     if patient.world.is_first_here:
         memory = psutil.virtual_memory()
         yield Finding("memory", f"{memory.available / 1e9:.0f} of {memory.total / 1e9:.0f} GB available")
-    if torch.cuda.is_available():
-        yield from _gpus()
+    if torch.accelerator.is_available():
+        yield from _accelerators(patient.world)
     elif _has_nvidia():
         build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
         yield Finding(
@@ -36,36 +40,56 @@ def check_devices(patient: Patient) -> Iterator[Finding]:
         yield from _check_shares(patient.world.gather(own_device()))
 
 
-def _gpus() -> Iterator[Finding]:
-    for number in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(number)
-        try:
-            free, total = torch.cuda.mem_get_info(number)
-        except RuntimeError as error:
-            yield Finding(
-                f"gpu {number}", f"{device.name}: {_first_line(error)}", "failure", "Ask for another machine."
-            )
-            continue
-        used = free < total * 0.9
-        yield Finding(
-            f"gpu {number}",
-            f"{device.name}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free, capability {device.major}.{device.minor}",
-            "warning" if used else "ok",
-            "Another process uses its memory." if used else "",
-        )
-    yield Finding("gpu driver", f"{_driver()}, torch built for CUDA {torch.version.cuda}")
+def _accelerators(world: World) -> Iterator[Finding]:
+    """Look at this rank's own, and from a machine's first rank at those that no rank has.
+
+    Each look opens a context on the device: from every rank, they would add up to what looks like another process's.
+    """
+    kind, own, count = kind_of_accelerator(), own_accelerator_index(), torch.accelerator.device_count()
+    here = sum(host == world.hosts[world.rank] for host in world.hosts.values())
+    for number in [own, *(range(here, count) if world.is_first_here else ())]:
+        if number is not None and (number == own or number >= here):
+            yield _look_at(kind, number)
+    if kind == "cuda" and torch.version.hip is None:
+        yield Finding("gpu driver", f"{_driver()}, torch built for CUDA {torch.version.cuda}")
 
 
-def own_gpu() -> int | None:
-    """Return which of the GPUs that this rank sees is its own, as training will have it; None without any."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+def _look_at(kind: str, number: int) -> Finding:
+    title = f"{'gpu' if kind == 'cuda' else kind} {number}"
+    device: Any = accelerator_of(torch.device(kind, number))
+    try:
+        free, total = device.free(), device.total()
+    except RuntimeError as error:
+        return Finding(title, f"{device.name()}: {_first_line(error)}", "failure", "Ask for another machine.")
+    used = free < total * 0.9
+    return Finding(
+        title,
+        f"{device.name()}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free",
+        "warning" if used else "ok",
+        "Another process uses its memory." if used else "",
+    )
+
+
+def kind_of_accelerator() -> str:
+    """Return torch's name for the kind of accelerator that it can use here: cuda, xpu, npu, mps; empty without any."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found.type if found else ""
+
+
+def own_accelerator_index() -> int | None:
+    """Return which of the accelerators that this rank sees is its own, as training will have it; None without any."""
+    count = torch.accelerator.device_count()
     return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))) % count if count else None
 
 
 def own_device() -> str:
-    """Return what tells this rank's GPU from all others, on other machines too; empty without one."""
-    gpu = own_gpu()
-    return "" if gpu is None else str(torch.cuda.get_device_properties(gpu).uuid)
+    """Return what tells this rank's accelerator from all others, on other machines too; empty without one."""
+    kind, number = kind_of_accelerator(), own_accelerator_index()
+    if number is None:
+        return ""
+    describe = getattr(torch.get_device_module(kind), "get_device_properties", None)
+    unique = getattr(describe(number), "uuid", None) if describe else None
+    return str(unique or f"{gethostname()} {kind}:{number}")
 
 
 def _check_shares(devices: list[str]) -> Iterator[Finding]:

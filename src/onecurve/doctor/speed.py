@@ -8,12 +8,12 @@ from time import perf_counter
 import torch
 import torch.distributed as dist
 
-from onecurve.doctor.devices import own_device, own_gpu
+from onecurve.doctor.devices import kind_of_accelerator, own_accelerator_index, own_device
 from onecurve.doctor.findings import Finding, Patient
 from onecurve.doctor.world import World
 
-_SIZE = {"cpu": 512, "cuda": 8192}
-_NUMBERS = {"cpu": 1 << 20, "cuda": 1 << 26}
+_SIZE, _SIZE_ON_CPU = 8192, 512
+_NUMBERS, _NUMBERS_ON_CPU = 1 << 26, 1 << 20
 """Float32 values that are summed over the ranks."""
 _ROUNDS = 5
 _SLOW = 1.5
@@ -23,11 +23,10 @@ _SLOW = 1.5
 def check_speed(patient: Patient) -> Iterator[Finding]:
     """Time a matrix product on every rank and a sum over all of them; name the slow ranks."""
     world = patient.world
-    device, gpu = "cpu", own_gpu()
-    if gpu is not None:
-        torch.cuda.set_device(gpu)  # else all ranks of a machine would use its first, which NCCL refuses
-        device = "cuda"
-    size = _SIZE[device]
+    kind, own = kind_of_accelerator(), own_accelerator_index()
+    if own is not None:
+        torch.accelerator.set_device_index(own)  # else all ranks of a machine would use its first, which NCCL refuses
+    device, size = (kind, _SIZE) if kind else ("cpu", _SIZE_ON_CPU)
     matrix = torch.randn(size, size, device=device)
     seconds = _best(lambda: matrix @ matrix, device)
     taken = [seconds] if world.missing else world.gather(seconds)
@@ -40,7 +39,7 @@ def check_speed(patient: Patient) -> Iterator[Finding]:
     yield from slow_ones(world, "matrix product", taken)
     owned = world.gather(own_device())
     # NCCL takes one rank a GPU; where two share one, `check_devices` has said so
-    yield from _sum_up(world, "cuda" if all(owned) and len(set(owned)) == len(owned) else "cpu")
+    yield from _sum_up(world, kind if all(owned) and len(set(owned)) == len(owned) else "cpu")
 
 
 def slow_ones(world: World, what: str, seconds: list[float]) -> Iterator[Finding]:
@@ -58,8 +57,8 @@ def slow_ones(world: World, what: str, seconds: list[float]) -> Iterator[Finding
 
 
 def _sum_up(world: World, device: str) -> Iterator[Finding]:
-    values = torch.ones(_NUMBERS[device], device=device)
-    backend = "nccl" if device == "cuda" else "gloo"
+    values = torch.ones(_NUMBERS_ON_CPU if device == "cpu" else _NUMBERS, device=device)
+    backend = dist.get_default_backend_for_device(device)
     try:
         group = dist.new_group(backend=backend, timeout=timedelta(minutes=2))
         seconds = _best(lambda: dist.all_reduce(values, group=group), device)
@@ -79,7 +78,7 @@ def _best(work: Callable[[], object], device: str) -> float:
     for _ in range(_ROUNDS + 1):
         started = perf_counter()
         work()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        if device != "cpu":
+            torch.accelerator.synchronize()
         taken.append(perf_counter() - started)
     return min(taken[1:])

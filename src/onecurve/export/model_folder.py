@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from onecurve.adapters.buffers import adapter_buffers
 from onecurve.adapters.read_back import differences
@@ -153,9 +153,12 @@ def _gather(strategy: Strategy, accelerator: Accelerator, adapter: bool) -> dict
     if adapter:
         values.update({k: _copied(v, v, seen) for k, v in adapter_buffers(model, aliases=True)})
     else:
-        values.update({k: v.detach().cpu() for k, v in model.state_dict().items()})  # buffers too
+        state = model.state_dict(keep_vars=True)
+        # Parameters come below, once; in the state dict's order, which is the file's
+        values.update({k: v if isinstance(v, nn.Parameter) else v.detach().cpu() for k, v in state.items()})
     for name, value in strategy.full_parameters(trained_only=adapter):
         values[name] = _copied(model.get_parameter(name), value, seen)
+    assert not any(isinstance(value, nn.Parameter) for value in values.values())
     return values
 
 

@@ -12,6 +12,7 @@ from onecurve.data.loader import Loader
 from onecurve.data.plan import BatchPlan, Step
 from onecurve.errors import LaunchError
 from onecurve.machine import memory
+from onecurve.machine.accelerator import accelerator_of
 from onecurve.machine.cores import ranks_here
 from onecurve.planning.disk_forecast import moments_per_parameter
 from onecurve.preflight import Checked
@@ -45,7 +46,7 @@ def _largest(recipe: Recipe, plan: BatchPlan, strategy: Strategy, loader: Loader
     device = loader.accelerator.device
     own = sum(window.view.nbytes for window in strategy.windows() if window.key == "param")
     room = torch.ones(int(own * moments_per_parameter(recipe.optim)), dtype=torch.uint8, device=device)
-    shared_by = ranks_here() if device.type == "cpu" else 1
+    shared_by = 1 if accelerator_of(device) else ranks_here()
     there = _USED_AT_MOST * (memory.used(device) + memory.free(device) / shared_by)
     trained = sum(p.nbytes for p in strategy.unwrapped().parameters() if p.requires_grad)
     peaks = {0: memory.used(device) + trained}

@@ -8,7 +8,8 @@ from accelerate import Accelerator
 
 from onecurve.config import Recipe
 from onecurve.machine import memory
-from onecurve.machine.distributed import uses_deepspeed
+from onecurve.machine.accelerator import accelerator_of
+from onecurve.machine.distributed import computes_natively, uses_deepspeed
 from onecurve.machine.memory import spelt
 from onecurve.planning.disk_forecast import moments_per_parameter
 
@@ -31,7 +32,7 @@ class OutOfMemory:
 
     Args:
         recipe: The run.
-        model: Not yet on its device.
+        model: As it was loaded.
         accelerator: The ranks, the device, and DeepSpeed's config.
     """
 
@@ -42,6 +43,9 @@ class OutOfMemory:
         zero = told.get("zero_optimization", {})
         self.stage, self.offloads = zero.get("stage", 0), "offload_param" in zero
         self.moments = moments_per_parameter(recipe.optim)
+        self.on_accelerator = accelerator_of(self.device) is not None
+        self.moves = self.on_accelerator and next(model.parameters()).device != self.device
+        """Whether the parameters are still to come to the device, and are not part of `before`."""
         self.before = memory.used(self.device)
 
     def __call__(self, error: BaseException) -> str:
@@ -88,8 +92,8 @@ class OutOfMemory:
             f"out of page-locked host memory on rank {self.accelerator.process_index} ({self.device}): "
             f"{spelt(memory.free(host))} of this machine's {spelt(memory.total(host))} is available, and of the GPU's "
             f"memory {spelt(memory.free(self.device))} is free, so a smaller micro-batch does not help. Page-locked "
-            f"memory holds micro-batches on their way to the GPU, {', '.join(uses)}; torch rounds each piece up to a "
-            f"power of two. What would help: {'; '.join(remedies)}."
+            f"memory holds micro-batches on their way to the GPU, {', '.join(uses)}. What would help: "
+            f"{'; '.join(remedies)}."
         )
 
     def _held(self, asked: int) -> Held:
@@ -100,7 +104,7 @@ class OutOfMemory:
         gradients = trained // (share if self.stage >= 2 else 1)
         moments = int(trained * self.moments) // (share if self.stage >= 1 else 1)
         own = whole // (share if self.stage == 3 else 1)
-        moved = own if self.device.type == "cuda" else 0  # on a CPU they were there before
+        moved = own if self.moves else 0
         rest = memory.peak(self.device) + asked - self.before - moved - gradients - moments
         return Held(own, gradients, moments, max(0, rest))
 
@@ -127,7 +131,7 @@ class OutOfMemory:
             # Of a token: its logits and their gradient, beside half of those 34 bytes as values
             logits, below = 2 * self.model.config.vocab_size, 17 * layers * self.model.config.hidden_size
             found.append((held.activations * logits / (logits + below), "train.logits chunked"))
-        if train.mixed_precision == "no" and self.device.type == "cuda" and torch.cuda.is_bf16_supported():
+        if train.mixed_precision == "no" and self.on_accelerator and computes_natively("bf16"):
             found.append((held.activations / 2, "train.mixed_precision bf16"))
         return found
 
@@ -138,7 +142,7 @@ class OutOfMemory:
         whole = held.parameters + (held.gradients if self.stage < 2 else 0) + (held.moments if self.stage < 1 else 0)
         if self.stage < 3 and ranks > 1:
             found.append((whole * others, "launching with accelerate_configs/zero3.yaml"))
-        if self.device.type == "cuda" and not self.offloads:
+        if self.on_accelerator and not self.offloads:
             state = held.parameters + held.gradients + held.moments
             found.append((state, "launching with accelerate_configs/zero3_offload.yaml"))
         if self.recipe.peft is None:

@@ -44,7 +44,7 @@ def target_logits(model: "nn.Module", inputs: "dict[str, Tensor]", targets: "Ten
     """
     from onecurve.losses.chunked_head import LossHead
 
-    places, width = (targets.flatten() != ignore_index).nonzero().squeeze(1), targets.shape[1]
+    (places, wanted), width = learnt(targets, ignore_index), targets.shape[1]
 
     def select(_: Any, args: "tuple[Tensor, ...]") -> "tuple[Tensor, ...]":
         # PEFT's prompt learning prepends virtual tokens that are nobody's targets
@@ -56,7 +56,7 @@ def target_logits(model: "nn.Module", inputs: "dict[str, Tensor]", targets: "Ten
     handle = head.register_forward_pre_hook(select)
     try:
         if isinstance(head, LossHead):
-            return _loss_of_chunks(model, inputs, head, targets.flatten()[places])
+            return _loss_of_chunks(model, inputs, head, wanted)
         logits = model(**inputs, use_cache=False).logits
     finally:
         handle.remove()
@@ -92,14 +92,33 @@ def target_loss_sum(logits: "Tensor", targets: "Tensor", ignore_index: int) -> "
     """
     from onecurve.losses.cross_entropy import cross_entropy_sum
 
-    return logits if not logits.dim() else cross_entropy_sum(logits, targets[targets != ignore_index])
+    return logits if not logits.dim() else cross_entropy_sum(logits, learnt(targets, ignore_index)[1])
+
+
+def learnt(targets: "Tensor", ignore_index: int) -> "tuple[Tensor, Tensor]":
+    """Return where in the flattened batch something is learnt, and what: int64 [targets] each, on its device.
+
+    Asked of a device, how many there are would have the host wait for all that is under way; so the host counts.
+    """
+    import numpy as np
+    import torch
+
+    from onecurve.machine.accelerator import on_host, to_device
+
+    flat = on_host(targets).numpy().ravel()
+    places = np.flatnonzero(flat != ignore_index)
+    return tuple(to_device(torch.from_numpy(part), targets.device) for part in (places, flat[places]))  # type: ignore[return-value]
 
 
 def next_tokens(labels: "Tensor", ignore_index: int) -> "Tensor":
     """Return, at each position, the label of the next: int64 [batch, sequence]."""
     from torch.nn import functional
 
-    return functional.pad(labels[:, 1:], (0, 1), value=ignore_index)
+    from onecurve.machine.accelerator import on_host, remember
+
+    shifted = functional.pad(labels[:, 1:], (0, 1), value=ignore_index)
+    known = on_host(labels)
+    return shifted if known is labels else remember(shifted, functional.pad(known[:, 1:], (0, 1), value=ignore_index))
 
 
 def mark_learnt(input_ids: Sequence[int], learnt: Sequence[bool], tokenizer: Any) -> str:

@@ -28,7 +28,7 @@ def settle() -> None:
 
     if not _is_told_threads():
         torch.set_num_threads(max(1, num_cores() // ranks_here()))
-    if not torch.cuda.is_available():
+    if not torch.accelerator.is_available():
         keep_memory()
 
 

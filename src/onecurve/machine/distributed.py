@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from onecurve.config import TrainSection
 from onecurve.errors import LaunchError
+from onecurve.machine import backend_errors
 from onecurve.machine.cores import settle
+from onecurve.machine.determinism import compute_deterministically
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -53,14 +55,15 @@ _TIME_TO_BEGIN = timedelta(minutes=10)
 """Extra time ranks may take to load before the first collective, on top of hang_timeout."""
 
 
-def start(trackers: list[str], project_dir: str, hang_timeout: timedelta = timedelta(minutes=30)) -> "Accelerator":
+def start(trackers: list[str], project_dir: str, section: TrainSection | None = None) -> "Accelerator":
     """Join the process group of the launch.
 
     Args:
         trackers: Names that Accelerate knows.
         project_dir: Where they write.
-        hang_timeout: After how long the watch over ranks ends a run that hangs; a collective waits a little longer,
-            so that the watch, which can name the rank that is waited for, comes first.
+        section: The recipe's `train`; default: nothing set. After `hang_timeout` the watch over ranks ends a run that
+            hangs; a collective waits a little longer, so that the watch, which can name the rank that is waited for,
+            comes first. With `deterministic` only kernels are used that give the same bits each time.
 
     Raises:
         LaunchError: The processes that were started do not form that world.
@@ -69,14 +72,17 @@ def start(trackers: list[str], project_dir: str, hang_timeout: timedelta = timed
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    asked = asked_world_size()
+    asked, section = asked_world_size(), section or TrainSection()
+    backend_errors.report_errors()
+    if section.deterministic:
+        compute_deterministically()
     if uses_deepspeed():  # the first to start compiles operators
         from onecurve.machine.extensions import outlive_killed_compilers
 
         outlive_killed_compilers()
     # Mixed precision belongs to the recipe and is carried out by the strategy; "no" overrides the launcher's
     settings = {"mixed_precision": "no", "log_with": trackers or None, "project_dir": project_dir}
-    group: dict[str, Any] = {"timeout": hang_timeout + _TIME_TO_BEGIN}
+    group: dict[str, Any] = {"timeout": section.hang_timeout + _TIME_TO_BEGIN}
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
         from onecurve.machine.rendezvous import RESTARTED
 
@@ -85,7 +91,7 @@ def start(trackers: list[str], project_dir: str, hang_timeout: timedelta = timed
         DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
         InitProcessGroupKwargs(**group),
     ]
-    if torch.cuda.is_available():
+    if torch.accelerator.is_available():
         accelerator = Accelerator(**settings, kwargs_handlers=handlers)
     elif uses_deepspeed():  # `cpu=True` would switch DeepSpeed off; without the backend Accelerate sees one process
         with redirect_stdout(StringIO()):  # its first start compiles a small op and prints so on every rank
@@ -94,6 +100,8 @@ def start(trackers: list[str], project_dir: str, hang_timeout: timedelta = timed
         accelerator = Accelerator(**settings, cpu=True, kwargs_handlers=handlers)
     _give_index(accelerator)
     settle()
+    if accelerator.num_processes > 1:
+        backend_errors.guard.start()
     count = int(accelerator.reduce(torch.ones((), device=accelerator.device), "sum"))
     if not asked == accelerator.num_processes == count:
         raise LaunchError(
@@ -145,7 +153,9 @@ def resolve_precision(section: TrainSection) -> tuple[str, str]:
     if asked == "auto":
         native = computes_natively("bf16")
         return ("bf16", "") if native else ("no", f"mixed_precision auto: {_device()} has no native bf16, so float32")
-    if asked == "no" or computes_natively(asked):
+    if asked == "no":
+        return asked, _slow_float32()
+    if computes_natively(asked):
         return asked, ""
     if not section.emulate:
         raise LaunchError(
@@ -156,8 +166,19 @@ def resolve_precision(section: TrainSection) -> tuple[str, str]:
     return asked, f"mixed_precision {asked} is emulated by {_device()}: expect it to be many times slower"
 
 
-_CAPABILITY = {"bf16": (8, 0), "fp16": (7, 0), "fp8": (8, 9)}
-"""The compute capability from which on a CUDA device has units for a precision."""
+def _slow_float32() -> str:
+    """Say that float32 leaves an accelerator's units for half precision idle, where it has them."""
+    from onecurve.machine.accelerator import own_accelerator
+
+    accelerator = own_accelerator()
+    if accelerator is None or not accelerator.computes("bf16"):
+        return ""
+    return (
+        f"mixed_precision no: this {accelerator.name()} multiplies float32 many times slower than bf16; "
+        "train.mixed_precision auto takes bf16"
+    )
+
+
 _INSTRUCTIONS = {
     "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
     "fp16": ("avx512_fp16", "amx_fp16", "fp16"),
@@ -170,16 +191,16 @@ def computes_natively(precision: str) -> bool:
     """Whether the device that a run would use computes in a precision (bf16, fp16, fp8) itself."""
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_capability() >= _CAPABILITY[precision]
+    from onecurve.machine.accelerator import own_accelerator
+
+    if accelerator := own_accelerator():
+        return accelerator.computes(precision)
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name) for name in _INSTRUCTIONS[precision])
 
 
 def _device() -> str:
-    import torch
+    from onecurve.machine.accelerator import own_accelerator
 
-    if not torch.cuda.is_available():
-        return "this cpu"
-    major, minor = torch.cuda.get_device_capability()
-    return f"this {torch.cuda.get_device_name()} (compute capability {major}.{minor})"
+    accelerator = own_accelerator()
+    return f"this {accelerator.name()}" if accelerator else "this cpu"

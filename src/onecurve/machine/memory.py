@@ -10,6 +10,8 @@ import psutil
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
+from onecurve.machine.accelerator import accelerator_of
+
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
@@ -36,7 +38,8 @@ def ran_out_of_pinned(error: BaseException, device: torch.device) -> bool:
 
     It carries CUDA's own words alone, because torch's caching host allocator only passes cudaHostAlloc's error on.
     """
-    return _CUDA_ITSELF in str(error) and device.type == "cuda" and torch.cuda.mem_get_info(device)[0] > _LITTLE
+    accelerator = accelerator_of(device)
+    return _CUDA_ITSELF in str(error) and accelerator is not None and accelerator.free() > _LITTLE
 
 
 def asked(error: BaseException) -> int:
@@ -55,22 +58,22 @@ def _told(words: str, error: BaseException) -> int:
 
 
 def used(device: torch.device) -> int:
-    """Return the bytes that this process's tensors take on a GPU, or all of it on a CPU."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    """Return the bytes that this process's tensors take on an accelerator, or all of it on a CPU."""
+    accelerator = accelerator_of(device)
+    return accelerator.used() if accelerator else psutil.Process().memory_info().rss
 
 
 def total(device: torch.device) -> int:
     """Return the bytes that there are for this process at most."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
+    if accelerator := accelerator_of(device):
+        return accelerator.total()
     return int(min(psutil.virtual_memory().total, *(limit for limit, _ in _limits())))
 
 
 def free(device: torch.device) -> int:
     """Return the bytes that this process could still get: what its allocator keeps unused on a GPU counts too."""
-    if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
+    if accelerator := accelerator_of(device):
+        return accelerator.free()
     return int(max(0, min(psutil.virtual_memory().available, *(limit - taken for limit, taken in _limits()))))
 
 
@@ -80,16 +83,16 @@ def reset_peak(device: torch.device) -> None:
     Raises:
         OSError: The system does not let this process.
     """
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    if accelerator := accelerator_of(device):
+        accelerator.reset_peak()
     else:
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
 
 
 def peak(device: torch.device) -> int:
     """Return the most bytes that `used` has been since `reset_peak`, or since the process began."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    if accelerator := accelerator_of(device):
+        return accelerator.peak()
     told = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(told[1]) * 1024 if told else used(device)
 

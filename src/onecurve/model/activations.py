@@ -3,12 +3,11 @@
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from onecurve.errors import ConfigError
+from onecurve.model.host_activations import OnHost
 
 _SHORT = 64
 """A matrix product over so short an inner dimension, such as LoRA's second, costs no more than reading its result."""
@@ -35,14 +34,15 @@ def keep_activations(model: Any, what: str) -> None:
     except ValueError as error:
         raise ConfigError(f"{what}: {str(error).rstrip('.')}.", where="train.activations", fix="Set keep.") from None
     if what == "offload":
+        latest: list[Any] = []
         for module in model.modules():
             if checkpoint := getattr(module, "_gradient_checkpointing_func", None):
-                module._gradient_checkpointing_func = partial(_from_host, checkpoint)
+                module._gradient_checkpointing_func = partial(_from_host, checkpoint, latest)
 
 
-def _from_host(checkpoint: Any, function: Any, *args: Any) -> Any:
+def _from_host(checkpoint: Any, latest: Any, function: Any, *args: Any) -> Any:
     # Inside, the checkpoint's own hooks come first: these see nothing but the layer's inputs
-    with save_on_cpu(pin_memory=torch.cuda.is_available()):
+    with OnHost(latest):
         return checkpoint(function, *args)
 
 

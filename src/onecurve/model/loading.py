@@ -1,6 +1,5 @@
 """Loads or initialises the model and its head, with the same weights under every strategy."""
 
-import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from onecurve.adapters import add_adapter, check_adapter, continued_by, try_adapter
 from onecurve.config import ModelSection, Recipe
 from onecurve.errors import ConfigError
 from onecurve.losses.chunked_head import chunk_logits
+from onecurve.machine.accelerator import accelerator_of
 from onecurve.machine.distributed import computes_natively, resolve_precision
 from onecurve.model.activations import keep_activations
 from onecurve.model.architectures import check_architecture
 from onecurve.model.attention_choice import check_attention
+from onecurve.model.batch_norm import settle_batch_norm
 from onecurve.model.compilation import check_compilation, compile_layers
 from onecurve.model.continuing import base_section, continue_adapter
 from onecurve.model.drawing import draw, place, reorder
@@ -28,6 +28,7 @@ from onecurve.model.head import HeadRows, settle_head
 from onecurve.model.pretrained import Fit, read_fit
 from onecurve.model.quantization import quantized_loading, require_bitsandbytes, settle_quantized
 from onecurve.model.reading import load_tokenizer
+from onecurve.model.unloadable import explained
 from onecurve.model.vocabulary import grow
 from onecurve.seeds import start_stream
 from onecurve.strategies.precision import DTYPES
@@ -69,7 +70,9 @@ def check_model(recipe: Recipe) -> tuple[str, str]:
     return precision, remark
 
 
-def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precision: str) -> Any:
+def load_model(
+    recipe: Recipe, task: Task, config: Any, survey: Survey, precision: str, device: torch.device | None = None
+) -> Any:
     """Load or draw the model a recipe names, with a head for the labels and the adapter it asks for.
 
     Args:
@@ -78,9 +81,12 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
         config: The model's config.
         survey: The label names.
         precision: What the run computes in: no, bf16, fp16, fp8.
+        device: An accelerator to read pretrained weights onto, so that the ranks of a machine do not hold as many
+            copies in its memory; what is drawn is drawn on the CPU all the same. Default: the CPU.
 
     Raises:
         ConfigError: The weights cannot be read or are another model's, or the adapter does not fit.
+        TrainingError: The device's memory does not hold the weights.
     """
     section, continued = base_section(recipe)
     auto_model: Any = task.auto_model()
@@ -91,29 +97,23 @@ def load_model(recipe: Recipe, task: Task, config: Any, survey: Survey, precisio
     dtype = _dtype(recipe, precision)
     options: dict[str, Any] = {"dtype": dtype}
     options |= quantized_loading(section, auto_model, config, DTYPES.get(precision, dtype))
+    options |= _onto(device, quantized=bool(section.quantization))
     if section.attn_implementation:
         options["attn_implementation"] = section.attn_implementation
     fit: Fit | None = None
-    try:
+    with explained(section.path, dtype, device):
         if section.init == "random":
             text = config.get_text_config()
             text.vocab_size = max([text.vocab_size, *(number + 1 for number in _new_tokens(recipe).values())])
             # Outside ZeRO-3's partitioned construction, which would draw other weights from the same seed
             with whole_parameters():
                 start_stream(recipe.seed, "weights")
-                model = auto_model.from_config(config, trust_remote_code=True, **options)
+                drawing = {key: value for key, value in options.items() if key != "device_map"}
+                model = auto_model.from_config(config, trust_remote_code=True, **drawing)
         else:
             model, fit = _load_pretrained(section, recipe, auto_model, config, options, head, task.peft_task_type)
-    except pickle.UnpicklingError:
-        raise ConfigError(
-            f"{section.path!r} has weights in a pickle with more than tensors, which could run any code: not loaded.",
-            where="model.path",
-            fix="Use a folder with model.safetensors.",
-        ) from None
-    except (OSError, ValueError, SafetensorError, ImportError) as error:
-        line = str(error).strip().split("\n")[0]
-        raise ConfigError(f"{section.path!r} cannot be used: {line}", where="model.path") from None
     _pad_without_effect(model, recipe)
+    settle_batch_norm(model, section.batch_norm)
     tokens = _new_tokens(recipe)
     grown = grow(model, tokens, recipe.seed) if tokens and fit else ""
     drawn = fit.describe_new() if fit else "all weights, drawn at random: model.init"
@@ -148,6 +148,15 @@ def _new_tokens(recipe: Recipe) -> dict[str, int]:
     if not (names := recipe.model.add_tokens):
         return {}
     return dict(zip(names, load_tokenizer(recipe.model).convert_tokens_to_ids(names), strict=True))
+
+
+def _onto(device: torch.device | None, quantized: bool) -> dict[str, Any]:
+    """Return what has transformers read weights straight onto an accelerator, where nothing else decides that."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    if device is None or accelerator_of(device) is None or quantized or is_deepspeed_zero3_enabled():
+        return {}
+    return {"device_map": {"": device}}
 
 
 def _load_pretrained(

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +13,7 @@ from onecurve.config import Recipe
 from onecurve.data.encoding import Split
 from onecurve.errors import ConfigError
 from onecurve.losses.chunked_head import whole_logits
+from onecurve.machine.accelerator import on_host, to_device
 from onecurve.machine.memory import ran_out
 from onecurve.model.attention_kernels import fastest_attention
 from onecurve.model.float8 import in_full_precision
@@ -121,18 +123,19 @@ class Packing:
         ids, mask = given.get("input_ids"), given.get("attention_mask")
         if not self.enabled or ids is None or mask is None or given.get("past_key_values") is not None:
             return None
-        tokens = mask.flatten().nonzero().squeeze(1)
+        here = on_host(mask).numpy()  # asked of the device, each number would have the host wait
+        lengths, places = here.sum(1), np.flatnonzero(here)
+        tokens = to_device(torch.from_numpy(places), ids.device)
         self.layout = _Layout(tokens, ids.shape)
         packed = {n: v.flatten()[tokens][None] for n, v in given.items() if _is_like(v, ids)}
-        lengths = mask.sum(1)
-        boundaries = torch.cat((lengths.new_zeros(1), lengths.cumsum(0)))
-        starts = boundaries[:-1].repeat_interleave(lengths, output_size=len(tokens))
-        positions = torch.arange(len(tokens), device=ids.device) - starts + self.first_position
+        boundaries = np.concatenate(([0], lengths.cumsum()))
+        positions = np.arange(len(places)) - boundaries[:-1].repeat(lengths) + self.first_position
+        ends = to_device(torch.from_numpy(boundaries.astype(np.int32)), ids.device)
         told = {
-            "position_ids": positions[None],
+            "position_ids": to_device(torch.from_numpy(positions), ids.device)[None],
             # Of four dimensions: transformers takes it for a finished mask and makes none
             "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device),
-            "documents": Documents(lengths.tolist(), boundaries.int()),
+            "documents": Documents(lengths.tolist(), ends),
         }
         if "use_cache" in self.signature.parameters:
             told["use_cache"] = False
@@ -205,7 +208,7 @@ def _difference(packing: Packing, model: Any, task: Task, batch: Batch, dtypes: 
     """Run examples packed and padded; return how their logits differ where rounding to `dtypes` does not explain it."""
     model.eval()
     device = next(model.parameters()).device
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    batch = {name: to_device(tensor, device) for name, tensor in batch.items()}
     kind = type(packing.base).__name__
     with fastest_attention(device):
         try:

@@ -80,7 +80,8 @@ def probe(
         )
     sizes = {name: int(getattr(p, "ds_numel", p.numel())) for name, p in trained.items()}
     _freeze(model, never, called)
-    return _describe({name: sizes[name] for name in never}, sum(sizes.values()), sometimes, layerdrop), sometimes
+    told = _describe({name: sizes[name] for name in never}, sum(sizes.values()), sometimes, layerdrop)
+    return "\n".join(filter(None, [told, getattr(model, "batch_norm_remark", "")])), sometimes
 
 
 def _describe(never: dict[str, int], total: int, sometimes: list[str], layerdrop: float) -> str:

@@ -9,6 +9,7 @@ import torch
 
 from onecurve.checkpoint import read_state
 from onecurve.errors import ConfigError, TrainingError
+from onecurve.machine.accelerator import own_accelerator
 from onecurve.parity.distance import distance, first_moment, num_clipped
 from onecurve.parity.dropout import active_dropout
 from onecurve.parity.forms import ONE_PROCESS, Form, held
@@ -79,18 +80,18 @@ class _Comparison:
         if first.exit_code:
             raise TrainingError(f"one process ended with exit code {first.exit_code}: {first.reason}")
         self.start = first.checkpoint(0)
-        curve, cuda = first.curve, torch.cuda.is_available()
+        curve, accelerator = first.curve, own_accelerator()
         found = Report(
             argv=self.asked.argv,
             steps=len(curve),
             tolerance=self.asked.tolerance,
-            device=torch.cuda.get_device_name() if cuda else "cpu",
+            device=accelerator.name() if accelerator else "cpu",
             versions=read_state(self.start)["versions"],
             dropout=self.dropout,
             losses=(curve[0]["loss"], curve[-1]["loss"]),
             clipped=num_clipped(curve, self.recipe.optim.max_grad_norm),
         )
-        num_gpus = torch.cuda.device_count() if cuda else 0
+        num_gpus = torch.accelerator.device_count()
         for size in sizes:
             one = first
             if size != sizes[0]:

@@ -51,7 +51,7 @@ def _train(argv: list[str], start: Path, folder: Path, steps: int) -> None:
     data = load_data(recipe.data, task, reading, recipe.seed)
     ranks = asked_world_size()
     words = training_arguments(recipe, precision, ranks, plan_run(data.splits, recipe).max_steps, folder)
-    if not torch.cuda.is_available():
+    if not torch.accelerator.is_available():
         # Told to use the CPU it would leave DeepSpeed out
         words |= {"ddp_backend": "gloo" if ranks > 1 else None, "use_cpu": not uses_deepspeed()}
     arguments = transformers.TrainingArguments(**words)

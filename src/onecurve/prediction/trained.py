@@ -175,4 +175,7 @@ def _dtype(path: str | Path, revision: str = "main") -> str:
 def _device() -> Any:
     import torch
 
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    from onecurve.machine.accelerator import own_accelerator
+
+    accelerator = own_accelerator()
+    return accelerator.device if accelerator else torch.device("cpu")

@@ -12,6 +12,7 @@ from time import monotonic, sleep
 from typing import Any, TextIO
 
 from onecurve.errors import TrainingError
+from onecurve.machine import backend_errors
 from onecurve.machine.run_lock import ourselves
 from onecurve.ranks.heartbeat import last_beat
 from onecurve.ranks.liveness import Sign, Signs, answering, late, lost, tell
@@ -81,6 +82,7 @@ class Watch:
         if self.stacks is not None:
             faulthandler.register(_ASK, file=self.stacks, all_threads=True)
         Thread(target=self._watch, name="watch over ranks", daemon=True).start()
+        backend_errors.guard.stop()
 
     def stop(self) -> None:
         """Stop monitoring after success, or when another rank is to blame; removes the heartbeat."""
@@ -117,6 +119,7 @@ class Watch:
     def _watch(self) -> None:
         while not self._stopped.wait(self.period):
             self._look()
+            self._judge_backend()
             if self.silent < self.hang_timeout:
                 self.suspected = None
                 self._judge_loss()
@@ -149,6 +152,13 @@ class Watch:
         if any(sign.is_gone for sign in self.near.values()):
             after = self._read()  # one that came to a good end has taken its sign away
             self._end("a rank was lost", lost(self._others()), after)
+
+    def _judge_backend(self) -> None:
+        """End the process if its backend has found that a peer is gone: the loop may wait on the device for ever."""
+        if (found := backend_errors.error()) and self._ending.acquire(blocking=False):
+            if message := self.explain(found):
+                self.end(message)
+            os._exit(TrainingError.exit_code)
 
     def _judge_hang(self, before: Mapping[int, Sign]) -> None:
         """End the process if the rank that the others wait for has made no progress for hang_timeout either."""

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, Protocol
 from onecurve.config import manual
 from onecurve.errors import NothingToDo, TrainingError, UserError
 from onecurve.machine.cores import let_segments_grow
+from onecurve.machine.determinism import mistake_of_determinism
 from onecurve.machine.distributed import asked_world_size, launched_rank
 from onecurve.machine.log_noise import hush_optional
 from onecurve.machine.run_lock import RunLock
@@ -186,6 +187,7 @@ def execute(body: Callable[[list[str], Run], None], argv: list[str]) -> int:
 
 def _end(run: Run, error: BaseException) -> int:
     """Report how a run failed, and return the exit code."""
+    error = mistake_of_determinism(error) or error
     told = run.explain(error) if run.explain else ""
     run.finish_save(lost=not told and is_loss(error))
     if told:

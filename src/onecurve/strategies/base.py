@@ -23,7 +23,7 @@ class Window:
     name: str
     """The parameter's name in the model."""
     key: str
-    """`param` (the float32 master where there is one) or the optimizer's name for a piece of its state."""
+    """`param` (the float32 master where there is one), `buffer`, or the optimizer's name for a piece of its state."""
     view: Tensor
     """The live values, one-dimensional: writing to it writes to the training state."""
     offset: int
@@ -50,6 +50,28 @@ def is_trained(parameter: Any) -> bool:
     return parameter.requires_grad and not is_left_out(parameter)
 
 
+def move_buffers(module: Any) -> None:
+    """Have a module's persistent buffers be part of what a run trains: windows, checkpoints and the best weights."""
+    module.buffers_move = True
+
+
+def moving_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, live value) of each buffer that training moves; every rank holds all of each, the same."""
+    for prefix, module in model.named_modules():
+        # Of a copy that PEFT trains, checkpoints keep all buffers as the adapter's
+        if hasattr(module, "buffers_move") and ".modules_to_save." not in f"{prefix}.":
+            yield from module.named_buffers(prefix, recurse=False)
+
+
+def buffer_windows(model: nn.Module, rank: int, world_size: int) -> Iterator["Window"]:
+    """Yield this rank's share of the buffers that training moves, under the key `buffer`."""
+    for name, buffer in moving_buffers(model):
+        share = -(-buffer.numel() // world_size)
+        run = buffer.detach().view(-1)[rank * share : (rank + 1) * share]
+        if run.numel():
+            yield Window(name, "buffer", run, rank * share, buffer.numel(), tuple(buffer.shape))
+
+
 def no_gradient(names: Sequence[str]) -> TrainingError:
     """Say that trained parameters got no gradient in a pass that has to reach all of them."""
     told = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
@@ -65,6 +87,8 @@ class Strategy(Protocol):
 
     model: nn.Module
     """What to call forward on."""
+    precision: str
+    """What is computed in: no, bf16, fp16, fp8; never auto."""
     loss_scale: LossScale
     """Of fp16; 1 and unchanging elsewhere."""
     optimizer: Any
@@ -118,8 +142,13 @@ class Strategy(Protocol):
     def windows(self, once: bool = False) -> Iterator[Window]:
         """Yield what this rank holds of every trained parameter and its optimizer state, in the parameters' order.
 
+        The buffers that training moves follow.
+
         With `once`, every element comes from exactly one rank: what several hold alike is shared out.
         """
+
+    def replicas(self) -> Iterator[Tensor]:
+        """Yield what all ranks hold alike: whole values, of which `windows(once=True)` gives each rank a share."""
 
     def create_state(self, entries: Iterable[tuple[str, str, tuple[int, ...], torch.dtype]]) -> None:
         """Have the optimizer, which makes its state as it steps, hold just these: (key, parameter, shape, dtype)."""

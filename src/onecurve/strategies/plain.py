@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from onecurve.strategies.base import Window, is_left_out, is_trained, no_gradient
+from onecurve.strategies.base import Window, buffer_windows, is_left_out, is_trained, moving_buffers, no_gradient
 from onecurve.strategies.precision import DTYPES, LossScale
 
 
@@ -23,7 +23,7 @@ class Plain:
 
     def __init__(self, accelerator: Accelerator, precision: str, max_grad_norm: float) -> None:
         self.accelerator = accelerator
-        self.dtype = DTYPES.get(precision)
+        self.precision, self.dtype = precision, DTYPES.get(precision)
         self.max_grad_norm = max_grad_norm or inf
         self.loss_scale = LossScale(precision == "fp16", accelerator.num_processes)
         self.before_update: Callable[[], None] = lambda: None
@@ -107,6 +107,11 @@ class Plain:
                     run = value.view(-1)[rank * share : (rank + 1) * share]
                     if run.numel():
                         yield Window(name, key, run, rank * share, value.numel(), tuple(value.shape))
+        yield from buffer_windows(self.unwrapped(), rank, world_size)
+
+    def replicas(self) -> Iterator[Tensor]:
+        yield from (parameter.data for parameter in self.parameters)
+        yield from (buffer for _, buffer in moving_buffers(self.unwrapped()))
 
     def create_state(self, entries: Iterable[tuple[str, str, tuple[int, ...], torch.dtype]]) -> None:
         parameters = dict(self.unwrapped().named_parameters())

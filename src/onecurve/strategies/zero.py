@@ -14,9 +14,10 @@ from torch.optim import Optimizer
 
 from onecurve.errors import ConfigError
 from onecurve.machine import memory
+from onecurve.machine.accelerator import accelerator_of
 from onecurve.machine.cores import ranks_here
 from onecurve.machine.distributed import share_timeout
-from onecurve.strategies.base import Window, is_left_out, is_trained, no_gradient
+from onecurve.strategies.base import Window, buffer_windows, is_left_out, is_trained, moving_buffers, no_gradient
 from onecurve.strategies.precision import DTYPES, LossScale
 from onecurve.strategies.zero_sizes import derive, fill, kept_whole, sizes_of
 
@@ -57,7 +58,7 @@ class Zero:
     optimizer: Any
 
     def __init__(self, accelerator: Accelerator, precision: str, max_grad_norm: float, micro_batch_size: int) -> None:
-        self.accelerator = accelerator
+        self.accelerator, self.precision = accelerator, precision
         config = accelerator.state.deepspeed_plugin.deepspeed_config
         config["train_micro_batch_size_per_gpu"] = micro_batch_size
         config["gradient_clipping"] = max_grad_norm  # Accelerate's default is 1.0, whatever the recipe says
@@ -114,13 +115,13 @@ class Zero:
         passes = 3 if getattr(model, "is_gradient_checkpointing", False) else 2
         live = section.get("stage3_max_live_parameters", "auto")
         live = self._room(model) if live == "auto" else int(live)
-        settings = derive(sizes, live, on_gpu=self.accelerator.device.type == "cuda", passes=passes)
+        settings = derive(sizes, live, on_gpu=accelerator_of(self.accelerator.device) is not None, passes=passes)
         fill(section, {k: v for k, v in settings.items() if section["stage"] == 3 or not k.startswith("stage3")})
 
     def _room(self, model: nn.Module) -> int:
         """Return how many gathered elements take a quarter of the memory that the rank with the least has left."""
         free = memory.free(self.accelerator.device)
-        if self.accelerator.device.type == "cpu":
+        if accelerator_of(self.accelerator.device) is None:
             free //= ranks_here()
         parameters: list[Any] = list(model.parameters())
         trained = sum(getattr(p, "ds_numel", p.numel()) for p in parameters if p.requires_grad)
@@ -199,6 +200,11 @@ class Zero:
                     held.offset == 0 or not once
                 ):  # the step count: one a group, told by whoever holds the first element
                     yield Window(held.name, key, value.view(1), 0, 1, ())
+        ranks = (self.accelerator.process_index, self.accelerator.num_processes) if once else (0, 1)
+        yield from buffer_windows(self.unwrapped(), *ranks)
+
+    def replicas(self) -> Iterator[Tensor]:
+        yield from (buffer for _, buffer in moving_buffers(self.unwrapped()))
 
     def create_state(self, entries: Iterable[tuple[str, str, tuple[int, ...], torch.dtype]]) -> None:
         wanted: dict[str, list[tuple[str, tuple[int, ...]]]] = {}

@@ -11,10 +11,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import profile, record_function
 
 from onecurve.errors import TrainingError
 from onecurve.machine import memory
+from onecurve.machine.accelerator import accelerator_of
 from onecurve.ranks.heartbeat import last_beat, listen
 
 _WARM_UP = 3
@@ -48,10 +49,7 @@ class Profile:
 
     def _begin(self) -> None:
         if self.num_steps and not self.warm_up:
-            kinds = [ProfilerActivity.CPU]
-            if self.accelerator.device.type == "cuda":
-                kinds.append(ProfilerActivity.CUDA)
-            self.profiler = profile(activities=kinds, acc_events=True)
+            self.profiler = profile(activities=torch.profiler.supported_activities(), acc_events=True)
             self.profiler.start()
             self.phases.turn(last_beat().phase)
             listen(self.phases.turn)
@@ -80,8 +78,8 @@ class Profile:
             return
         listen(None)
         self.phases.end()
-        if self.accelerator.device.type == "cuda":
-            torch.cuda.synchronize(self.accelerator.device)
+        if device := accelerator_of(self.accelerator.device):
+            device.synchronize()
         self.profiler.stop()
         rank, steps = self.accelerator.process_index, len(self.measured)
         if steps:
@@ -150,8 +148,7 @@ class _Spent:
 
 
 def _spent(events: Any, phases: dict[str, float], device: torch.device) -> _Spent:
-    on_gpu = device.type == "cuda"
-    kind = DeviceType.CUDA if on_gpu else DeviceType.CPU
+    on_gpu, kind = device.type != "cpu", getattr(DeviceType, device.type.upper())
     ranges = sorted(
         (event.time_range.start, event.time_range.end, event.name)
         for event in events
@@ -208,11 +205,11 @@ def _operators(events: Any, on_gpu: bool) -> list[tuple[str, int, float]]:
 
 
 def _page(ranks: list[_Spent], steps: list[int], device: torch.device) -> str:
-    count, on_gpu = len(steps), device.type == "cuda"
+    count, accelerator = len(steps), accelerator_of(device)
     longest = sorted(ranks[0].phases, key=lambda phase: -max(r.phases.get(phase, 0.0) for r in ranks))
     rows = [("**step**", [_ms(sum(r.phases.values()), count) for r in ranks])]
     rows += [(phase, [_share(r.phases.get(phase, 0.0), r, count) for r in ranks]) for phase in longest]
-    if on_gpu:
+    if accelerator:
         rows += [
             (f"GPU: of {phase}", [_ms(r.on_device.get(phase, 0.0), count) for r in ranks])
             for phase in longest
@@ -221,12 +218,12 @@ def _page(ranks: list[_Spent], steps: list[int], device: torch.device) -> str:
     named = {
         "communication": "collectives, also beside other work",
         "optimizer": "the optimizer's own step",
-        "idle": "GPU idle" if on_gpu else "outside operators: Python, waiting",
+        "idle": "GPU idle" if accelerator else "outside operators: Python, waiting",
     }
     rows += [(f"*{told}*", [_share(r.other[key], r, count) for r in ranks]) for key, told in named.items()]
     rows.append(("*peak memory so far*", [memory.spelt(r.peak) for r in ranks]))
     computed = [(f"`{name}`", [f"{n / count:g}", _ms(spent, count)]) for name, n, spent in ranks[0].operators]
-    device_name = torch.cuda.get_device_name(device) if on_gpu else "CPU"
+    device_name = accelerator.name() if accelerator else "CPU"
     return "\n".join(
         [
             "# Where a step's time goes",
@@ -237,7 +234,7 @@ def _page(ranks: list[_Spent], steps: list[int], device: torch.device) -> str:
             "",
             *_table(["", *(f"rank {n}" for n in range(len(ranks)))], rows),
             "",
-            f"Where rank 0's {'GPU' if on_gpu else 'operators'} spent it, without what they called:",
+            f"Where rank 0's {'GPU' if accelerator else 'operators'} spent it, without what they called:",
             "",
             *_table(["operator", "calls a step", "ms a step"], computed),
             "",

@@ -30,5 +30,8 @@ class ModelSection(Section):
     quantization: Literal["nf4", "int8"] | None = None
     """Quantise the frozen weights of linear layers at loading (needs PEFT): nf4 (4 bits, QLoRA) or int8. All other
     weights stay in `dtype`."""
+    batch_norm: Literal["frozen", "train"] = "frozen"
+    """Layers of batch normalisation. frozen: they normalise by the statistics they were loaded with. train: by those of
+    each micro-batch, and move them; then the curve depends on the micro-batch size."""
     attn_implementation: str | None = None
     """Attention implementation of transformers, such as eager or sdpa; default: transformers' choice."""

@@ -28,6 +28,9 @@ class TrainSection(Section):
     the device supports it natively, else no."""
     emulate: bool = False
     """Allow a precision that the device can only emulate, which is many times slower."""
+    deterministic: bool = False
+    """Use only kernels that give the same bits each time, so that a resumed run on a GPU equals the uninterrupted one
+    bit for bit; slower there. An operator without such a kernel is an error."""
     activations: Literal["keep", "recompute", "selective", "offload"] = "keep"
     """What layers store for the backward pass; gradients stay the same. keep: everything. recompute: only their inputs.
     selective: also the outputs of matrix products and attention. offload: only their inputs, in host memory."""

@@ -182,7 +182,7 @@ def _write_start(work: Work, method: str, folder: Path) -> None:
     checked = preflight([str(folder / "recipe.yaml"), "--train.resume", "never"])
     recipe, task = checked.recipe, checked.task
     reading = Reading(recipe.model, recipe.data.max_length, task.auto_processor)
-    data = load_data(recipe.data, task, reading)
+    data = load_data(recipe.data, task, reading, recipe.seed)
     plan = plan_run(data.splits, recipe)
     with open(folder / "train.jsonl", "w") as file:
         for step in plan.steps(1, work.num_steps):

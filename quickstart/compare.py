@@ -30,7 +30,7 @@ def compare(run_dir: Path) -> str:
         from onecurve.optim import build_optimizer
         from onecurve.strategies.plain import Plain
     reading = Reading(recipe.model, recipe.data.max_length, task.auto_processor, virtual_tokens(recipe.peft))
-    data = load_data(recipe.data, task, reading)
+    data = load_data(recipe.data, task, reading, recipe.seed)
     assert data.test is not None and data.survey.labels, "compare.py reads runs of one label a text with data.test"
 
     # The same seed draws the same weights: this is the model as it stood before the first step

@@ -61,6 +61,7 @@ RELIED_ON = [
     ("datasets.Dataset", "_fingerprint", "tells a hub dataset's contents for the cache"),
     # PEFT
     ("peft.mapping", "PEFT_TYPE_TO_TUNER_MAPPING", "the methods, and where each adapts by default"),
+    ("peft.tuners.tuners_utils", "_maybe_include_all_linear_layers", "what all-linear meant to a saved adapter"),
     ("peft.utils", "TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING", "where IA3 adapts by default"),
     # Accelerate
     ("accelerate.utils.memory", "should_reduce_batch_size", "its words for memory that ran out"),
@@ -99,7 +100,7 @@ RELIED_ON = [
     (PARTITIONED, "ds_persist", "whether it stays gathered"),
     (PARTITIONED, "ds_external_parameters", "what a module uses of others'"),
 ]
-OF_PYTHON = {"_exit"}
+OF_PYTHON = {"_exit", "_replace"}
 
 
 def find(where):

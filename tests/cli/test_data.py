@@ -47,8 +47,10 @@ def test_local_files_are_encoded_once_and_the_run_reads_them_from_the_cache(reci
     assert f"examples: all found in {tmp_path / 'cache'}" in again.stdout
     assert not (tmp_path / "unused").exists()
     assert "read from the cache" in train(recipe, tmp_path / "run").stdout
-    (entry,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
-    shutil.rmtree(entry)
+    folders = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+    (examples,) = (path for path in folders if not path.name.startswith("rows-"))
+    assert len(folders) == 2, "what is known of the rows, and the examples"
+    shutil.rmtree(examples)
     assert "read from the cache" not in train(recipe, tmp_path / "other").stdout
 
 
@@ -57,7 +59,7 @@ def test_local_files_are_encoded_once_and_the_run_reads_them_from_the_cache(reci
     [
         (["--model.path", "nosuch/model"], "'nosuch/model' is not in the local cache, and the hub cannot be reached"),
         (["--model.path", "./nosuch"], "'./nosuch' is neither a folder nor a hub name"),
-        (["--data.train", "nosuch/data"], "data.train: 'nosuch/data' is neither a file or folder here nor a hub"),
+        (["--data.train", "nosuch/data"], "data.train: no such file or folder: 'nosuch/data', and no hub dataset of"),
         (["--data.trian", "x"], "Did you mean 'data.train'?"),
     ],
 )

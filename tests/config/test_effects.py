@@ -35,6 +35,7 @@ CASES = {  # key: its value, what it needs, and what of it is said where that is
     "train.max_skipped": ("3", ["--train.on_nonfinite", "skip"], "no step is ever skipped"),
     "eval.every": ("5", SCORED, "no dev split"),
     "eval.micro_batch_size": ("4", ["--data.test", "b.jsonl"], "nothing is evaluated"),
+    "eval.predictions": ("true", SCORED, "nothing is evaluated"),
     "eval.best_metric": ("loss", [*SCORED, "--eval.every", "5"], "at most once, at the end"),
     "eval.patience": ("2", [*SCORED, "--eval.every", "5", "--eval.best_metric", "loss"], "it counts evaluations"),
     "checkpoint.keep_every": ("10", ["--checkpoint.every", "5"], "only the last step is saved"),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from onecurve.config import EvalSection, Recipe
+from onecurve.config import Recipe
 from onecurve.data.checking import Report
 from onecurve.errors import ConfigError
 from onecurve.evaluation.predictions import _of_example
@@ -94,13 +94,6 @@ def test_outputs_are_told_apart_by_example_or_by_target() -> None:
     for outputs in (by_target, torch.zeros(())):
         with pytest.raises(ConfigError, match=r"eval\.predictions: this task's outputs do not tell examples apart"):
             _of_example(outputs, 0, [2, 2])
-
-
-def test_predictions_need_a_split() -> None:
-    train = {"max_steps": 1, "global_batch_size": 8}
-    sections: dict[str, Any] = {"task": {"name": "x"}, "model": {"path": "x"}, "train": train}
-    with pytest.raises(ValueError, match=r"eval\.predictions needs a split to predict"):
-        Recipe(output_dir="x", data={"train": "x"}, eval=EvalSection(predictions=True), **sections)
 
 
 def test_rows_without_a_score_are_said_in_the_scores_and_on_the_card() -> None:

@@ -84,7 +84,16 @@ def test_logits_of_a_large_vocabulary_are_told_to_be_chunked(launch_short, tmp_p
     model = build_tiny_llama(tmp_path / "llama", weights=False)
     config = model / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"vocab_size": 64_000}))
-    words = ["--task.name", "causal_lm", "--model.path", str(model), "--model.init", "random"]
+    words = [
+        "--task.name",
+        "causal_lm",
+        "--model.path",
+        str(model),
+        "--model.init",
+        "random",
+        "--data.on_long",
+        "error",
+    ]
     run = launch_short(TIGHT, tmp_path / "run", "python", 1, *words)
     assert run.exit_code == 3, run.stderr
     activations, saved = (
@@ -181,13 +190,15 @@ def on_gpu(monkeypatch, recipe):
     """Return what is said of an error where so many bytes of a GPU are free."""
 
     def explain(error, free, *overrides):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 * 2**30))
-        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda", 1))
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
         sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
         accelerator = SimpleNamespace(device=torch.device("cuda", 1), process_index=5, num_processes=8)
         model = LlamaForCausalLM(LlamaConfig(vocab_size=61, **sizes))
-        return OutOfMemory(load_recipe([str(recipe), *overrides])[0], model, accelerator)(error)
+        out_of_memory = OutOfMemory(load_recipe([str(recipe), *overrides])[0], model, accelerator)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 * 2**30))
+            patch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda", 1))
+            patch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+            return out_of_memory(error)
 
     return explain
 

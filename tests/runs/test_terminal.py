@@ -21,7 +21,7 @@ pytestmark = pytest.mark.distributed
 PATIENCE_SECONDS = 540
 SHORT = ["--train.epochs", "null", "--train.max_steps", "3", "--eval.every", "2", "--train.micro_batch_size", "8"]
 TRAINING = [
-    r"(model|new|batch|threads|labels|train|eval|test|columns|items|example) {3,}\S.*",
+    r"(model|device|note|trained|counts|new|batch|threads|labels|train|eval|test|columns|items|example) {3,}\S.*",
     r"(eval|test) at step \d+:( +\w+ -?\d+\.\d{4})+",
     r"model of step \d+: .*/model",
     r" *\d+%\|[^|]*\| \d+/3 \[.*(step/s|s/step)(, loss .* tokens/s)?\]",

@@ -93,6 +93,9 @@ class OneProcess:
     model: Any
     world_size: int
 
+    def unwrapped(self) -> Any:
+        return self.model
+
     def begin_pass(self, last: bool) -> None:
         pass
 

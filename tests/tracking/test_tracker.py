@@ -1,6 +1,7 @@
 """What is recorded of a launch, and what trackers are told of it."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from accelerate import Accelerator
@@ -47,7 +48,7 @@ def opened(tmp_path, monkeypatch):
             directory.open("", 0)
         project = ProjectConfiguration(project_dir=str(directory.path))
         accelerator = Accelerator(cpu=True, log_with=trackers or None, project_config=project)
-        return Tracker(directory, accelerator, recipe, 3, "0" * 32, resumed)
+        return Tracker(directory, accelerator, recipe, SimpleNamespace(max_steps=3), "0" * 32, resumed)
 
     return start
 

@@ -108,7 +108,7 @@ class Trial:
         self.recipe, self.task = self.checked.recipe, self.checked.task
         self.precision, _ = check_model(self.recipe)
         self.reading = Reading(self.recipe.model, self.recipe.data.max_length, self.task.auto_processor)
-        self.data: Data = load_data(self.recipe.data, self.task, self.reading)
+        self.data: Data = load_data(self.recipe.data, self.task, self.reading, self.recipe.seed)
         self.plan: BatchPlan = plan_run(self.data.splits, self.recipe)
         self.accelerator = start([], self.recipe.output_dir)
         self.checked.directory.path.mkdir()

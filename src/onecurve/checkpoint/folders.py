@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from onecurve.machine.atomic_write import write_atomically
@@ -88,7 +89,8 @@ def point_to_newest(root: Path) -> None:
     if complete:
         write_atomically(root / LATEST, folder_name(complete[-1]) + "\n")
     else:
-        (root / LATEST).unlink(missing_ok=True)
+        with suppress(FileNotFoundError, NotADirectoryError):  # what stands in its way is told when something is saved
+            (root / LATEST).unlink()
 
 
 def remove(folder: Path) -> None:

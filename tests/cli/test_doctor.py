@@ -229,6 +229,7 @@ def test_a_name_that_does_not_resolve_is_a_warning_alone(tmp_path):
     assert "onecurve-nowhere cannot be resolved" in found["names"][0]["value"]
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_rank_that_never_comes_is_named(tmp_path):
     first, second, _ = ranks(3)

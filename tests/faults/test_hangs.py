@@ -46,14 +46,17 @@ def report(started):
         pytest.param(
             "ddp", 2, "backward:0:5", "has been at backward of step 5 for", "sleep_for_ever", marks=pytest.mark.slow
         ),
-        ("zero2", 2, "backward:1:5", "has been at backward of step 5 for", "sleep_for_ever"),
+        pytest.param(
+            "zero2", 2, "backward:1:5", "has been at backward of step 5 for", "sleep_for_ever", marks=pytest.mark.slow
+        ),
         ("python", 1, "data:0:5", "has been at data of step 5 for", "sleep_for_ever"),
-        (
+        pytest.param(
             "ddp",
             2,
             "locked:1:5",
             "gives no sign of life (sleeping), last seen at ",
             "keep_the_interpreter_for_ever",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -77,6 +80,7 @@ def test_a_rank_that_hangs_is_named_with_its_phase_and_its_stack(
     assert not (folder / "ranks").exists()
 
 
+@pytest.mark.slow
 def test_a_process_that_is_stopped_is_named(forks, recipe, tmp_path):
     folder = tmp_path / "run"
     started = forks.start(recipe, folder, "ddp", *SAVING, *ENDLESS)
@@ -88,6 +92,7 @@ def test_a_process_that_is_stopped_is_named(forks, recipe, tmp_path):
     assert f"rank 0 on {os.uname().nodename} (process {started.pids[0]}) gives no sign of life (stopped), last" in said
 
 
+@pytest.mark.slow
 def test_a_run_that_was_suspended_whole_goes_on(forks, recipe, tmp_path):
     """As by Slurm, for a job of more weight: time in which nobody ran is no silence."""
     folder, sign = tmp_path / "run", tmp_path / "run" / "ranks" / "rank-00001.json"

@@ -86,7 +86,7 @@ def launched(how, recipe, folder, *overrides, launcher=()):
         process.wait()
 
 
-@pytest.mark.parametrize(("how", "rank"), [("ddp", 0), ("ddp", 1), ("zero2", 1)])
+@pytest.mark.parametrize(("how", "rank"), [("ddp", 0), ("ddp", 1), pytest.param("zero2", 1, marks=pytest.mark.slow)])
 def test_a_rank_that_is_killed_ends_the_others_and_is_named(forks, recipe, tmp_path, how, rank):
     folder = tmp_path / "run"
     started = forks.start(recipe, folder, how, *ENDLESS)
@@ -186,6 +186,7 @@ def test_ranks_do_not_outlive_their_launcher(recipe, tmp_path, how, ranks):
     assert not (folder / "ranks").exists()
 
 
+@pytest.mark.slow
 def test_a_launcher_that_may_restart_goes_on_exactly_after_a_rank_was_killed(forks, recipe, tmp_path):
     several = ["--train.max_steps", "60", "--checkpoint.every", "5"]
     whole = forks.train(recipe, tmp_path / "whole", "ddp", *several)

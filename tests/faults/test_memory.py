@@ -121,7 +121,15 @@ def test_auto_finds_a_size_that_fits_and_draws_the_same_curve(launch_short, fork
     assert not [*partings(forks.train(recipe, tmp_path / "set", "python", "--train.micro_batch_size", "4"), run)]
 
 
-@pytest.mark.parametrize(("how", "ranks"), [("python", 1), ("ddp", 2), ("zero2", 2), ("zero3", 2)])
+@pytest.mark.parametrize(
+    ("how", "ranks"),
+    [
+        ("python", 1),
+        ("ddp", 2),
+        pytest.param("zero2", 2, marks=pytest.mark.slow),
+        pytest.param("zero3", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_trying_sizes_leaves_no_trace(forks, recipe, tmp_path, how, ranks):
     options = ["--train.global_batch_size", "16"]
     auto, fixed = (

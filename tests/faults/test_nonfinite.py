@@ -18,7 +18,8 @@ from tests.resume.curves import partings, weights
 MARK = "\u00a7"
 STEPS, BATCH, MICRO, BAD = 6, 8, 2, 4
 """In step 4 a sample of its last micro-batch is spoilt, which is rank 1's of two."""
-FORMS = [("python", 1), ("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2)]
+FORMS = [("python", 1), ("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2), ("zero3_offload", 2)]
+FAST = [("python", 1, "loss"), ("zero3", 2, "loss")]
 WHY = {"loss": "the loss is not finite", "gradient": "the gradient is not finite", "spike": "the loss is a spike"}
 
 
@@ -87,8 +88,14 @@ def references(launch, tmp_path_factory):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("kind", ["loss", "gradient"])
-@pytest.mark.parametrize(("how", "ranks"), [*FORMS, pytest.param("zero3_offload", 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("how", "ranks", "kind"),
+    [
+        pytest.param(*form, kind, marks=[] if (*form, kind) in FAST else [pytest.mark.slow])
+        for form in FORMS
+        for kind in ("loss", "gradient")
+    ],
+)
 def test_it_is_caught_at_its_step_with_nothing_touched_and_the_run_goes_on_as_one_curve(
     launch, references, tmp_path, how, ranks, kind
 ):
@@ -146,7 +153,14 @@ def test_by_default_the_run_stops_with_a_black_box(launch, tmp_path, how, kind):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("how", "kind"), [("ddp", "loss"), ("zero2", "gradient"), ("zero3", "loss")])
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [
+        pytest.param("ddp", "loss", marks=pytest.mark.slow),
+        ("zero2", "gradient"),
+        pytest.param("zero3", "loss", marks=pytest.mark.slow),
+    ],
+)
 def test_going_back_to_leave_a_step_out_is_leaving_it_out_bit_for_bit(launch, tmp_path, how, kind):
     # the one computes its gradient and clears it away, the other, the second time, never computes it
     skip = ended_well(launch(kind, tmp_path / "skip", how, 2, "--train.on_nonfinite", "skip"))
@@ -185,6 +199,7 @@ def test_where_the_answer_does_not_help_the_run_stops(launch, tmp_path, options,
     assert (tmp_path / "blackbox" / f"step-{BAD:08d}" / "report.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_spike_is_told_by_its_rule_also_where_the_run_was_interrupted_on_the_way(launch, tmp_path):
     ignored = ended_well(launch("spike", tmp_path / "ignored", "python", 1))

@@ -178,7 +178,11 @@ def has_content(path):
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (["--train.max_steps", "1000000"], ["metrics.jsonl' cannot be written: No space left on device"]),
+        pytest.param(
+            ["--train.max_steps", "1000000"],
+            ["metrics.jsonl' cannot be written: No space left on device"],
+            marks=pytest.mark.slow,
+        ),
         (
             ["--train.max_steps", "300", "--tracking.log_every", "100"],
             ["The checkpoint of step 300 could not be saved: ", "model is not there. It could not be written: "],
@@ -238,6 +242,7 @@ def test_a_save_and_the_metrics_that_fail_together_are_one_message(forks, recipe
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_clocks_that_jump_decide_nothing(recipe, tmp_path, monkeypatch):
     """Each look at the wall clock is a day earlier than the one before, and file times tell lies."""
     (tmp_path / "sitecustomize.py").write_text(

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from onecurve.checkpoint import read_manifest
 from onecurve.checkpoint.difference import compare_tensors
 from onecurve.cli import main
-from tests.gpu.devices import CPU_AND_GPU, GPU, GPU_AND_SLOWLY_CPU
+from tests.gpu.devices import GPU, GPU_AND_SLOWLY_CPU
 from tests.launching import ROOT, environment, train, write_recipe
 from tests.resume.curves import curve
 from tests.tiny_models import build_tiny_llama
@@ -72,7 +72,7 @@ def parted(ours, theirs):
     return max(abs(a[2] - b[2]) / a[2] for a, b in zip(one, other, strict=True)), same
 
 
-@pytest.mark.parametrize("device", CPU_AND_GPU)
+@pytest.mark.parametrize("device", GPU_AND_SLOWLY_CPU)
 def test_a_resumed_run_is_as_near_to_the_uninterrupted_one_as_that_to_itself(device, run):
     """Bit for bit wherever the device itself computes the same again: attention's backward pass on a GPU may not."""
     straight, again = (run(device, name) for name in ("straight", "again"))
@@ -93,7 +93,7 @@ def test_a_resumed_deterministic_run_is_the_uninterrupted_one_bit_for_bit(device
     assert parted(straight, run(device, "parts", *words, "--checkpoint.every", "3")) == (0.0, True)
 
 
-@pytest.mark.parametrize("device", CPU_AND_GPU)
+@pytest.mark.parametrize("device", GPU_AND_SLOWLY_CPU)
 def test_a_new_head_is_the_same_in_one_process_and_under_zero_3(device, run, tmp_path):
     rows = [{"text": f"headline {i}", "label": ("up", "down", "level")[i % 3]} for i in range(16)]
     (tmp_path / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -45,6 +45,7 @@ def test_ranks_divide_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told == [9, 2, 1]
 
 
+@pytest.mark.slow
 def test_the_one_thread_that_a_launcher_chose_is_not_taken_for_the_users(tmp_path: Path) -> None:
     script = tmp_path / "report.py"
     script.write_text(REPORT)

@@ -49,6 +49,8 @@ PLAIN = ["--train.micro_batch_size", "4"]
 GROUPED = [*PLAIN, "--train.group_by_length", "true"]
 BUDGET = ["--train.micro_batch_tokens", "200"]
 PACKED = [*BUDGET, "--train.group_by_length", "true", "--train.packing", "on"]
+CUTS = {"grouped": GROUPED, "budget": BUDGET, "packed": PACKED}
+FAST = {*((name, how) for name in CUTS for how in ("python", "ddp")), ("packed", "zero2")}
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +73,14 @@ def same_curve(ours, theirs):
     assert their_test.get("confusion_matrix") == test.get("confusion_matrix")
 
 
-@pytest.mark.parametrize("how", ["python", "ddp", "zero2", pytest.param("zero3", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("cut", [GROUPED, BUDGET, PACKED], ids=["grouped", "budget", "packed"])
+@pytest.mark.parametrize(
+    ("cut", "how"),
+    [
+        pytest.param(cut, how, id=f"{name}-{how}", marks=[] if (name, how) in FAST else [pytest.mark.slow])
+        for name, cut in CUTS.items()
+        for how in ("python", "ddp", "zero2", "zero3")
+    ],
+)
 @pytest.mark.parametrize("task", ["sft", pytest.param("text_classification", marks=pytest.mark.slow)])
 def test_without_dropout_any_cut_draws_the_curve_of_the_plain_one(recipes, plain, forks, tmp_path, task, cut, how):
     run = forks.train(recipes[task], tmp_path / "run", how, *cut)
@@ -83,13 +91,14 @@ def test_without_dropout_any_cut_draws_the_curve_of_the_plain_one(recipes, plain
     assert ("a pass x" if cut is GROUPED else "= up to 200 tokens a pass x") in run.stdout
 
 
-@pytest.mark.parametrize("how", ["ddp", "zero2"])
+@pytest.mark.parametrize("how", ["ddp", pytest.param("zero2", marks=pytest.mark.slow)])
 def test_a_budget_that_leaves_a_rank_nothing_draws_it_too_and_is_told(recipes, plain, forks, tmp_path, how):
     run = forks.train(recipes["sft"], tmp_path / "run", how, "--train.micro_batch_tokens", "5000")
     assert "1 rank(s) without a micro-batch" in run.stdout
     same_curve(plain["sft"], run)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_under_another_cut_and_says_that_dropout_draws_other_masks(recipes, plain, forks, tmp_path):
     stop = ["--train.stop_after", "3"]
     first = forks.train(recipes["sft"], tmp_path / "run", "ddp", *GROUPED, *stop)

@@ -118,6 +118,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_and_its_model_is_transformers_ow
     assert saved.keys() == model.state_dict().keys()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_another_precision_only_where_that_is_allowed(recipes, forks, one, tmp_path):
     recipe = recipes["sft"]
     forks.train(recipe, tmp_path / "run", "python", *FP8, "--train.stop_after", "3")

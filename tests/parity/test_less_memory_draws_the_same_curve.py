@@ -8,8 +8,7 @@ from tests.launching import write_recipe
 from tests.resume.curves import partings
 from tests.tiny_models import build_tiny_llama
 
-pytestmark = pytest.mark.distributed
-SLOW = pytest.mark.slow
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 LORA = ["--peft.method", "lora", "--peft.lora_dropout", "0.1", "--peft.target_modules", "all-linear"]
 CHUNKED = ["--train.logits", "chunked"]
 
@@ -53,13 +52,13 @@ def kept(forks, recipe, folder):
     return run
 
 
-@pytest.mark.parametrize("peft", [pytest.param([], id="full"), pytest.param(LORA, id="lora", marks=SLOW)])
+@pytest.mark.parametrize("peft", [[], LORA], ids=["full", "lora"])
 @pytest.mark.parametrize(
     ("how", "less"),
     [
-        pytest.param("python", ["--train.activations", "selective", *CHUNKED], marks=SLOW),
-        pytest.param("ddp", ["--train.activations", "selective", *CHUNKED], marks=SLOW),
-        pytest.param("zero2", ["--train.activations", "offload", *CHUNKED], marks=SLOW),
+        ("python", ["--train.activations", "selective", *CHUNKED]),
+        ("ddp", ["--train.activations", "selective", *CHUNKED]),
+        ("zero2", ["--train.activations", "offload", *CHUNKED]),
         ("zero3", ["--train.activations", "offload", *CHUNKED]),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value[1::2]),
@@ -72,7 +71,6 @@ def test_less_memory_draws_the_same_curve(forks, recipe, kept, tmp_path, how, le
     assert run.events("eval")[-1]["loss"] == pytest.approx(whole.events("eval")[-1]["loss"], rel=1e-5)
 
 
-@SLOW
 def test_selective_is_refused_under_zero_3(forks, recipe, tmp_path):
     run = forks.launch(recipe, tmp_path / "run", "zero3", "--train.activations", "selective")
     assert "train.activations: selective does not work where ZeRO-3" in run.stderr

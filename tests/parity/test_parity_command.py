@@ -65,6 +65,7 @@ def plant(folder: Path, bug: str) -> None:
     (folder / "train.py").write_text("".join([*lines[: at + 1], f"    {bug}\n", *lines[at + 1 :]]))
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_forms_that_draw_the_curve_pass(parity, capsys):
     words = ["--steps", "4", "--forms", "ddp", "zero2", "--ranks", "2", "--micro_batch_sizes", "4", *LORA]

@@ -54,18 +54,16 @@ HALF = [*LORA, "--train.mixed_precision", "bf16", "--train.emulate", "true"]
 QUICK = [
     ("causal_lm", FULL, ["ddp", "zero1", "zero2", "zero3"]),
     ("sft", LORA, ["ddp", "zero3"]),
-    ("text_classification", LORA, ["zero2"]),
-    ("text_classification", FULL, ["zero3"]),
-    ("text_classification", HALF, ["zero3"]),
 ]
 REST = [
     ("sft", FULL, ["ddp", "zero1", "zero2", "zero3", "zero3_offload"]),
     ("causal_lm", LORA, ["ddp", "zero1", "zero2", "zero3", "zero3_offload"]),
-    ("text_classification", FULL, ["ddp", "zero1", "zero2"]),
-    ("text_classification", LORA, ["ddp", "zero1", "zero3", "zero3_offload"]),
+    ("text_classification", FULL, ["ddp", "zero1", "zero2", "zero3"]),
+    ("text_classification", LORA, ["ddp", "zero1", "zero2", "zero3", "zero3_offload"]),
+    ("text_classification", HALF, ["zero3"]),
     ("sft", HALF, ["ddp", "zero2", "zero3", "zero3_offload"]),
 ]
-NEW = sorted(FIRST.keys() - {task for task, *_ in QUICK})
+NEW = sorted(FIRST.keys() - {task for task, *_ in QUICK + REST})
 """Tasks of which nothing is said above."""
 QUICK += [(task, FULL, ["ddp"]) for task in NEW]
 REST += [(task, FULL, ["single", "zero2", "zero3"]) for task in NEW]

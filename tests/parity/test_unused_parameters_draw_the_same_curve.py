@@ -20,12 +20,11 @@ FULL: list[str] = []
 LORA = ["--peft.method", "lora"]
 ALL_LINEAR = [*LORA, "--peft.target_modules", "all-linear"]
 QUICK = [
-    ("bigbird", FULL, ["ddp", "zero2", "zero3"]),
     ("gemma3", ALL_LINEAR, ["ddp", "zero3"]),
     ("mixtral", FULL, ["ddp", "zero2"]),
 ]
 REST = [
-    ("bigbird", FULL, ["zero1", "zero3_offload"]),
+    ("bigbird", FULL, ["ddp", "zero1", "zero2", "zero3", "zero3_offload"]),
     ("gemma3", ALL_LINEAR, ["zero1", "zero2"]),
     ("gemma3", LORA, ["ddp", "zero1", "zero2", "zero3"]),
     ("gemma3", FULL, ["ddp", "zero1", "zero2", "zero3"]),

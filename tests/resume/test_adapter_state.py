@@ -67,6 +67,7 @@ def test_ranks_share_a_buffer_out(tiny_llama):
         assert torch.equal(torch.cat([piece.values for piece in own]), values)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_vera_goes_on_under_another_strategy_and_converts_to_what_the_run_exports(forks, recipes, tmp_path):
     vera = ["--peft.method", "vera", "--optim.lr", "0.05", "--checkpoint.every", "4"]

@@ -20,7 +20,7 @@ def saved(run):
     return sorted(path.name for path in (run.output_dir / "checkpoints").glob("step-*"))
 
 
-@pytest.mark.parametrize(("how", "ranks"), [("python", 1), ("zero2", 2)])
+@pytest.mark.parametrize(("how", "ranks"), [("python", 1), pytest.param("zero2", 2, marks=pytest.mark.slow)])
 def test_from_a_checkpoint_of_another_run(recipes, forks, tmp_path, how, ranks):
     recipe, folder = recipes["causal_lm"], tmp_path / "run"
     start = tmp_path / "first" / "checkpoints" / "step-00000002"
@@ -37,6 +37,7 @@ def test_from_a_checkpoint_of_another_run(recipes, forks, tmp_path, how, ranks):
     assert "nothing left to do" in again.stdout
 
 
+@pytest.mark.slow
 def test_from_an_earlier_step_of_the_same_run_that_is_deleted_on_the_way(recipes, forks, tmp_path):
     recipe, folder = recipes["causal_lm"], tmp_path / "run"
     saving = ["--checkpoint.every", "1", "--checkpoint.keep", "2"]
@@ -77,6 +78,7 @@ def test_never_in_a_job_that_is_requeued(recipes, forks, tmp_path):
     assert (steps(anew, "resume"), steps(anew, "train")) == ([], [1, 2]), "typed again, it begins again"
 
 
+@pytest.mark.slow
 def test_a_kill_between_the_beginning_and_the_first_checkpoint(recipes, forks, tmp_path):
     """What the run replaced is not gone on from, not even the old start; the new run begins once more."""
     recipe, folder = recipes["causal_lm"], tmp_path / "run"

@@ -28,7 +28,7 @@ def undisturbed(recipes, forks, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize(("how", "ranks"), [("python", 1), ("zero2", 2)])
+@pytest.mark.parametrize(("how", "ranks"), [("python", 1), pytest.param("zero2", 2, marks=pytest.mark.slow)])
 def test_without_its_metric_a_run_ends_with_the_last_step_and_its_scores(
     recipes, forks, tmp_path, undisturbed, how, ranks
 ):

@@ -28,6 +28,7 @@ def saved(run):
     return sorted(path.name for path in (run.output_dir / "checkpoints").glob("step-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_chosen_steps_are_saved_and_stay_and_the_start_can_be_gone_on_from(forks, recipe, tmp_path):
     words = ["--checkpoint.every", "2", "--checkpoint.keep", "1", "--checkpoint.also", "[0, 1]"]

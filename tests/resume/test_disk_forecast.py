@@ -26,7 +26,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-@pytest.mark.parametrize(("how", "ranks"), [("python", 1), ("zero3", 2)])
+@pytest.mark.parametrize(("how", "ranks"), [("python", 1), pytest.param("zero3", 2, marks=pytest.mark.slow)])
 def test_a_run_whose_checkpoints_do_not_fit_is_refused_before_its_first_step(
     forks, recipes, tmp_path, small_disk, how, ranks
 ):

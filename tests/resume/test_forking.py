@@ -17,7 +17,7 @@ def lasting(run):
     return [{key: value for key, value in event.items() if key not in OF_THE_MOMENT} for event in events]
 
 
-@pytest.mark.parametrize("how", ["ddp", "zero3"])
+@pytest.mark.parametrize("how", ["ddp", pytest.param("zero3", marks=pytest.mark.slow)])
 def test_a_forked_run_is_the_launched_one_bit_for_bit(recipes, forks, tmp_path, how):
     overrides = ["--checkpoint.every", "3"]
     launched = train(recipes["causal_lm"], tmp_path / "launched", how, *overrides)

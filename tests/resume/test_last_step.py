@@ -35,7 +35,7 @@ def test_by_default_the_last_step_is_saved_and_stays_and_null_saves_nothing(reci
     assert [event["step"] for event in every.events("checkpoint")] == [3, 6, 8]
 
 
-@pytest.mark.parametrize(("how", "ranks"), [("python", 1), ("zero3", 2)])
+@pytest.mark.parametrize(("how", "ranks"), [("python", 1), pytest.param("zero3", 2, marks=pytest.mark.slow)])
 def test_after_an_export_that_failed_a_launch_scores_and_exports_and_trains_nothing(
     recipes, forks, tmp_path, how, ranks
 ):
@@ -69,6 +69,7 @@ def test_where_nothing_was_saved_the_message_says_so(recipes, forks, tmp_path):
     assert "There is no checkpoint: launched again, the run starts from the beginning." in broken.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_patience_ends_is_saved_where_it_ends(recipes, forks, tmp_path):
     """And goes on there to both its models, with the scores of both."""
     scoring = ["--eval.every", "1", "--eval.best_metric", "loss", "--eval.patience", "2"]

@@ -23,7 +23,10 @@ def saved_differently(forks, recipes, tmp_path):
     return differs
 
 
-@pytest.mark.parametrize("how", ["python", "ddp", "zero2", "zero3"])
+@pytest.mark.parametrize(
+    "how",
+    ["python", "ddp", pytest.param("zero2", marks=pytest.mark.slow), pytest.param("zero3", marks=pytest.mark.slow)],
+)
 def test_what_an_update_overtakes_is_saved_as_it_was(saved_differently, how):
     assert not saved_differently(how, "late")
 

@@ -52,6 +52,7 @@ def test_on_int8_too(recipes, forks, tmp_path):
     check_bit_for_bit(recipes, forks, tmp_path, INT8)
 
 
+@pytest.mark.slow
 def test_ranks_and_strategies_draw_the_curve_of_one_process(recipes, forks, tmp_path):
     whole = forks.train(recipes["sft"], tmp_path / "whole", "python", *NF4)
     stages = [("zero2", 2, 3), ("ddp", 2, 0)]

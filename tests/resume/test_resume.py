@@ -26,7 +26,11 @@ def in_stages(forks, recipe, folder, stages, *overrides):
 
 @pytest.mark.parametrize(
     ("how", "ranks", "task", "overrides"),
-    [("python", 1, "causal_lm", FULL), ("zero3", 2, "sft", LORA), ("ddp", 4, "text_classification", FULL)],
+    [
+        ("python", 1, "causal_lm", FULL),
+        pytest.param("zero3", 2, "sft", LORA, marks=pytest.mark.slow),
+        pytest.param("ddp", 4, "text_classification", FULL, marks=pytest.mark.slow),
+    ],
 )
 def test_in_the_same_place_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     recipes, forks, tmp_path, how, ranks, task, overrides

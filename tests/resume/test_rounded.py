@@ -8,7 +8,7 @@ from onecurve.checkpoint import read_manifest
 from tests.resume.curves import curve
 from tests.resume.test_resume import in_stages
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 
 def check(recipes, forks, folder, how, ranks, rounding):
@@ -36,6 +36,5 @@ def test_it_goes_on_bit_for_bit(recipes, forks, tmp_path):
     assert [norm for *_, norm in curve(rounded)] == pytest.approx([norm for *_, norm in curve(exact)], rel=0.05)
 
 
-@pytest.mark.slow
 def test_chance_goes_on_bit_for_bit_too(recipes, forks, tmp_path):
     check(recipes, forks, tmp_path, "python", 1, "stochastic")

@@ -25,9 +25,9 @@ def wait_for_step(started, step):
 @pytest.mark.parametrize(
     ("how", "ranks", "names", "task"),
     [
-        ("python", 1, ["SIGINT"], "text_classification"),
+        pytest.param("python", 1, ["SIGINT"], "text_classification", marks=pytest.mark.slow),
         ("ddp", 2, ["SIGUSR1", "SIGTERM", "SIGUSR1"], "causal_lm"),
-        ("zero2", 2, ["SIGTERM"], "sft"),
+        pytest.param("zero2", 2, ["SIGTERM"], "sft", marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_to_any_one_rank_saves_and_ends_the_run_which_then_goes_on(

@@ -23,7 +23,7 @@ def checkpoint(kind, folder):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("kind", ["no head", "other labels", "decoder"])
+@pytest.mark.parametrize("kind", [pytest.param("no head", marks=pytest.mark.slow), "other labels", "decoder"])
 def test_zero_3_starts_where_one_process_does(forks, tmp_path, kind):
     checkpoint(kind, tmp_path)
     wanted = values(load(str(tmp_path)))

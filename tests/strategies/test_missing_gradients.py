@@ -38,7 +38,8 @@ def test_ddp_that_was_told_nothing_ends_before_it_updates(forks, tmp_path):
     assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.parametrize("how", ["zero1", pytest.param("zero2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["zero1", "zero2"])
 def test_zero_that_was_told_nothing_ends_too(forks, tmp_path, how):
     ended, found = ran(forks, tmp_path, how, told="nothing")
     assert ended.exit_code == 3

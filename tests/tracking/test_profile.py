@@ -68,12 +68,14 @@ def test_it_says_where_the_time_went_and_moves_no_loss(forks, recipe, tmp_path, 
     assert float(rows["aten::mm"][1]) > 0
 
 
+@pytest.mark.slow
 def test_a_short_run_is_measured_without_a_warm_up(forks, recipe, tmp_path):
     run = forks.train(recipe, tmp_path / "run", "python", "--tracking.profile", "9", "--train.max_steps", "2")
     assert "profile   of steps 1 to 2: " in run.stdout
     assert page(run)[1].keys() >= PHASES
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_early_writes_what_there_is(forks, recipe, tmp_path):
     run = forks.train(recipe, tmp_path / "run", "python", "--tracking.profile", "3", "--train.stop_after", "4")
     assert "profile   of steps 4 to 4: " in run.stdout

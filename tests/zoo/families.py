@@ -172,7 +172,7 @@ CAUSAL = {
             "mamba_dt_rank": 4,
         },
     ),
-    "Mamba": Family("mamba", _MAMBA, fast=("lora",)),
+    "Mamba": Family("mamba", _MAMBA),
     "Mamba 2": Family("mamba2", {**_MAMBA, "num_heads": 8, "n_groups": 1, "chunk_size": 8}),
     "RecurrentGemma": Family(
         "recurrent_gemma", {"lru_width": 32, "attention_window_size": 8, "block_types": ["recurrent", "attention"]}
@@ -192,9 +192,7 @@ _DECODERS = (
 CLASSIFIERS = {
     "BERT": Family("bert", encoder=True),
     "RoBERTa": Family("roberta", encoder=True, fast=("full",)),
-    "DistilBERT": Family(
-        "distilbert", {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4}, encoder=True, fast=("lora",)
-    ),
+    "DistilBERT": Family("distilbert", {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4}, encoder=True),
     "ALBERT": Family("albert", encoder=True),
     "ELECTRA": Family("electra", encoder=True),
     "DeBERTa": Family(

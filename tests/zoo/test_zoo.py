@@ -26,7 +26,11 @@ REFUSED = {
 def cases() -> list[Any]:
     return [
         pytest.param(
-            task, name, mode, marks=[] if mode in family.fast else [pytest.mark.slow], id=f"{name}-{task}-{mode}"
+            task,
+            name,
+            mode,
+            marks=[] if mode in family.fast and (task == "causal_lm" or name not in CAUSAL) else [pytest.mark.slow],
+            id=f"{name}-{task}-{mode}",
         )
         for task, families in KINDS.items()
         for name, family in families.items()

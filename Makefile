@@ -20,6 +20,8 @@ PEERS := hf_trainer trl_sft llama_factory
 GPU_PEERS := hf_trainer trl_sft
 # One thread a process: tests start several, and two threads on contended cores are many times slower
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Two tests at a time, those of a file in one process: they share what is expensive. Slow tests fill two cores alone
+FAST = -n 2 --dist loadscope -m "not slow and not gpu and not cluster"
 
 # DeepSpeed looks for ninja on the path
 export PATH := $(BIN):$(PATH)
@@ -37,7 +39,7 @@ quickstart: $(READY) ## set up, fetch a small model, fine-tune it, show the resu
 	@$(BIN)/python quickstart/compare.py $(RUN)
 
 test: lint compiler ## set up, then lint and the fast tests
-	$(PYTEST) -m "not slow and not gpu and not cluster"
+	$(PYTEST) $(FAST)
 
 test-slow: compiler ## the slow tests alone
 	$(PYTEST) -m "slow and not gpu and not cluster" || [ $$? -eq 5 ]  # 5: there are none

@@ -20,8 +20,7 @@ PEERS := hf_trainer trl_sft llama_factory
 GPU_PEERS := hf_trainer trl_sft
 # One thread a process: tests start several, and two threads on contended cores are many times slower
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-# Two tests at a time, those of a file in one process: they share what is expensive. Slow tests fill two cores alone
-FAST = -n 2 --dist loadscope -m "not slow and not gpu and not cluster"
+FAST = not slow and not gpu and not cluster
 
 # DeepSpeed looks for ninja on the path
 export PATH := $(BIN):$(PATH)
@@ -39,7 +38,9 @@ quickstart: $(READY) ## set up, fetch a small model, fine-tune it, show the resu
 	@$(BIN)/python quickstart/compare.py $(RUN)
 
 test: lint compiler ## set up, then lint and the fast tests
-	$(PYTEST) $(FAST)
+	@# Two at a time, but alone where a test starts several processes. A file's tests share what is expensive
+	$(PYTEST) -n 2 --dist loadscope -m "$(FAST) and not distributed"; alone=$$?; \
+	$(PYTEST) -m "$(FAST) and distributed" && exit $$alone
 
 test-slow: compiler ## the slow tests alone
 	$(PYTEST) -m "slow and not gpu and not cluster" || [ $$? -eq 5 ]  # 5: there are none

@@ -180,6 +180,7 @@ def test_two_good_ranks_are_fine_and_their_speed_is_told(tmp_path, recipe):
     assert "gloo" in found["sum over the ranks"][0]["value"]
 
 
+@pytest.mark.slow
 @needs_root
 @pytest.mark.distributed
 def test_two_machines_that_cannot_reach_each_other_or_share_no_disk(tmp_path):

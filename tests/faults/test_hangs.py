@@ -49,7 +49,9 @@ def report(started):
         pytest.param(
             "zero2", 2, "backward:1:5", "has been at backward of step 5 for", "sleep_for_ever", marks=pytest.mark.slow
         ),
-        ("python", 1, "data:0:5", "has been at data of step 5 for", "sleep_for_ever"),
+        pytest.param(
+            "python", 1, "data:0:5", "has been at data of step 5 for", "sleep_for_ever", marks=pytest.mark.slow
+        ),
         pytest.param(
             "ddp",
             2,

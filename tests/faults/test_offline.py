@@ -88,7 +88,12 @@ def attempts(folder, recipe, *overrides, how="python", offline="1"):
 
 
 @pytest.mark.parametrize(
-    ("task", "how"), [("text_classification", "python"), ("causal_lm", "python"), ("causal_lm", "ddp")]
+    ("task", "how"),
+    [
+        ("causal_lm", "python"),
+        pytest.param("text_classification", "python", marks=pytest.mark.slow),
+        pytest.param("causal_lm", "ddp", marks=pytest.mark.slow),
+    ],
 )
 def test_an_offline_run_asks_nothing_of_any_network(recipes, tmp_path, task, how):
     code, tried, said = attempts(tmp_path, recipes[task], how=how)

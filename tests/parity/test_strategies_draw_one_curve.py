@@ -53,9 +53,9 @@ HALF = [*LORA, "--train.mixed_precision", "bf16", "--train.emulate", "true"]
 """Frozen weights in bfloat16, what is trained in float32."""
 QUICK = [
     ("causal_lm", FULL, ["ddp", "zero1", "zero2", "zero3"]),
-    ("sft", LORA, ["ddp", "zero3"]),
 ]
 REST = [
+    ("sft", LORA, ["ddp", "zero3"]),
     ("sft", FULL, ["ddp", "zero1", "zero2", "zero3", "zero3_offload"]),
     ("causal_lm", LORA, ["ddp", "zero1", "zero2", "zero3", "zero3_offload"]),
     ("text_classification", FULL, ["ddp", "zero1", "zero2", "zero3"]),

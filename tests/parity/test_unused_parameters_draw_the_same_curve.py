@@ -21,14 +21,13 @@ LORA = ["--peft.method", "lora"]
 ALL_LINEAR = [*LORA, "--peft.target_modules", "all-linear"]
 QUICK = [
     ("gemma3", ALL_LINEAR, ["ddp", "zero3"]),
-    ("mixtral", FULL, ["ddp", "zero2"]),
 ]
 REST = [
     ("bigbird", FULL, ["ddp", "zero1", "zero2", "zero3", "zero3_offload"]),
     ("gemma3", ALL_LINEAR, ["zero1", "zero2"]),
     ("gemma3", LORA, ["ddp", "zero1", "zero2", "zero3"]),
     ("gemma3", FULL, ["ddp", "zero1", "zero2", "zero3"]),
-    ("mixtral", FULL, ["zero1", "zero3"]),
+    ("mixtral", FULL, ["ddp", "zero1", "zero2", "zero3"]),
 ]
 
 
@@ -88,6 +87,7 @@ def test_every_other_strategy_too(forks, recipes, tmp_path, model, overrides, st
     check(forks, recipes[model], tmp_path, overrides, strategies)
 
 
+@pytest.mark.slow
 def test_checkpoints_move_between_strategies(forks, recipes, tmp_path):
     """Also one from before unused parameters were looked for, which has values of them and no optimizer state."""
     recipe = recipes["bigbird"]

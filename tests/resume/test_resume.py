@@ -56,9 +56,9 @@ def test_optimizers_with_other_state_go_on_bit_for_bit_too(recipes, forks, tmp_p
 
 CHAINS = [
     ("causal_lm", FULL, [("zero2", 2, 2), ("ddp", 2, 3), ("zero3", 2, 5), ("python", 1, 0)]),
-    ("sft", LORA, [("zero3", 2, 3), ("python", 1, 5), ("zero1", 2, 0)]),
 ]
 SLOW_CHAINS = [
+    ("sft", LORA, [("zero3", 2, 3), ("python", 1, 5), ("zero1", 2, 0)]),
     ("text_classification", FULL, [("ddp", 4, 2), ("zero3", 4, 4), ("zero2", 2, 5), ("zero1", 2, 0)]),
     ("text_classification", LORA, [("python", 1, 3), ("zero3", 3, 5), ("ddp", 3, 0)]),
     ("causal_lm", LORA, [("zero1", 2, 3), ("zero3", 4, 5), ("zero2", 2, 0)]),

@@ -150,7 +150,7 @@ def test_a_learning_adapter_saves_its_head_and_is_what_was_scored(learnt):
     assert right > 30, "nothing was learnt"
 
 
-@pytest.mark.parametrize("how", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("how", ["ddp", pytest.param("zero2", marks=pytest.mark.slow), "zero3"])
 def test_the_best_step_is_kept_under_every_strategy(forks, recipe, tmp_path, how):
     """A learning rate that ruins the model late: the best step is an early one, and `model/` is that one."""
     overrides = ["--eval.every", "2", "--eval.best_metric", "loss", "--optim.lr", "0.05", "--optim.warmup_steps", "8"]

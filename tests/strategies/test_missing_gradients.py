@@ -47,13 +47,17 @@ def test_zero_that_was_told_nothing_ends_too(forks, tmp_path, how):
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_zero_refuses_what_it_is_told_of(forks, tmp_path):
     ended, found = ran(forks, tmp_path, "zero2")
     assert ended.exit_code == 2
     assert "branches.0.weight and 5 more" in found[0]["error"] and "ddp.yaml" in found[0]["error"]
 
 
-@pytest.mark.parametrize(("source", "target"), [("python", "python"), ("ddp", "zero2"), ("ddp", "zero3")])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("python", "python"), *(pytest.param("ddp", how, marks=pytest.mark.slow) for how in ("zero2", "zero3"))],
+)
 def test_state_that_a_checkpoint_lacks_is_that_of_zero_gradients(forks, tmp_path, source, target):
     checkpoints = tmp_path / "checkpoints"
     apart(*ran(forks, tmp_path, source, saved=checkpoints))

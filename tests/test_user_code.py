@@ -134,7 +134,11 @@ MISTAKES = {
     "any error": ("mine.py:Task", "import json\njson.loads('{')", "mine.py, line 2: JSONDecodeError"),
     "an exit": ("mine.py:Task", "raise SystemExit(4)", "mine.py, line 1: SystemExit: 4"),
     "no module": ("no_such_package.thing:Task", "", "there is no module 'no_such_package'"),
-    "a module that fails": ("mine:Task", "import no_such_thing", "mine.py, line 1: ModuleNotFoundError"),
+    "a module that fails": (
+        "a_failing_module:Task",
+        "import no_such_thing",
+        "a_failing_module.py, line 1: ModuleNotFoundError",
+    ),
 }
 
 
@@ -142,7 +146,7 @@ MISTAKES = {
 def test_what_cannot_be_used_is_one_message(project, mistake):
     name, code, said = MISTAKES[mistake]
     if code:
-        (project / "mine.py").write_text(code)
+        (project / f"{name.partition(':')[0].removesuffix('.py')}.py").write_text(code)
     with pytest.raises(ConfigError) as refused:
         find_task(name)
     assert said in str(refused.value)

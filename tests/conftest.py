@@ -5,11 +5,12 @@ import os
 # Before anything heavy is imported, and for the processes that tests start
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
+import copy
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -64,6 +65,20 @@ def late_device(monkeypatch: pytest.MonkeyPatch) -> "LateDevice":
     from tests.machine.late_device import stand_in
 
     return stand_in(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def chatml(tiny_llama: Path) -> Any:
+    """Its tokenizer; `tokenizer` is a copy to change."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_llama)
+
+
+@pytest.fixture
+def tokenizer(chatml: Any) -> Any:
+    """A tokenizer whose template a test may change."""
+    return copy.deepcopy(chatml)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from onecurve.config import Recipe, check_effects, load_recipe
 from onecurve.config.effects import ALWAYS, BY_SPLIT, BY_TASK, NEEDS, beyond_the_end
 from onecurve.config.explain import known_keys
 from onecurve.config.sections.base import Section
-from onecurve.data import sources
+from onecurve.data.formats import READS
 from onecurve.errors import ConfigError
 from onecurve.preflight import read
 from onecurve.tasks import find_task, task_names
@@ -164,7 +164,8 @@ def test_a_resolved_recipe_is_a_recipe_although_it_holds_every_key(tmp_path):
 
 
 def test_the_data_s_kinds_say_the_rest():
-    assert {f"data.{name}" for name in sources.BY_SPLIT} == BY_SPLIT
+    read = {name for names in READS.values() for name in names} | {"hub_config"}
+    assert {f"data.{name}" for name in read} == BY_SPLIT
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """What is learnt of a conversation under templates with the traits of real ones."""
 
-import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,19 +29,6 @@ CONVERSATIONS = {
     "reasoning": THOUGHT,
     "an empty system turn": [{"role": "system", "content": ""}, *CHAT],
 }
-
-
-@pytest.fixture(scope="module")
-def chatml(tiny_llama: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(tiny_llama)
-
-
-@pytest.fixture
-def tokenizer(chatml: Any) -> Any:
-    """A tokenizer whose template a test may change."""
-    return copy.deepcopy(chatml)
 
 
 def encode(row: Any, tokenizer: Any, **settings: Any) -> list[dict[str, Any]]:

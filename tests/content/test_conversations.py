@@ -1,6 +1,4 @@
-import copy
 from datetime import date, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,19 +21,6 @@ DATED = {
     "a date given": "{%- if not date_string is defined %}{%- set date_string = '01 Jan 2000' %}{%- endif %}"
     "Today is {{ date_string }}. ",
 }
-
-
-@pytest.fixture(scope="module")
-def chatml(tiny_llama: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(tiny_llama)
-
-
-@pytest.fixture
-def tokenizer(chatml: Any) -> Any:
-    """A tokenizer whose template a test may change."""
-    return copy.deepcopy(chatml)
 
 
 def render(messages: list[dict[str, str]], tokenizer: Any, day: date) -> str:

@@ -1,7 +1,5 @@
-import copy
 import json
 from datetime import date, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,19 +22,6 @@ CHAT = [
     {"role": "assistant", "content": "none."},
 ]
 CASES = {"sft": Case([{"messages": CHAT}, PAIR])}
-
-
-@pytest.fixture(scope="module")
-def chatml(tiny_llama: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(tiny_llama)
-
-
-@pytest.fixture
-def tokenizer(chatml: Any) -> Any:
-    """A tokenizer whose template a test may change."""
-    return copy.deepcopy(chatml)
 
 
 def _encode(

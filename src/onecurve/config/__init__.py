@@ -1,7 +1,7 @@
 """The recipe: the configuration of a run, read once and checked before any heavy import."""
 
 from onecurve.config.curve import curve_settings
-from onecurve.config.effects import beyond_the_end, check_effects, default_of, refuse_without_effect
+from onecurve.config.effects import BY_SPLIT, beyond_the_end, check_effects, default_of, refuse_without_effect
 from onecurve.config.explain import explain
 from onecurve.config.manual import manual
 from onecurve.config.reading import Sources, load_recipe, read_yaml
@@ -18,6 +18,7 @@ from onecurve.config.suggest import closest, meant, nearest
 from onecurve.config.writing import dump_recipe, resolve
 
 __all__ = [
+    "BY_SPLIT",
     "DataSection",
     "EvalSection",
     "ModelSection",

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from onecurve.config import DataSection, default_of, refuse_without_effect
+from onecurve.config import BY_SPLIT, DataSection, default_of, refuse_without_effect
 from onecurve.data.finding import Part, find
 from onecurve.data.formats import check_encoding
 from onecurve.data.rows import Broken, Columns, ColumnUse, Located
@@ -14,8 +14,7 @@ from onecurve.errors import DataError
 
 __all__ = ["Broken", "Located", "Source", "open_source", "read_rows"]
 
-BY_SPLIT = frozenset({"format", "encoding", "header", "delimiter", "quoting", "sample_by", "hub_config"})
-"""Settings of `data` that only splits of some kind read: `Source.reads`."""
+_BY_SPLIT = frozenset(key.removeprefix("data.") for key in BY_SPLIT)
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Source:
     @property
     def settings(self) -> DataSection:
         """The recipe's `data`, with the default of every setting that does not change how this split is read."""
-        unread = BY_SPLIT - self.reads
+        unread = _BY_SPLIT - self.reads
         return self.asked.model_copy(update={name: default_of(self.asked, name) for name in unread})
 
     def declared_labels(self) -> list[list[str]]:
@@ -159,7 +158,7 @@ def refuse_unread(settings: DataSection, sources: Iterable[Source]) -> None:
         ConfigError: There is one that does not have its default.
     """
     read = frozenset[str]().union(*(source.reads for source in sources))
-    idle = {f"data.{name}": "no split is of a kind that it is for" for name in sorted(BY_SPLIT - read)}
+    idle = {f"data.{name}": "no split is of a kind that it is for" for name in sorted(_BY_SPLIT - read)}
     refuse_without_effect({"data": settings}, idle)
 
 

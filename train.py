@@ -49,7 +49,7 @@ def main(argv: list[str], run: Run) -> None:
     run.begin(checked.directory, checked.config, recipe.train.hang_timeout, checkpoints, stopping.behind)
     tracker = Tracker(checked.directory, accelerator, recipe, checkpoints.plan, checkpoints.run_id, checkpoints.resumed)
     bad_steps = BadSteps(checkpoints, tracker, BlackBox(checked, strategy, loaders["train"], data.survey, reading))
-    export = Exporter(checked, data, strategy, accelerator, reading.tokenizer)
+    export = Exporter(checked, data, strategy, accelerator, reading.processor)
     tracker.open(precision, remark, unused, packed, describe_run(recipe, task, data, plan, model, reading, accelerator))
     while (step := checkpoints.plan.after(run.step)) and not (best.exhausted or run.asked.stop):
         lr = lr_at(step.number, checkpoints.plan.max_steps, recipe.optim)

@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from onecurve.config import DataSection, Recipe
-from onecurve.data.encoding import Split
+from onecurve.data.splits import Split
 from onecurve.summary import _describe_columns, _describe_counts, _describe_tally, _describe_trained, _unread
 from onecurve.tasks.sft import Task
 from onecurve.tasks.text_classification import Task as TextClassification

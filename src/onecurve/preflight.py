@@ -15,7 +15,7 @@ from onecurve.optim import check_optim
 from onecurve.run.directory import RunDirectory
 from onecurve.strategies import check_strategy
 from onecurve.tasks import load_task, resolve_task
-from onecurve.tasks.base import Task
+from onecurve.tasks.base import Task, unread_keys
 from onecurve.user_code import locate
 
 
@@ -44,7 +44,7 @@ def read(argv: list[str]) -> Checked:
     task = load_task(recipe.task)
     _check_metric(recipe.eval.best_metric, task)
     owned = {"task": resolve_task(task), "optim": check_optim(recipe.optim)}
-    check_effects(recipe, {"task": task.settings}, task.without_effect())
+    check_effects(recipe, {"task": task.settings}, unread_keys(task))
     resolved = resolve(recipe, owned)
     return Checked(recipe, task, RunDirectory(Path(recipe.output_dir)), resolved, dump_recipe(resolved, sources))
 

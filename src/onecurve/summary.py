@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onecurve.config import Recipe, beyond_the_end
-from onecurve.data.encoding import Data, Split
 from onecurve.data.plan import BatchPlan, num_passes
+from onecurve.data.splits import Data, Split
 from onecurve.machine.cores import describe_threads
 from onecurve.model.float8 import describe_float8
 from onecurve.model.head import shown
 from onecurve.model.quantization import num_weights
+from onecurve.model.reading import UNLIMITED
 from onecurve.tasks.base import Processing, Recognises, Survey, Task
 
 if TYPE_CHECKING:
@@ -61,12 +62,16 @@ def describe_run(
         f"columns   {_describe_columns(data.splits, task)}",
         *_describe_tally(data.splits),
         f"items     {int(train.num_items.sum()):,} terms of the loss from {int(train.num_tokens.sum()):,} tokens "
-        f"({train.num_items.sum() / train.num_tokens.sum():.1%}); at most {data.max_length} tokens an example"
+        f"({train.num_items.sum() / train.num_tokens.sum():.1%}){_limit(data)}"
         + (", read from the cache" if data.cached else ""),
         *(f"note      {remark}" for remark in beyond_the_end(recipe, plan.max_steps)),
         "example   " + task.describe(train[0], data.survey, reading.tokenizer).rstrip().replace("\n", "\n          "),
     ]
     return "\n".join(lines)
+
+
+def _limit(data: Data) -> str:
+    return "" if data.max_length >= UNLIMITED else f"; at most {data.max_length} tokens an example"
 
 
 _OF_ADAPTERS = re.compile(r"\.(base_layer|modules_to_save|default|lora_\w+|ia3_\w+|\w+_embedding_\w+)(?=\.|$)")

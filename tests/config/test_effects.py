@@ -12,6 +12,7 @@ from onecurve.data.formats import READS
 from onecurve.errors import ConfigError
 from onecurve.preflight import read
 from onecurve.tasks import find_task, task_names
+from onecurve.tasks.base import Transforms, unread_keys
 
 RECIPE = """
 output_dir: runs/x
@@ -124,13 +125,14 @@ def test_what_a_resumed_run_compares_may_be_allowed(load):
 
 READ_BY = {"model.chat_template": {"sft"}, "data.on_long": set(task_names()) - {"causal_lm"}}
 READ_BY["train.logits"] = {"sft", "causal_lm", "seq2seq_lm"}
+READ_BY["data.workers"] = {name for name in task_names() if issubclass(find_task(name), Transforms)}
 
 
 def test_tasks_say_which_keys_they_do_not_read():
     assert READ_BY.keys() == BY_TASK
     for name in task_names():
         kind = find_task(name)
-        said = {key for key in kind(kind.Settings()).without_effect() if key in BY_TASK}
+        said = {key for key in unread_keys(kind(kind.Settings())) if key in BY_TASK}
         assert said == {key for key, tasks in READ_BY.items() if name not in tasks}, name
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from onecurve.config import DataSection
-from onecurve.data.encoding import Data, load_data
+from onecurve.data.encoding import load_data
+from onecurve.data.splits import Data
 from onecurve.tasks.base import Example, Processing, Row, Survey
 from onecurve.tasks.text_classification import Task as TextClassification
 from onecurve.tasks.text_classification import TextClassificationSettings

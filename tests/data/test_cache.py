@@ -13,8 +13,8 @@ from onecurve.config import DataSection
 from onecurve.data.cache import cache_root
 from onecurve.data.cache_key import sample_digest
 from onecurve.data.checking import RowChecker, check_splits
-from onecurve.data.encoding import Data
 from onecurve.data.sources import open_source
+from onecurve.data.splits import Data
 from onecurve.errors import LaunchError
 from onecurve.tasks.base import BadRow, Example, Row
 from onecurve.tasks.sft import SftSettings
@@ -330,5 +330,7 @@ def test_the_rows_that_are_compared_lie_all_over_the_file(tmp_path: Path) -> Non
     settings = DataSection(train=write_jsonl(tmp_path / "a.jsonl", rows), cache_dir=str(tmp_path / "cache"))
     task = TextClassification(TextClassificationSettings())
     checker = RowChecker(open_source("data.train", settings.train, settings, task.columns), task, skips=False)
-    _, _, samples = check_splits({"train": checker})
-    assert [row["text"] for row in samples["train"]] == [f"text {number}" for number in (0, 1, 2, 4, 8, 16, 32, 64)]
+    _, _, looked = check_splits({"train": checker})
+    assert [row["text"] for row in looked["train"].sample] == [
+        f"text {number}" for number in (0, 1, 2, 4, 8, 16, 32, 64)
+    ]

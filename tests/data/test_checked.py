@@ -12,8 +12,8 @@ import pytest
 
 from onecurve.config import DataSection
 from onecurve.data import checked
-from onecurve.data.encoding import Data
 from onecurve.data.files import DataFile
+from onecurve.data.splits import Data
 from tests.data.byte_level import LoggedTask, labelled, load, write_jsonl
 
 TEXTS = ("one", "two", "three", "four")

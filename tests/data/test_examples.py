@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from onecurve.data import examples as module
 from onecurve.data.checking import Report
-from onecurve.data.encoding import Split
 from onecurve.data.examples import Examples, write_examples
+from onecurve.data.splits import Split
 
 
 def measure(example: dict[str, Any]) -> tuple[int, int]:

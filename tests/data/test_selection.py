@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from onecurve.config import DataSection
-from onecurve.data.encoding import Data, Split
 from onecurve.data.selection import Selection, share
+from onecurve.data.splits import Data, Split
 from onecurve.errors import DataError
 from onecurve.summary import _describe_split
 from tests.data.byte_level import LoggedTask, labelled, load, write_jsonl

@@ -2,20 +2,28 @@
 
 import copy
 import math
+import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from onecurve.config import TaskSection
+from onecurve.data.collation import transformed
 from onecurve.data.loader import Loader
+from onecurve.data.media import MediaColumns
 from onecurve.data.plan import BatchPlan
+from onecurve.data.rows import Located
+from onecurve.model.batch_norm import settle_batch_norm
+from onecurve.seeds import stream_key
 from onecurve.step import accumulate
 from onecurve.tasks import load_task, task_names
 from onecurve.tasks.base import Survey
@@ -28,12 +36,13 @@ SEED = 5
 class Case:
     """A task with rows of different lengths, enough for one padded batch."""
 
-    rows: list[dict[str, Any]]
+    rows: list[dict[str, Any]] | Callable[[Path], list[dict[str, Any]]]
+    """Or what writes the files that they refer to into a folder, and returns them."""
     settings: dict[str, Any] = field(default_factory=dict)
     model: str = "tiny_llama"
     """The fixture with the model's folder."""
     nats_per_item: float | None = None
-    """What one term of the loss is when every logit is zero; log(vocabulary) when absent."""
+    """What one term of the loss is when every logit is zero; log(vocabulary) when absent; nan where nobody can say."""
     oracle: Callable[[Any, dict[str, Tensor]], Tensor] = lambda model, batch: model(**batch).loss
     """The mean loss of a batch as somebody else computes it."""
     task: str = ""
@@ -58,6 +67,7 @@ class Prepared:
     survey: Survey
     reading: Any
     model: Any
+    rows: list[dict[str, Any]]
     examples: list[dict[str, Any]]
     case: Case
 
@@ -66,7 +76,10 @@ class Prepared:
         return self.case.nats_per_item or math.log(len(self.reading.tokenizer))
 
     def batch(self, examples: list[dict[str, Any]] | None = None) -> dict[str, Tensor]:
-        return self.task.collate(examples or self.examples, self.reading)
+        """What scoring would read: each example's draws are its own, whichever others there are."""
+        chosen = examples or self.examples
+        keys = (stream_key(SEED, "example", self.examples.index(example)) for example in chosen)
+        return self.task.collate(transformed(self.task, chosen, keys, False, self.reading), self.reading)
 
     def loss_sum(self, batch: dict[str, Tensor]) -> float:
         with torch.no_grad():
@@ -76,7 +89,9 @@ class Prepared:
         """The whole model's gradient of one step, its ranks one after another in this process."""
         items = torch.tensor([e["num_items"] for e in self.examples]).numpy()
         step = BatchPlan(items, SEED, len(self.examples), micro_batch_size, max_steps=1).step(1)
-        split: Any = SimpleNamespace(take=lambda ids: [self.examples[number] for number in ids])
+        split: Any = SimpleNamespace(
+            name="train", workers=None, take=lambda ids: [self.examples[number] for number in ids]
+        )
         strategy: Any = OneProcess(self.model, world_size)
         self.model.zero_grad(set_to_none=True)
         for rank in range(world_size):
@@ -110,9 +125,10 @@ def prepare(case: Case, folder: Any) -> Prepared:
     from transformers import AutoConfig
 
     task = load_task(TaskSection(name=case.task, **case.settings))
-    for row in case.rows:
+    rows = rows_of(case, task)
+    for row in rows:
         task.check(row)
-    survey = task.survey(case.rows)
+    survey = task.survey(rows)
     config = AutoConfig.from_pretrained(folder)
     read = ReadingOf(lambda: task.auto_processor().from_pretrained(folder), 128, config)
     torch.manual_seed(0)
@@ -120,8 +136,18 @@ def prepare(case: Case, folder: Any) -> Prepared:
     with torch.no_grad():
         for weight in model.parameters():  # upstream starts at 0.02, where all logits look alike
             weight.mul_(4)
-    examples = [example for row in case.rows for example in task.encode(row, survey, read, truncate=True)]
-    return Prepared(task, survey, read, model, examples, case)
+    settle_batch_norm(model, "frozen")
+    examples = [example for row in rows for example in task.encode(row, survey, read, truncate=True)]
+    return Prepared(task, survey, read, model, rows, examples, case)
+
+
+def rows_of(case: Case, task: Any) -> list[dict[str, Any]]:
+    """The case's rows as a run reads them: files found and hashed."""
+    if isinstance(case.rows, list):
+        return case.rows
+    folder, columns = Path(tempfile.mkdtemp()), MediaColumns(task.media)
+    found = [columns.read(Located("", columns.placed(row, folder))) for row in case.rows(folder)]
+    return [one.row for one in found if isinstance(one, Located)]
 
 
 def check_batch_is_the_sum_of_its_examples(case: Prepared) -> None:
@@ -131,10 +157,11 @@ def check_batch_is_the_sum_of_its_examples(case: Prepared) -> None:
 
 def check_num_items_counts_the_terms(case: Prepared) -> None:
     batch = case.batch()
-    with torch.no_grad():
-        logits = torch.zeros_like(case.task.forward(case.model, batch))
-    terms = float(case.task.loss_sum(logits, batch)) / case.nats_per_item
-    assert math.isclose(case.task.num_items(batch), terms, rel_tol=1e-5)
+    if not math.isnan(case.nats_per_item):
+        with torch.no_grad():
+            logits = tree_map(torch.zeros_like, case.task.forward(case.model, batch))
+        terms = float(case.task.loss_sum(logits, batch)) / case.nats_per_item
+        assert math.isclose(case.task.num_items(batch), terms, rel_tol=1e-5)
     assert case.task.num_items(batch) == sum(example["num_items"] for example in case.examples)
 
 
@@ -157,7 +184,7 @@ def check_the_metrics_told_are_those_scored(case: Prepared) -> None:
 def check_another_cut_has_the_same_gradient(case: Prepared) -> None:
     """Other micro-batch sizes without dropout; other numbers of ranks with it, whose masks are keyed by position."""
     case, whole = copy.copy(case), copy.copy(case)
-    case.model = copy.deepcopy(case.model).double()  # so that what is left is no float noise
+    case.model = in_double(copy.deepcopy(case.model))  # so that what is left is no float noise
     whole.model = without_dropout(copy.deepcopy(case.model))
     gradients = [whole.gradient(size) for size in (len(case.examples), 2, 1)]
     gradients += [whole.gradient(1, world_size) for world_size in (2, 3)]
@@ -167,6 +194,19 @@ def check_another_cut_has_the_same_gradient(case: Prepared) -> None:
     one, two = case.gradient(1), case.gradient(1, 2)
     assert distance(one, gradients[0]) > 1e-3, "there is no dropout to be keyed"
     assert distance(one, two) < 1e-5
+
+
+def in_double(model: Any) -> Any:
+    """Return a model that computes in double precision, whatever it is given."""
+
+    def widen(module: Any, args: Any, kwargs: Any) -> Any:
+        return tree_map(lambda leaf: leaf.double() if is_float(leaf) else leaf, (args, kwargs))
+
+    def is_float(leaf: Any) -> bool:
+        return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+    model.double().register_forward_pre_hook(widen, with_kwargs=True)
+    return model
 
 
 def distance(ours: Tensor, theirs: Tensor) -> float:

@@ -5,12 +5,16 @@ import sys
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
+from torch.utils._pytree import tree_leaves, tree_map
 
+from onecurve.data.collation import transformed
 from onecurve.tasks import task_names
-from onecurve.tasks.base import IGNORE_INDEX
+from onecurve.tasks.base import IGNORE_INDEX, Transforms
 from tests.tasks.contract import (
     CHECKS,
     Prepared,
@@ -63,29 +67,31 @@ def test_the_contract_holds(case: Prepared, check: Any) -> None:
 @every_case
 def test_the_loss_is_float32_whatever_the_logits_are_and_has_a_gradient(case: Prepared) -> None:
     batch = case.batch()
-    logits = case.task.forward(case.model, batch).detach().requires_grad_()
-    loss = case.task.loss_sum(logits.bfloat16(), batch)
+    outputs = tree_map(lambda leaf: leaf.detach().requires_grad_(), case.task.forward(case.model, batch))
+    loss = case.task.loss_sum(tree_map(Tensor.bfloat16, outputs), batch)
     loss.backward()
     assert loss.dtype == torch.float32 and loss.shape == ()
-    assert logits.grad is not None and bool((logits.grad != 0).any())
+    assert any(leaf.grad is not None and bool((leaf.grad != 0).any()) for leaf in tree_leaves(outputs))
 
 
 @every_case
 def test_examples_are_plain_and_batches_are_by_example(case: Prepared) -> None:
     assert json.loads(json.dumps(case.examples)) == case.examples
     batch = case.batch()
-    assert {"input_ids", "attention_mask", "labels"} <= set(batch)
     assert {len(tensor) for tensor in batch.values()} == {len(case.examples)}
-    assert batch["attention_mask"].sum(-1).tolist() == [len(example["input_ids"]) for example in case.examples]
+    if "input_ids" in batch:
+        assert {"attention_mask", "labels"} <= set(batch)
+        assert batch["attention_mask"].sum(-1).tolist() == [len(example["input_ids"]) for example in case.examples]
 
 
 @every_case
-def test_truncation_is_obeyed_and_only_when_asked(case: Prepared, request: pytest.FixtureRequest) -> None:
-    rows = CASES[request.node.callspec.params["case"]].rows
-    for row in rows:
+def test_truncation_is_obeyed_and_only_when_asked(case: Prepared) -> None:
+    for row in case.rows:
         short = case.task.encode(row, case.survey, replace(case.reading, max_length=4), truncate=True)
         assert all(case.task.length(example) <= 4 for example in short)
-    whole = [example for row in rows for example in case.task.encode(row, case.survey, case.reading, truncate=False)]
+    whole = [
+        example for row in case.rows for example in case.task.encode(row, case.survey, case.reading, truncate=False)
+    ]
     assert whole == case.examples
 
 
@@ -158,7 +164,9 @@ def _mistakes_the_label(task: Any) -> None:
 
 def _looks_at_its_neighbours(task: Any) -> None:
     right = task.loss_sum
-    task.loss_sum = lambda outputs, batch: right(outputs - outputs.mean(0, keepdim=True) ** 2, batch)
+    task.loss_sum = lambda outputs, batch: right(
+        tree_map(lambda leaf: leaf - leaf.mean(0, keepdim=True) ** 2, outputs), batch
+    )
 
 
 def _draws_without_a_key(task: Any) -> None:
@@ -166,15 +174,31 @@ def _draws_without_a_key(task: Any) -> None:
 
     def collate(examples: Any, reading: Any) -> Any:
         batch = right(examples, reading)
-        kept = torch.rand(batch["input_ids"].shape) < 0.5
-        return {**batch, "input_ids": batch["input_ids"].where(kept, 7)}
+        read = next(name for name in ("input_ids", "pixel_values", "input_values", "input_features") if name in batch)
+        kept = torch.rand(batch[read].shape) < 0.5
+        return {**batch, read: batch[read].where(kept, 7)}
 
     task.collate = collate
 
 
+def _transforms_without_a_key(task: Any) -> None:
+    right = task.transform
+    task.transform = lambda example, rng, *rest: right(example, np.random.default_rng(), *rest)
+
+
+def _draws_in_transform(case: Prepared) -> bool:
+    if not isinstance(case.task, Transforms):
+        return False
+    one, other = (
+        case.task.collate(transformed(case.task, case.examples[:1], [key], True, case.reading), case.reading)
+        for key in (1, 2)
+    )
+    return any(one[name].shape != other[name].shape or not torch.equal(one[name], other[name]) for name in one)
+
+
 def _labels_tokens(case: Prepared) -> bool:
     batch = case.batch()
-    return batch["labels"].shape == batch["input_ids"].shape
+    return "input_ids" in batch and batch["labels"].shape == batch["input_ids"].shape
 
 
 def _predicts_next_tokens(case: Prepared) -> bool:
@@ -182,22 +206,25 @@ def _predicts_next_tokens(case: Prepared) -> bool:
 
 
 def _is_padded_at_labels(case: Prepared) -> bool:
-    return case.batch()["labels"].dim() == 2 and bool((case.batch()["labels"] == IGNORE_INDEX).any())
+    labels = case.batch().get("labels")
+    return labels is not None and labels.dim() == 2 and bool((labels == IGNORE_INDEX).any())
 
 
 def _padding_is_seen(case: Prepared) -> bool:
     """Whether tokens look at what comes after them, as a decoder's never do."""
-    return not all(getattr(module, "is_causal", True) for module in case.model.modules())
+    return "attention_mask" in case.batch() and not all(
+        getattr(module, "is_causal", True) for module in case.model.modules()
+    )
 
 
 def _reads_more_than_it_counts(case: Prepared) -> bool:
     batch = case.batch()
-    return int(batch["attention_mask"].sum()) != case.task.num_items(batch)
+    return "attention_mask" in batch and int(batch["attention_mask"].sum()) != case.task.num_items(batch)
 
 
 def _has_several_labels(case: Prepared) -> bool:
-    labels = case.batch()["labels"]
-    return not torch.equal(labels, labels.roll(1, 0))
+    labels = case.batch().get("labels")
+    return labels is not None and not torch.equal(labels, labels.roll(1, 0))
 
 
 def _always(case: Prepared) -> bool:
@@ -223,6 +250,7 @@ PLANTED = [
     (_mistakes_the_label, check_the_oracle_computes_the_same, _has_several_labels),
     (_looks_at_its_neighbours, check_another_cut_has_the_same_gradient, _always),
     (_draws_without_a_key, check_another_cut_has_the_same_gradient, _always),
+    (_transforms_without_a_key, check_another_cut_has_the_same_gradient, _draws_in_transform),
     (_scores_more_than_it_tells, check_the_metrics_told_are_those_scored, _always),
     (_tells_more_than_it_scores, check_the_metrics_told_are_those_scored, _always),
 ]

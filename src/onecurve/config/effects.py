@@ -111,7 +111,7 @@ ALWAYS = frozenset(
 """Keys that have an effect in every recipe, or are refused by a check of their own where they cannot. Of checkpoints:
 a run that is stopped, or asked for one by the file SAVE, saves also where checkpoint.every is 0."""
 
-BY_TASK = frozenset({"model.chat_template", "data.on_long", "train.logits"})
+BY_TASK = frozenset({"model.chat_template", "data.on_long", "data.workers", "train.logits"})
 """Keys of which the task says whether it reads them: `Task.without_effect`."""
 
 BY_SPLIT = frozenset(

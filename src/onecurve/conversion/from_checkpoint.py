@@ -49,13 +49,13 @@ def convert_checkpoint(folder: Path, wanted: Wanted) -> int:
     try:
         survey = Survey(**state["survey"])
         model = load_model(recipe, task, reading.config, survey, "no" if asked in ("auto", "fp8") else asked)
-        tokenizer = reading.tokenizer
+        processor = reading.processor
     except ConfigError as error:
         raise ConfigError(
             error.what, where=f"{path}: {error.where}", fix=error.fix or f"Looked from {Path.cwd()}."
         ) from None
     _fill(model, folder, key, state.get("left_out", []))
-    stop_where_answers_end(model, task, tokenizer)
+    stop_where_answers_end(model, task, processor)
     if wanted.merge:
         model = merged(model)
     step = state["best"]["step"] if wanted.best else state["step"]
@@ -63,7 +63,7 @@ def convert_checkpoint(folder: Path, wanted: Wanted) -> int:
     data = TrainedOn(survey.labels, state["num_examples"], state["curve"]["data"])
     card = partial(model_card, recipe, data, path.read_text(encoding="utf-8"), step, scores)
     told = TaskFile.of(recipe.task.name, task, survey, recipe.data.columns, reading.max_length)
-    save_alone(wanted.target, model, tokenizer, card, told)
+    save_alone(wanted.target, model, processor, card, told)
     return step
 
 

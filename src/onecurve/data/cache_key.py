@@ -77,7 +77,7 @@ def sample_digest(rows: Sequence[Row], encode: Callable[[Row], list[Example]]) -
         if size and size + length > _SAMPLE_SIZE:
             break
         size += length
-        digest.update(json.dumps(_encoded(row, encode), sort_keys=True, default=repr).encode() + b"\n")
+        digest.update(json.dumps(_unplaced(_encoded(row, encode)), sort_keys=True, default=repr).encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -93,10 +93,22 @@ def _encoded(row: Row, encode: Callable[[Row], list[Example]]) -> list[Example] 
         return str(error)
 
 
+def _unplaced(value: Any) -> Any:
+    """Return what a row is encoded to without the places of the files that it refers to."""
+    if isinstance(value, dict):
+        return {key: _unplaced(part) for key, part in value.items() if not (key == "path" and "digest" in value)}
+    return list(map(_unplaced, value)) if isinstance(value, list) else value
+
+
 def _names(survey: Survey) -> dict[str, Any]:
     """Return what of a survey the ids depend on: the names; how many rows have each may change."""
     heads = {name: _names(head) for name, head in survey.heads.items()}
     return {"labels": survey.labels} | ({"heads": heads} if heads else {})
+
+
+def located(key: str, location: str) -> str:
+    """Return the key of examples that refer to files at a place: elsewhere the same examples refer to others."""
+    return hashlib.blake2b(f"{key} {location}".encode(), digest_size=16).hexdigest() if location else key
 
 
 def processor_digest(processor: Any) -> str:

@@ -10,6 +10,7 @@ from time import time
 from filelock import FileLock, Timeout
 
 from onecurve.data.cache import INFO
+from onecurve.data.media import STORE
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Listed:
 
 def entries(root: Path) -> list[Listed]:
     """Return every entry of a cache folder, that used last first."""
-    found = (_listed(path) for path in root.iterdir() if path.is_dir()) if root.is_dir() else ()
+    folders = [path for path in root.iterdir() if path.is_dir() and path.name != STORE] if root.is_dir() else []
+    found = map(_listed, folders)
     return sorted((entry for entry in found if entry), key=lambda entry: -entry.used)
 
 

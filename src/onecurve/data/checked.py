@@ -18,7 +18,7 @@ import onecurve
 from onecurve.config import DataSection
 from onecurve.data.cache import get_or_write
 from onecurve.data.cache_key import SETTINGS, cut_row, task_identity
-from onecurve.data.checking import Report, RowChecker, check_splits
+from onecurve.data.checking import Looked, Report, RowChecker, check_splits
 from onecurve.data.rows import ColumnUse
 from onecurve.data.sources import Source
 from onecurve.errors import DataError
@@ -109,14 +109,18 @@ def check_once(root: Path, checkers: Mapping[str, RowChecker], settings: DataSec
 
 
 def _check(checkers: Mapping[str, RowChecker]) -> Checked:
-    survey, reports, samples = check_splits(checkers)
+    survey, reports, looked = check_splits(checkers)
     return Checked(
         survey,
         reports,
-        {name: [cut_row(row) for row in rows] for name, rows in samples.items()},
-        {name: checker.source.digest() for name, checker in checkers.items()},
+        {name: [cut_row(row) for row in seen.sample] for name, seen in looked.items()},
+        {name: _digest(checker.source, looked[name]) for name, checker in checkers.items()},
         {name: checker.source.use for name, checker in checkers.items()},
     )
+
+
+def _digest(source: Source, looked: Looked) -> str:
+    return f"{source.digest()} {looked.files.hexdigest()}" if source.media else source.digest()
 
 
 def _key(
@@ -130,6 +134,7 @@ def _key(
         "code": _code(),
         "splits": splits,
         "settings": settings.model_dump(include={*SETTINGS, "hub_config"}),
+        "location": {name: source.location() for name, source in sources.items()},
         **task_identity(task),
     }
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()

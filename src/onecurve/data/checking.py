@@ -1,9 +1,11 @@
 """Checks every row before anything is encoded: invalid rows are counted, or end the run."""
 
+import hashlib
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import Any
 
 from onecurve.data.rows import Broken, Located
 from onecurve.data.sources import Source
@@ -136,18 +138,42 @@ class RowChecker:
         return None
 
 
-def check_splits(checkers: Mapping[str, RowChecker]) -> tuple[Survey, dict[str, Report], dict[str, list[Row]]]:
+@dataclass(frozen=True)
+class Looked:
+    """What was seen of a split's usable rows."""
+
+    sample: list[Row] = field(default_factory=list)
+    """Rows number 0, 1, 2, 4, 8, ..."""
+    files: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
+    """A hash over the content of every file that rows refer to, in their order."""
+
+    def at(self, usable: Iterator[Located], media: Iterable[str]) -> Iterator[Row]:
+        """Yield the rows, and note what is to be known of them.
+
+        Args:
+            usable: The rows.
+            media: Their columns that hold files.
+        """
+        for number, located in enumerate(usable):
+            if not number & (number - 1):
+                self.sample.append(located.row)
+            for column in media:
+                self.files.update(located.row.get(column, {}).get("digest", "").encode() + b" ")
+            yield located.row
+
+
+def check_splits(checkers: Mapping[str, RowChecker]) -> tuple[Survey, dict[str, Report], dict[str, Looked]]:
     """Read every row of every split once; needs no tokenizer.
 
     Returns:
-        What the training split told; a report per split; and a sample of its usable rows: number 0, 1, 2, 4, 8, ...
+        What the training split told; and by split a report and what was seen of its usable rows.
 
     Raises:
         DataError: A broken row that must not be skipped, or a split with nothing usable.
     """
     reports = {name: Report() for name in checkers}
-    samples: dict[str, list[Row]] = {name: [] for name in checkers}
-    usable = _sampled(checkers["train"].usable(reports["train"], None), samples["train"])
+    looked, media = {name: Looked() for name in checkers}, checkers["train"].task.media
+    usable = looked["train"].at(checkers["train"].usable(reports["train"], None), media)
     try:
         survey = checkers["train"].task.survey(usable)
     except BadRow as error:
@@ -160,12 +186,5 @@ def check_splits(checkers: Mapping[str, RowChecker]) -> tuple[Survey, dict[str, 
         survey = replace(survey, label_counts=[counts.get(name, 0) for name in survey.labels])
     for name, checker in checkers.items():
         if name != "train":
-            deque(_sampled(checker.usable(reports[name], survey), samples[name]), maxlen=0)
-    return survey, reports, samples
-
-
-def _sampled(usable: Iterator[Located], sample: list[Row]) -> Iterator[Row]:
-    for number, located in enumerate(usable):
-        if not number & (number - 1):
-            sample.append(located.row)
-        yield located.row
+            deque(looked[name].at(checker.usable(reports[name], survey), media), maxlen=0)
+    return survey, reports, looked

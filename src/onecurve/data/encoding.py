@@ -1,93 +1,33 @@
 """From rows to examples: each split is checked, encoded once, and then read from the cache."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from onecurve.config import DataSection, refuse_without_effect
 from onecurve.data.cache import cache_root, get_or_write
-from onecurve.data.cache_key import content_key, processor_digest, sample_digest
+from onecurve.data.cache_key import content_key, located, processor_digest, sample_digest
 from onecurve.data.checked import check_once
 from onecurve.data.checking import Report, RowChecker
+from onecurve.data.collation import Collation
+from onecurve.data.collation_workers import CollationWorkers, num_workers
 from onecurve.data.examples import ROW, Examples, record_batches, write_batches
-from onecurve.data.rows import Broken, ColumnUse, Located
-from onecurve.data.sources import Source, open_splits, refuse_unread
+from onecurve.data.rows import Broken, Located
+from onecurve.data.sources import open_splits, refuse_unread
+from onecurve.data.splits import Data, Split
 from onecurve.data.workers import in_order
 from onecurve.errors import DataError
 from onecurve.tasks.base import TALLY, BadRow, Example, Processing, Recognises, Row, Survey, Task
-
-__all__ = ["Data", "Report", "Split", "load_data"]
 
 _ROWS_LOOKED_AT = 10_000
 """How far a refusal looks on to say how many rows are too long."""
 _PART_ROWS, _PART_CHARACTERS = 1000, 1 << 18
 """What is encoded at a time, whichever is reached first: a quarter of a second's work, more than starting processes."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """The examples of one split, in the order of its rows."""
-
-    name: str
-    report: Report
-    examples: Examples
-    columns: ColumnUse = field(default_factory=ColumnUse)
-    source: Source | None = None
-    """The rows that the examples came from."""
-    stamp: tuple[str, ...] = ()
-    """What the source's was when they were read."""
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Length of each example's longest sequence: int32 [examples]."""
-        return self.examples.lengths
-
-    @property
-    def num_tokens(self) -> np.ndarray:
-        """Tokens that a model computes for each example, without padding: int32 [examples]."""
-        return self.examples.num_tokens
-
-    @property
-    def num_items(self) -> np.ndarray:
-        """Terms of the loss of each example: int32 [examples], or [examples, terms] where a task has several terms."""
-        return self.examples.num_items
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.examples[index]
-
-    def take(self, indices: Sequence[int] | np.ndarray) -> list[Example]:
-        """Return the examples of these numbers, in this order."""
-        return [self.examples[index] for index in indices]
-
-
-@dataclass(frozen=True)
-class Data:
-    """All data of a run."""
-
-    train: Split
-    eval: Split | None
-    test: Split | None
-    survey: Survey
-    fingerprint: str
-    """Equal where the training examples are equal: a hash of all that they are made from."""
-    max_length: int
-    """Tokens an example may have."""
-    cached: bool
-    """Whether nothing had to be encoded."""
-
-    @property
-    def splits(self) -> list[Split]:
-        """Those that the recipe names."""
-        return [split for split in (self.train, self.eval, self.test) if split is not None]
 
 
 def load_data(settings: DataSection, task: Task, reading: Processing, seed: int) -> Data:
@@ -103,7 +43,7 @@ def load_data(settings: DataSection, task: Task, reading: Processing, seed: int)
         UserError: An invalid setting, file, row or label; a cache that cannot be written.
     """
     shapes = task.shapes.values() if isinstance(task, Recognises) else ()
-    sources = open_splits(settings, task.columns, shapes, seed)
+    sources = open_splits(settings, task.columns, shapes, task.media, seed)
     refuse_unread(settings, sources.values())
     refuse_without_effect({"task": task.settings}, task.without_effect(reading))
     checkers = {name: RowChecker(source, task, settings.on_bad_row == "skip") for name, source in sources.items()}
@@ -120,11 +60,14 @@ def load_data(settings: DataSection, task: Task, reading: Processing, seed: int)
         keys[name] = content_key(*hashes, task, survey, checker.source.settings, reading.max_length)
         writing = _Writing(encoder, checker, None if name == "train" else survey, stamps[name])
         about = {"split": name, "data": checker.source.spec, "task": type(task).__module__}
-        entry = get_or_write(root, keys[name], writing.write, about)
+        entry = get_or_write(root, located(keys[name], checker.source.location()), writing.write, about)
         report = checked.reports[name].add(Report(**entry.counts))
         examples, source = Examples(entry.folder), checker.source
         splits[name] = Split(name, report, examples, source.use, source, stamps[name])
         hits.append(entry.is_hit)
+    if count := num_workers(settings.workers, task):
+        workers = CollationWorkers(count, {name: Collation(one, task, reading) for name, one in splits.items()})
+        splits = {name: replace(one, workers=workers) for name, one in splits.items()}
     return Data(
         train=splits["train"],
         eval=splits.get("eval"),

@@ -25,6 +25,11 @@ class DataFile:
         """The file as messages name it."""
         return str(self.path)
 
+    @property
+    def folder(self) -> Path:
+        """What relative paths in it are relative to."""
+        return self.path.parent
+
     def records(self, columns: Columns) -> Records:
         """Yield every row.
 

@@ -10,12 +10,13 @@ from onecurve.data.files import DataFile
 from onecurve.data.folders import files_of
 from onecurve.data.formats import SUFFIXES, format_of
 from onecurve.data.hub import HubSplit, is_saved, load_hub_split, load_saved
+from onecurve.data.media_folder import MediaFolder, find_media_folder
 from onecurve.data.parallel import ParallelFiles, find_parallel
 from onecurve.data.rows import Columns
 from onecurve.data.selection import share
 from onecurve.errors import ConfigError
 
-Part = DataFile | ParallelFiles | HubSplit
+Part = DataFile | ParallelFiles | MediaFolder | HubSplit
 
 _HUB_NAME = re.compile(r"(?P<name>[\w-][\w.-]*(/[\w.-]+)?)(:(?P<split>.+))?")
 _FOLDER_SPLIT = re.compile(r"(?P<folder>[^:]+):(?P<split>[^/]+)")
@@ -38,7 +39,7 @@ def find(key: str, spec: str, settings: DataSection, columns: Columns) -> Iterat
     elif path.is_file():
         yield _data_file(key, path, settings)
     elif path.is_dir():
-        yield from _in_folder(key, path, split, settings)
+        yield from _in_folder(key, path, split, settings, columns)
     elif path.exists():
         raise ConfigError(f"{spec!r} is not a regular file or folder; data is read more than once.", where=key)
     elif found := _matching(spec):
@@ -69,7 +70,7 @@ def _matching(pattern: str) -> list[Path]:
     return [path for path in map(Path, sorted(names)) if path.is_file()]
 
 
-def _in_folder(key: str, folder: Path, split: str, settings: DataSection) -> Iterator[Part]:
+def _in_folder(key: str, folder: Path, split: str, settings: DataSection, columns: Columns) -> Iterator[Part]:
     asked = split or _SPLITS.get(key, "train")
     if is_saved(folder):
         yield from load_saved(key, folder, asked, is_named=bool(split))
@@ -80,6 +81,9 @@ def _in_folder(key: str, folder: Path, split: str, settings: DataSection) -> Ite
             where=key,
             fix="To use some rows of files, set data.max_samples; for a share as dev split, data.eval: 5%.",
         )
+    if found := find_media_folder(key, folder, asked, bool(split), settings, columns.media):
+        yield found
+        return
     for path in files_of(key, folder, asked, bool(split), settings.format, settings.hub_config):
         yield _data_file(key, path, settings)
 

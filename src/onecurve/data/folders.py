@@ -73,13 +73,14 @@ _KNOWN = f"Known suffixes: {', '.join(SUFFIXES)}. For other names, set data.form
 
 def _data_files(folder: Path, format: str) -> Iterator[Path]:
     """Yield the relative paths of what is data: by its suffix, or anything where `data.format` says what it is."""
-    for path in sorted(_walk(folder), key=Path.as_posix):
+    for path in sorted(walk(folder), key=Path.as_posix):
         is_about = _ABOUT.fullmatch(path.name) or path.name in _STATE
         if not is_about and (format_of(path) if format == "auto" else path.suffix not in (".md", ".py")):
             yield path
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def walk(folder: Path) -> Iterator[Path]:
+    """Yield the relative paths of a folder's files at every depth, without what is hidden; links are followed."""
     visited: set[tuple[int, int]] = set()
     for root, folders, names in os.walk(folder, followlinks=True):
         stat = os.stat(root)
@@ -102,6 +103,11 @@ def _by_split(paths: list[Path]) -> dict[str, list[Path]]:
         if found:
             return found
     return {}
+
+
+def split_of(name: str) -> str | None:
+    """Return the split that a word stands for; None where it stands for none."""
+    return _WORDS.get(name.lower())
 
 
 def _split_in(name: str) -> str | None:

@@ -23,9 +23,17 @@ class HubSplit:
     files: tuple[Path, ...] = ()
     """Those of a saved one, which could be changed; a hub split is pinned once loaded."""
 
+    @property
+    def folder(self) -> Path:
+        """What relative paths in it are relative to."""
+        return Path()
+
     def records(self, columns: Columns) -> Iterator[Located | Broken]:
-        """Yield every row; class labels are given by name at any depth, and none (-1 upstream) as no value."""
-        selected = self.dataset.select_columns(columns.select(self.dataset.column_names))
+        """Yield every row; class labels are given by name at any depth, and none (-1 upstream) as no value.
+
+        Images and sounds are given as they are stored, `bytes` or `path`.
+        """
+        selected = _undecoded(self.dataset.select_columns(columns.select(self.dataset.column_names)))
         labels = with_labels(selected.features.to_dict())
         for number, row in enumerate(selected, 1):
             for name, kind in labels.items():
@@ -56,6 +64,15 @@ class HubSplit:
     def stamp(self) -> str:
         """Return what changes when the data does."""
         return " ".join(map(file_stamp, self.files)) or self.digest()
+
+
+def _undecoded(dataset: Any) -> Any:
+    import datasets
+
+    for name, kind in dataset.features.items():
+        if isinstance(kind, datasets.Image | datasets.Audio) and kind.decode:
+            dataset = dataset.cast_column(name, type(kind)(decode=False))
+    return dataset
 
 
 def load_hub_split(key: str, name: str, split: str, config: str | None) -> HubSplit:

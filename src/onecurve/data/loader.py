@@ -1,15 +1,17 @@
 """Yields this rank's micro-batches of a step, on its device."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onecurve.data.encoding import Split
+from onecurve.data.collation import Collation, Wanted
 from onecurve.data.plan import Step
 from onecurve.data.prefetch import Ahead
+from onecurve.data.splits import Split
 from onecurve.ranks.heartbeat import beat
 from onecurve.tasks.base import Batch, Processing, Task
 
@@ -30,7 +32,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Loader:
-    """Reads, collates and moves what the plan asks of one rank."""
+    """Moves what the plan asks of one rank onto its device, micro-batch by micro-batch."""
 
     split: Split
     task: Task
@@ -38,35 +40,55 @@ class Loader:
     accelerator: "Accelerator"
 
     def micro_batches(self, step: Step) -> Iterator[MicroBatch]:
-        """Yield this rank's micro-batches of a step, each collated when it is asked for; on a GPU one ahead of that."""
-        ours = self._of_rank(step)
-        for number, (position, ids, counts) in enumerate(ours, 1):
+        """Yield this rank's micro-batches of a step, each collated when it is asked for.
+
+        On a GPU one is made ready ahead of that; where there are workers (`data.workers`), each has one more in hand.
+        """
+        workers = self.split.workers
+        for number, (position, ids, counts) in enumerate(self._of_rank(step)):
             beat("data")
-            if self._ahead is None:
-                batch = self._read(ids)
-            else:
-                rest = ours[number:] or self._of_rank(step.following())
-                batch = self._ahead.get(ids.tobytes(), rest[0][1].tobytes() if rest else None)
+            following = list(islice(self._after(step, number), workers.count if workers else 1))
+            if workers:
+                workers.expect(self.split.name, following)
+            wanted = _wanted(step, ids)
+            batch = self._ahead.get(wanted, next(iter(following), None)) if self._ahead else self._read(wanted)
             yield MicroBatch(position, batch, counts)
 
-    def _of_rank(self, step: Step | None) -> list[tuple[int, np.ndarray, bool]]:
-        return list(step.of_rank(self.accelerator.process_index, self.accelerator.num_processes)) if step else []
+    def _of_rank(self, step: Step) -> list[tuple[int, np.ndarray, bool]]:
+        return list(step.of_rank(self.accelerator.process_index, self.accelerator.num_processes))
 
-    def _read(self, ids: np.ndarray) -> Batch:
+    def _after(self, step: Step, number: int) -> Iterable[Wanted]:
+        """Yield what this rank is asked for after micro-batch `number` of a step, in this step and those after it."""
+        current: Step | None = step
+        start = number + 1
+        while current:
+            yield from (_wanted(current, ids) for _, ids, _ in self._of_rank(current)[start:])
+            current, start = current.following(), 0
+
+    def _read(self, wanted: Wanted) -> Batch:
         from onecurve.machine.accelerator import to_device
 
-        batch, device = self.task.collate(self.split.take(ids), self.reading), self.accelerator.device
+        workers, device = self.split.workers, self.accelerator.device
+        batch = workers.get(self.split.name, wanted) if workers else self._collate(wanted)
         return {name: to_device(tensor, device) for name, tensor in batch.items()}
 
     @cached_property
-    def _ahead(self) -> Ahead[Batch] | None:
+    def _collate(self) -> Collation:
+        return Collation(self.split, self.task, self.reading)
+
+    @cached_property
+    def _ahead(self) -> Ahead[Wanted, Batch] | None:
         from onecurve.machine.accelerator import accelerator_of
 
         device = accelerator_of(self.accelerator.device)
         if device is None:
             return None
-        return Ahead(lambda name: self._read(np.frombuffer(name, np.int64)), device.enter)
+        return Ahead(self._read, device.enter)
 
     def num_tokens(self, step: Step) -> int:
         """Tokens of a step on all ranks, without padding."""
         return int(self.split.num_tokens[step.sample_ids].sum())
+
+
+def _wanted(step: Step, ids: np.ndarray) -> Wanted:
+    return Wanted(step.seed, step.epoch, ids.tobytes())

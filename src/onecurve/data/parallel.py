@@ -27,6 +27,11 @@ class ParallelFiles:
         """The files as messages name them."""
         return str(self.prefix)
 
+    @property
+    def folder(self) -> Path:
+        """What relative paths in them are relative to."""
+        return self.prefix.parent
+
     def records(self, columns: Columns) -> Iterator[Located | Broken]:
         """Yield a row a line.
 

@@ -16,7 +16,7 @@ from onecurve.errors import ConfigError
 from onecurve.seeds import stream_key
 
 if TYPE_CHECKING:
-    from onecurve.data.encoding import Split
+    from onecurve.data.splits import Split
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,10 @@ class Step:
     """Terms of the loss over all micro-batches: what the loss is divided by. Of a task with several terms, a list."""
     samples_before: int
     """Examples seen in the steps before this one."""
+    epoch: int = 0
+    """The pass over the data that its examples are of, 0-based."""
+    seed: int = 0
+    """Of what is drawn for its examples."""
     following: "Callable[[], Step | None]" = field(default=lambda: None, repr=False, compare=False)
     """Returns the step that is probably next, for who prepares it ahead."""
 
@@ -171,6 +175,8 @@ class BatchPlan:
             micro_batches=self.cut(ids, size) if self.cut else [ids[i : i + size] for i in range(0, len(ids), size)],
             num_items=self.num_items[ids].sum(0).tolist(),
             samples_before=before,
+            epoch=epoch,
+            seed=self._seed(epoch),
             following=partial(self.after, number),
         )
 

@@ -49,6 +49,8 @@ class Columns:
     """File columns that must exist: the required ones, and those the recipe maps itself."""
     shapes: tuple[Shape, ...] = ()
     """Other forms of row that are known, where the recipe maps no column itself."""
+    media: Mapping[str, str] = field(default_factory=dict)
+    """Task column -> image or audio, where its values are files."""
 
     @classmethod
     def resolve(

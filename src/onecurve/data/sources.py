@@ -8,6 +8,7 @@ from functools import cached_property
 from onecurve.config import BY_SPLIT, DataSection, default_of, refuse_without_effect
 from onecurve.data.finding import Part, find
 from onecurve.data.formats import check_encoding
+from onecurve.data.media import MediaColumns
 from onecurve.data.rows import Broken, Columns, ColumnUse, Located
 from onecurve.data.selection import Selection, share
 from onecurve.errors import DataError
@@ -34,6 +35,11 @@ class Source:
     selection: Selection | None = None
     """Which rows it has; None: every one."""
 
+    @cached_property
+    def media(self) -> MediaColumns | None:
+        """The columns whose values are files; None where there are none."""
+        return MediaColumns(self.columns.media, self.asked.cache_dir) if self.columns.media else None
+
     def rows(self) -> Iterator[Located | Broken]:
         """Yield every row by the task's column names, and every place where there should be one.
 
@@ -43,7 +49,8 @@ class Source:
         kept = self.selection.keep(self.num_rows) if self.selection else None
         for number, found in enumerate(self._all_rows()):
             if kept is None or kept[number]:
-                yield replace(found, number=number) if isinstance(found, Located) else found
+                read = self.media.read(found) if self.media else found
+                yield replace(read, number=number) if isinstance(read, Located) else read
 
     @cached_property
     def num_rows(self) -> int:
@@ -66,7 +73,10 @@ class Source:
             unseen.difference_update(record.row)
             if not record.row.keys() <= self.use.known:
                 self.use.note(record.row, self.columns)
-            yield self.columns.pick(Located(place, record.row))
+            picked = self.columns.pick(Located(place, record.row))
+            if self.media and isinstance(picked, Located):
+                picked = replace(picked, row=self.media.placed(picked.row, part.folder))
+            yield picked
         if last and unseen:
             missing = [name for name in self.columns.names.values() if name in unseen]
             raise DataError(self.columns.missing(last.row, *missing), where=part.name)
@@ -94,6 +104,10 @@ class Source:
         told = [part.digest() for part in self.parts] + ([repr(self.selection)] if self.selection else [])
         return hashlib.blake2b(" ".join(told).encode(), digest_size=16).hexdigest()
 
+    def location(self) -> str:
+        """Return where the files lie that rows refer to; empty where they refer to none."""
+        return " ".join(str(part.folder.absolute()) for part in self.parts) if self.media else ""
+
     def stamp(self) -> tuple[str, ...]:
         """Return what changes when the data does."""
         return tuple(part.stamp() for part in self.parts)
@@ -105,6 +119,7 @@ def open_source(
     settings: DataSection,
     columns: Mapping[str, str],
     shapes: Iterable[Mapping[str, str]] = (),
+    media: Mapping[str, str] | None = None,
 ) -> Source:
     """Find what `spec` names: files, folders or hub datasets. Rows are read later.
 
@@ -114,20 +129,25 @@ def open_source(
         settings: Format, encoding and columns.
         columns: The task's columns.
         shapes: Other forms of row that the task knows.
+        media: Those of the task's columns whose values are files, and of what kind.
 
     Raises:
         ConfigError: Nothing there, an unknown format, encoding or column.
         DataError: A hub dataset that cannot be had.
     """
     check_encoding(settings.encoding)
-    resolved = Columns.resolve(settings.columns, columns, shapes)
+    resolved = replace(Columns.resolve(settings.columns, columns, shapes), media=media or {})
     specs = [spec] if isinstance(spec, str) else spec
     parts = tuple(part for one in specs for part in find(key, one, settings, resolved))
     return Source(key, ", ".join(specs), parts, resolved, settings)
 
 
 def open_splits(
-    settings: DataSection, columns: Mapping[str, str], shapes: Iterable[Mapping[str, str]], seed: int
+    settings: DataSection,
+    columns: Mapping[str, str],
+    shapes: Iterable[Mapping[str, str]],
+    media: Mapping[str, str],
+    seed: int,
 ) -> dict[str, Source]:
     """Find the data of every split that is set: train, eval, test. A share is of the training data.
 
@@ -135,6 +155,7 @@ def open_splits(
         settings: The recipe's data section.
         columns: The task's columns.
         shapes: Other forms of row that the task knows.
+        media: Those of the columns whose values are files, and of what kind.
         seed: Of the run; draws the rows of shares and of `data.max_samples`.
 
     Raises:
@@ -146,7 +167,7 @@ def open_splits(
         if spec is None:
             continue
         of = "train" if share(spec) is not None else name
-        source = open_source(f"data.{of}", specs[of] or "", settings, columns, shapes)
+        source = open_source(f"data.{of}", specs[of] or "", settings, columns, shapes, media)
         opened[name] = replace(source, key=f"data.{name}", selection=Selection.of(name, settings, seed))
     return opened
 

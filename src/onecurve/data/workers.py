@@ -64,6 +64,15 @@ def _side_by_side(work: Callable[[Part], Result], parts: Iterable[Part], num_wor
 def _begin(work: Callable[[Any], Any], parent: int) -> None:
     global _work
     _work = work
+    begin(parent)
+
+
+def begin(parent: int) -> None:
+    """Make a forked process a worker, which ends with its parent and leaves signals to it.
+
+    Args:
+        parent: Its process id.
+    """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a fork has none of its parent's threads, and would wait for them
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(name, signal.SIG_DFL)  # they are this run's to answer, not a worker's

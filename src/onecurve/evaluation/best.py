@@ -4,7 +4,7 @@ from math import isfinite
 from typing import Any
 
 from onecurve.config import EvalSection
-from onecurve.data.encoding import Split
+from onecurve.data.splits import Split
 from onecurve.evaluation.scores import Scores
 from onecurve.strategies.base import Strategy
 from onecurve.strategies.snapshot import Snapshot

@@ -9,10 +9,10 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from onecurve.config import Recipe
-from onecurve.data.encoding import Split
 from onecurve.data.loader import Loader
 from onecurve.data.plan import plan_scoring
 from onecurve.data.rows import Located
+from onecurve.data.splits import Split
 from onecurve.errors import ConfigError, TrainingError
 from onecurve.losses import terms
 from onecurve.losses.chunked_head import whole_logits

@@ -32,13 +32,13 @@ from onecurve.strategies.plain import Plain
 
 @dataclass(frozen=True)
 class Exporter:
-    """Writes the model, or with PEFT its adapter and head, with tokenizer and card. Every rank calls it."""
+    """Writes the model, or with PEFT its adapter and head, with processor and card. Every rank calls it."""
 
     checked: Checked
     data: Data
     strategy: Strategy
     accelerator: Accelerator
-    tokenizer: Any
+    processor: Any
 
     def __call__(self, name: str, step: int, scores: dict[str, dict[str, Any]]) -> None:
         """Write the weights as they stand into the run directory's folder `name`.
@@ -52,26 +52,26 @@ class Exporter:
             TrainingError: It cannot be written, or what was read back is not what was trained.
         """
         beat("export")
-        stop_where_answers_end(self.strategy.unwrapped(), self.checked.task, self.tokenizer)
+        stop_where_answers_end(self.strategy.unwrapped(), self.checked.task, self.processor)
         data = TrainedOn(self.data.survey.labels, len(self.data.train), self.data.fingerprint)
         card = partial(model_card, self.checked.recipe, data, self.checked.config, step, scores)
         recipe, folder = self.checked.recipe, self.checked.directory.path / name
         task = TaskFile.of(
             recipe.task.name, self.checked.task, self.data.survey, recipe.data.columns, self.data.max_length
         )
-        if problem := _save(folder, self.strategy, self.accelerator, self.tokenizer, card, task):
+        if problem := _save(folder, self.strategy, self.accelerator, self.processor, card, task):
             raise TrainingError(f"{folder} is not there. {problem} {self.checked.directory.again()}")
 
 
 def save_alone(
-    folder: Path, model: Any, tokenizer: Any, card: Callable[[str], str], task: TaskFile | None = None
+    folder: Path, model: Any, processor: Any, card: Callable[[str], str], task: TaskFile | None = None
 ) -> None:
     """Write a model folder from a process of its own: the same folder as at a run's end.
 
     Args:
         folder: Where.
         model: With or without an adapter.
-        tokenizer: Its tokenizer.
+        processor: Its tokenizer, or what else reads its inputs.
         card: Makes the README.md of what is said there about loading the folder.
         task: What it was trained for, where that is known.
 
@@ -81,7 +81,7 @@ def save_alone(
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     strategy = Plain(accelerator, "no", 0.0)
     strategy.prepare(model, torch.optim.SGD(model.parameters()), 1)  # nothing steps it
-    if problem := _save(folder, strategy, accelerator, tokenizer, card, task):
+    if problem := _save(folder, strategy, accelerator, processor, card, task):
         raise LaunchError(problem, where=str(folder))
 
 
@@ -89,7 +89,7 @@ def _save(
     folder: Path,
     strategy: Strategy,
     accelerator: Accelerator,
-    tokenizer: Any,
+    processor: Any,
     card: Callable[[str], str],
     task: TaskFile | None,
 ) -> str:
@@ -107,7 +107,7 @@ def _save(
             unfinished.mkdir(parents=True)
         _write(unfinished, strategy.unwrapped(), values, main, adapter)
         if main:
-            problem = _finish(unfinished, folder, strategy.unwrapped(), values, tokenizer, card)
+            problem = _finish(unfinished, folder, strategy.unwrapped(), values, processor, card)
             if task:
                 task.write(unfinished)
             if not problem:
@@ -128,10 +128,10 @@ def _write(folder: Path, model: Any, values: dict[str, Tensor], main: bool, adap
 
 
 def _finish(
-    folder: Path, final: Path, model: Any, values: dict[str, Tensor], tokenizer: Any, card: Callable[[str], str]
+    folder: Path, final: Path, model: Any, values: dict[str, Tensor], processor: Any, card: Callable[[str], str]
 ) -> str:
     """Write what lies beside the weights, read the weights back, and return how they differ from what was trained."""
-    tokenizer.save_pretrained(folder)
+    processor.save_pretrained(folder)
     adapter = hasattr(model, "peft_config")
     base = write_base(folder, final, model) if adapter else None
     (folder / "README.md").write_text(card(usage(final.absolute(), model, base)), encoding="utf-8")

@@ -103,8 +103,9 @@ def load_model(
     fit: Fit | None = None
     with explained(section.path, dtype, device):
         if section.init == "random":
-            text = config.get_text_config()
-            text.vocab_size = max([text.vocab_size, *(number + 1 for number in _new_tokens(recipe).values())])
+            if new := _new_tokens(recipe):
+                text = config.get_text_config()
+                text.vocab_size = max(text.vocab_size, *(number + 1 for number in new.values()))
             # Outside ZeRO-3's partitioned construction, which would draw other weights from the same seed
             with whole_parameters():
                 start_stream(recipe.seed, "weights")
@@ -214,7 +215,7 @@ def _pad_without_effect(model: Any, recipe: Recipe) -> None:
         table = model.get_input_embeddings()
     except NotImplementedError:  # CANINE hashes characters
         table = None
-    for module in model.modules() if table is not None else ():
+    for module in model.modules() if isinstance(table, nn.Module) and hasattr(table, "weight") else ():
         if isinstance(module, nn.Embedding) and module.weight is table.weight and module.padding_idx is not None:
             if recipe.model.init == "random":
                 row = nn.Embedding(1, module.embedding_dim)
@@ -223,7 +224,7 @@ def _pad_without_effect(model: Any, recipe: Recipe) -> None:
                 module.weight[module.padding_idx] = row.weight[0].to(module.weight.dtype)
             module.padding_idx = None
     if generation := getattr(model, "generation_config", None):
-        generation.pad_token_id = model.config.get_text_config().pad_token_id
+        generation.pad_token_id = getattr(model.config.get_text_config(), "pad_token_id", None)
 
 
 def _set_aside(fit: Fit) -> dict[str, str] | None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from onecurve.config import Recipe
-from onecurve.data.encoding import Split
+from onecurve.data.collation import as_scored
+from onecurve.data.splits import Split
 from onecurve.errors import ConfigError
 from onecurve.losses.chunked_head import whole_logits
 from onecurve.machine.accelerator import on_host, to_device
@@ -57,7 +58,7 @@ def pack(
     reason = _obstacle(model, base, recipe, longest=max(int(split.lengths.max()) for split in splits))
     if not reason:
         packing = Packing(base)
-        batch = task.collate(_two_examples(splits[0]), reading)
+        batch = as_scored(task, _two_examples(splits[0]), reading)
         dtypes = {parameter.dtype for parameter in model.parameters()}
         # Two passes are not worth compiling for
         with whole_logits(base), in_full_precision(base), torch.compiler.set_stance("force_eager"):

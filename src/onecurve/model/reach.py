@@ -12,7 +12,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from onecurve.config import Recipe
-from onecurve.data.encoding import Split
+from onecurve.data.collation import as_scored
+from onecurve.data.splits import Split
 from onecurve.errors import ConfigError, TrainingError
 from onecurve.losses.chunked_head import whole_logits
 from onecurve.model.float8 import in_full_precision
@@ -198,7 +199,7 @@ def _calls() -> Iterator[set[nn.Module]]:
 
 def _reached_by(example: Any, model: Any, task: Task, reading: Processing, seed: int, device: torch.device) -> set[int]:
     """Return the ids of the parameters that an example's loss depends on."""
-    batch = {name: tensor.to(device) for name, tensor in task.collate([example], reading).items()}
+    batch = {name: tensor.to(device) for name, tensor in as_scored(task, [example], reading).items()}
     start_stream(seed, "reach")
     return _leaves(task.loss_sum(task.forward(model, batch), batch))
 

@@ -21,6 +21,8 @@ _TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.js
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _NO_HUB = "Check the path; or fetch it where there is a network, with `onecurve data stage RECIPE`."
 _NAMED = 5
+UNLIMITED = 2**31 - 1
+"""The length that an example may have where nothing limits it: the most that the examples' index can hold."""
 _CONVERT = (
     "A checkpoint of onecurve, Accelerate or DeepSpeed becomes a model folder with `onecurve checkpoint convert`."
 )
@@ -60,6 +62,8 @@ class Reading:
         """The model's transformers config, with the id that this tokenizer pads with."""
         config = load_config(self.source)
         check_trusted(self.source)
+        if not self.reads_text:
+            return config
         set_padding(config, self.tokenizer, pretrained=self.section.init == "pretrained")
         if reads_last_position(config):
             self.tokenizer.padding_side = "left"
@@ -75,16 +79,33 @@ class Reading:
     def processor(self) -> Any:
         """What reads the rows: a tokenizer that is able to pad, or another processor."""
         kind: Any = self.auto_processor()
-        return load_tokenizer(self.source) if kind.__name__ == "AutoTokenizer" else load_processor(self.source, kind)
+        if kind.__name__ == "AutoTokenizer":
+            return load_tokenizer(self.source)
+        self._refuse_for_text()
+        return load_processor(self.source, kind)
+
+    def _refuse_for_text(self) -> None:
+        for name in ("add_tokens", "chat_template"):
+            if getattr(self.section, name):
+                raise ConfigError("this task's models read no text.", where=f"model.{name}", fix="Remove it.")
 
     @property
     def tokenizer(self) -> Any:
         """The processor, or the part of it that reads text."""
         return getattr(self.processor, "tokenizer", self.processor)
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether there is a tokenizer."""
+        from transformers import PreTrainedTokenizerBase
+
+        return isinstance(self.tokenizer, PreTrainedTokenizerBase)
+
     @cached_property
     def max_length(self) -> int:
-        """Tokens an example may have."""
+        """The length that an example may have, in the task's own units: tokens, where it reads text alone."""
+        if self.processor is not self.tokenizer or not self.reads_text:
+            return self.asked_max_length or UNLIMITED
         return resolve_max_length(self.asked_max_length, self.tokenizer, self.config, self.reserved)
 
 

@@ -35,12 +35,14 @@ def _train(argv: list[str], start: Path, folder: Path, steps: int) -> None:
     checked = preflight(argv)
     recipe, task = checked.recipe, checked.task
 
+    import numpy as np
     import torch
     import transformers
 
     from onecurve.adapters import virtual_tokens
     from onecurve.checkpoint import load
     from onecurve.data import load_data, plan_run
+    from onecurve.data.collation import Collation, Wanted
     from onecurve.model.loading import check_model, load_model
     from onecurve.model.reading import Reading
     from onecurve.parity.hf_recording import Examples, Recorder, pieces, recording
@@ -61,7 +63,9 @@ def _train(argv: list[str], start: Path, folder: Path, steps: int) -> None:
     load(start, pieces(model))
 
     def collate(rows: list[tuple[int, Any]]) -> dict[str, torch.Tensor]:
-        batch = task.collate([example for _, example in rows], reading)
+        # The Trainer does not say which pass over the data it is in: what is drawn is that of the first one
+        ids = np.array([number for number, _ in rows])
+        batch = Collation(data.train, task, reading)(Wanted(recipe.seed, 0, ids.tobytes()))
         return {**batch, "sample_ids": torch.tensor([number for number, _ in rows])}
 
     recorder = Recorder(folder, steps)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+from onecurve.data.collation import as_scored
 from onecurve.data.rows import Broken, Located
 from onecurve.errors import ConfigError
 from onecurve.prediction.trained import Trained
@@ -103,7 +104,7 @@ def _ask(trained: Trained, examples: list[Example], max_new_tokens: int) -> list
         if isinstance(task, Generates):
             texts = task.generate(trained.model, examples, trained, max_new_tokens=max_new_tokens, do_sample=False)
             return [{"text": text} for text in texts]
-        batch = {name: tensor.to(trained.model.device) for name, tensor in task.collate(examples, trained).items()}
+        batch = {name: tensor.to(trained.model.device) for name, tensor in as_scored(task, examples, trained).items()}
         return task.answers(task.forward(trained.model, batch), batch, examples, trained.survey)
 
 

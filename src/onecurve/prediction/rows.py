@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from onecurve.config import DataSection
+from onecurve.data.media import MediaColumns
 from onecurve.data.rows import Broken, Columns, Located
 from onecurve.data.sources import open_source
 from onecurve.prediction.trained import Trained
@@ -13,10 +15,10 @@ from onecurve.tasks.base import Recognises, Row, Task
 _ID = "id?"
 
 
-def rows_of_texts(task: Task, texts: Iterable[str]) -> Iterator[Located]:
-    """Yield the row that each text stands for."""
+def rows_of_texts(task: Task, texts: Iterable[str]) -> Iterator[Located | Broken]:
+    """Yield the row that each text stands for: of a task that reads files, the path of one."""
     for number, text in enumerate(texts):
-        yield Located(f"text {number}", task.read_text(text))
+        yield _read(Located(f"text {number}", task.read_text(text)), task)
 
 
 def rows_of_inputs(trained: Trained, inputs: Iterable[str | Mapping[str, Any]]) -> Iterator[Located | Broken]:
@@ -24,9 +26,9 @@ def rows_of_inputs(trained: Trained, inputs: Iterable[str | Mapping[str, Any]]) 
     for number, given in enumerate(inputs):
         place = f"input {number}"
         if isinstance(given, str):
-            yield Located(place, trained.task.read_text(given))
+            yield _read(Located(place, trained.task.read_text(given)), trained.task)
         elif isinstance(given, Mapping):
-            yield Located(place, _renamed(given, trained))
+            yield _read(Located(place, _renamed(given, trained)), trained.task)
         else:
             yield Broken(place, f"must be a text or a map; got {type(given).__name__}")
 
@@ -37,11 +39,11 @@ def rows_of_lines(trained: Trained, lines: Iterable[str]) -> Iterator[Located | 
         place, line = f"line {number}", line.strip()
         if line.startswith("{"):
             try:
-                yield Located(place, _renamed(json.loads(line), trained))
+                yield _read(Located(place, _renamed(json.loads(line), trained)), trained.task)
             except ValueError as error:
                 yield Broken(place, f"broken JSON: {error}")
         elif line:
-            yield Located(place, trained.task.read_text(line))
+            yield _read(Located(place, trained.task.read_text(line)), trained.task)
 
 
 def rows_of_file(trained: Trained, path: str) -> Iterator[Located | Broken]:
@@ -51,7 +53,15 @@ def rows_of_file(trained: Trained, path: str) -> Iterator[Located | Broken]:
         UserError: Nothing there, or it cannot be read.
     """
     settings = DataSection(train=path, columns=_mapping(trained))
-    return open_source("--input", path, settings, *_known(trained.task)).rows()
+    return open_source("--input", path, settings, *_known(trained.task), trained.task.media).rows()
+
+
+def _read(found: Located, task: Task) -> Located | Broken:
+    """Return a row whose files are found; paths are relative to the working directory."""
+    if not task.media:
+        return found
+    columns = MediaColumns(task.media)
+    return columns.read(Located(found.place, columns.placed(found.row, Path())))
 
 
 def _mapping(trained: Trained) -> dict[str, str]:

@@ -3,12 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from reprlib import repr as short
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 from onecurve.content.survey import Survey as Survey
 from onecurve.errors import BadRow as BadRow
+from onecurve.tasks._capabilities import Generates as Generates
+from onecurve.tasks._capabilities import Recognises as Recognises
+from onecurve.tasks._capabilities import Transforms as Transforms
 
 if TYPE_CHECKING:  # the heavy imports wait until a recipe is known to be good
     from torch import Tensor, nn
@@ -75,6 +78,8 @@ class Task(ABC):
     Settings: ClassVar[type[Settings]] = Settings
     columns: ClassVar[Mapping[str, str]]
     """Column -> what it must hold. A name ending in `?` is optional: the file need not have it."""
+    media: ClassVar[Mapping[str, str]] = {}
+    """Columns whose values are files, and of what kind: image or audio. A row holds them as `content.media.Media`."""
     sample: ClassVar[Sequence[Row]] = ()
     """A few rows, of which `onecurve init` makes data to begin from where the task's recipe has none as JSON lines."""
     targets: ClassVar[frozenset[str]] = frozenset({"label"})
@@ -211,35 +216,10 @@ class Task(ABC):
         raise NotImplementedError
 
 
-@runtime_checkable
-class Generates(Protocol):
-    """A task whose models generate text."""
-
-    def end_token(self, tokenizer: Any) -> int | None:
-        """Return the token that the model learns to end with; None if it is unknown."""
-
-    def prompt(self, row: Row, reading: Processing) -> Example:
-        """Encode what the model reads before it writes: exactly what stood before an answer in training."""
-
-    def generate(self, model: Any, examples: Sequence[Example], reading: Processing, **options: Any) -> list[str]:
-        """Write on after each prompt and return the new text, special tokens left out.
-
-        Args:
-            model: A transformers or PEFT model.
-            examples: What `prompt` returned.
-            reading: Made them.
-            **options: Of transformers' `generate`.
-        """
-        ...
-
-
-@runtime_checkable
-class Recognises(Protocol):
-    """A task that knows rows of other forms than its own by their columns."""
-
-    shapes: ClassVar[Mapping[str, Mapping[str, str]]]
-    """Name -> task column, optional ones with `?`, -> file column. The first that a row fits is taken, where the recipe
-    has no `data.columns` and the row has no column of the task's own form but those that the two share."""
+def unread_keys(task: Task) -> Mapping[str, str]:
+    """Return the keys of the recipe that a task does not read, and why."""
+    own = {} if isinstance(task, Transforms) else {"data.workers": "this task's examples are read as they are kept"}
+    return {**own, **task.without_effect()}
 
 
 def check_text(value: Any, column: str) -> None:

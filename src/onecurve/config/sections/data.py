@@ -1,6 +1,6 @@
 """The data of a run, and what happens to invalid rows and long examples."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -19,9 +19,11 @@ class DataSection(Section):
     """At most so many rows of each split, or by split: {train: 1000}. Drawn at random by `seed`, in file order."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Name in the task -> column in the file (its index, from 0, where a CSV has no header); '' leaves it out."""
-    format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "text", "conll", "parallel"] = "auto"
-    """auto: from the file's suffix. parallel: one file per column, matched line by line; `columns` gives the suffixes,
-    such as {source: en, target: de}, and `train`, `eval` and `test` give the path without the suffix."""
+    format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "text", "conll", "media", "parallel"] = "auto"
+    """auto: from the file's suffix. media: a folder of images or sounds, each a row whose label is the name of the
+    folder it lies in; auto takes a folder so that has no data files, where the task reads such files. parallel: one
+    file per column, matched line by line; `columns` gives the suffixes, such as {source: en, target: de}, and `train`,
+    `eval` and `test` give the path without the suffix."""
     encoding: str = "utf-8"
     """Character encoding of text files."""
     header: bool = True
@@ -41,6 +43,9 @@ class DataSection(Section):
     """What to do with an example longer than `max_length`. Truncated and dropped examples are counted and reported."""
     max_length: int | None = Field(default=None, gt=1)
     """Maximum tokens per example; default: the model's own limit."""
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes a rank that decode and transform examples ahead of the model; auto: on a GPU the rank's share of the
+    cores less one, at most 8, else none."""
     cache_dir: str | None = None
     """Cache folder for encoded examples; default: the user's cache directory."""
 

@@ -1,0 +1,66 @@
+"""From the numbers of examples to a batch: read, transformed where the task does that, and collated."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from onecurve.seeds import stream_key
+from onecurve.tasks.base import Batch, Example, Processing, Task, Transforms
+
+if TYPE_CHECKING:
+    from onecurve.data.splits import Split
+
+
+class Wanted(NamedTuple):
+    """The examples of a micro-batch, and what their draws are keyed by."""
+
+    seed: int
+    epoch: int
+    """Pass over the data, 0-based."""
+    ids: bytes
+    """int64 [examples]."""
+
+
+@dataclass(frozen=True)
+class Collation:
+    """Makes batches of one split's examples."""
+
+    split: "Split"
+    task: Task
+    reading: Processing
+
+    def __call__(self, wanted: Wanted) -> Batch:
+        """Return the batch, on the CPU."""
+        ids = np.frombuffer(wanted.ids, np.int64)
+        training = self.split.name == "train"
+        within: tuple[str | int, ...] = ("example", wanted.epoch) if training else ("example", self.split.name)
+        keys = (stream_key(wanted.seed if training else 0, *within, number) for number in ids.tolist())
+        examples = transformed(self.task, self.split.take(ids), keys, training, self.reading)
+        return self.task.collate(examples, self.reading)
+
+
+def transformed(
+    task: Task, examples: Sequence[Example], keys: Iterable[int], training: bool, reading: Processing
+) -> Sequence[Example]:
+    """Return examples as `collate` takes them.
+
+    Args:
+        task: Transforms them, or leaves them as they are.
+        examples: As they were encoded.
+        keys: Of the stream that each example's draws are taken from.
+        training: Whether to augment.
+        reading: Made them.
+    """
+    if not isinstance(task, Transforms):
+        return examples
+    # Philox: its streams are frozen, and keys that differ by one bit are unrelated
+    streams = (np.random.Generator(np.random.Philox(key=key)) for key in keys)
+    return [task.transform(example, rng, training, reading) for example, rng in zip(examples, streams, strict=False)]
+
+
+def as_scored(task: Task, examples: Sequence[Example], reading: Processing) -> Batch:
+    """Return a batch of examples that belong to no split, by their place: what a trained model is asked."""
+    keys = (stream_key(0, "example", place) for place in range(len(examples)))
+    return task.collate(transformed(task, examples, keys, False, reading), reading)

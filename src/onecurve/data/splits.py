@@ -1,0 +1,78 @@
+"""The examples of a run, by split."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onecurve.data.checking import Report
+from onecurve.data.examples import Examples
+from onecurve.data.rows import ColumnUse
+from onecurve.data.sources import Source
+from onecurve.tasks.base import Example, Survey
+
+if TYPE_CHECKING:
+    from onecurve.data.collation_workers import CollationWorkers
+
+
+@dataclass(frozen=True)
+class Split:
+    """The examples of one split, in the order of its rows."""
+
+    name: str
+    report: Report
+    examples: Examples
+    columns: ColumnUse = field(default_factory=ColumnUse)
+    source: Source | None = None
+    """The rows that the examples came from."""
+    stamp: tuple[str, ...] = ()
+    """What the source's was when they were read."""
+    workers: "CollationWorkers | None" = None
+    """Processes that make its batches; None: the loader does."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Length of each example's longest sequence: int32 [examples]."""
+        return self.examples.lengths
+
+    @property
+    def num_tokens(self) -> np.ndarray:
+        """Tokens that a model computes for each example, without padding: int32 [examples]."""
+        return self.examples.num_tokens
+
+    @property
+    def num_items(self) -> np.ndarray:
+        """Terms of the loss of each example: int32 [examples], or [examples, terms] where a task has several terms."""
+        return self.examples.num_items
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> list[Example]:
+        """Return the examples of these numbers, in this order."""
+        return [self.examples[index] for index in indices]
+
+
+@dataclass(frozen=True)
+class Data:
+    """All data of a run."""
+
+    train: Split
+    eval: Split | None
+    test: Split | None
+    survey: Survey
+    fingerprint: str
+    """Equal where the training examples are equal: a hash of all that they are made from."""
+    max_length: int
+    """Tokens an example may have."""
+    cached: bool
+    """Whether nothing had to be encoded."""
+
+    @property
+    def splits(self) -> list[Split]:
+        """Those that the recipe names."""
+        return [split for split in (self.train, self.eval, self.test) if split is not None]

@@ -1,0 +1,61 @@
+"""What only some tasks can do; asked with `isinstance`, never by a task's name."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from onecurve.tasks.base import Example, Processing, Row
+
+
+@runtime_checkable
+class Generates(Protocol):
+    """A task whose models generate text."""
+
+    def end_token(self, tokenizer: Any) -> int | None:
+        """Return the token that the model learns to end with; None if it is unknown."""
+
+    def prompt(self, row: "Row", reading: "Processing") -> "Example":
+        """Encode what the model reads before it writes: exactly what stood before an answer in training."""
+
+    def generate(self, model: Any, examples: "Sequence[Example]", reading: "Processing", **options: Any) -> list[str]:
+        """Write on after each prompt and return the new text, special tokens left out.
+
+        Args:
+            model: A transformers or PEFT model.
+            examples: What `prompt` returned.
+            reading: Made them.
+            **options: Of transformers' `generate`.
+        """
+        ...
+
+
+@runtime_checkable
+class Transforms(Protocol):
+    """A task whose examples are decoded, augmented or masked anew each time that they are read."""
+
+    def transform(
+        self, example: "Example", rng: "np.random.Generator", training: bool, reading: "Processing"
+    ) -> "Example":
+        """Return what `collate` takes of an example, which stays as it is; `num_items` does too.
+
+        May run in a process of its own, and draws from `rng` alone.
+
+        Args:
+            example: What `encode` returned.
+            rng: Keyed by the seed, the pass over the data and the example, so that draws depend on nothing else; in
+                scoring by the split and the example, so that every scoring draws the same.
+            training: Whether to augment.
+            reading: Made the example.
+        """
+        ...
+
+
+@runtime_checkable
+class Recognises(Protocol):
+    """A task that knows rows of other forms than its own by their columns."""
+
+    shapes: ClassVar[Mapping[str, Mapping[str, str]]]
+    """Name -> task column, optional ones with `?`, -> file column. The first that a row fits is taken, where the recipe
+    has no `data.columns` and the row has no column of the task's own form but those that the two share."""

@@ -60,7 +60,7 @@ def build_tiny_llama(
 
 
 def build_tiny_bert(folder: str | Path, *, weights: bool = True, seed: int = 0, **config: Any) -> Path:
-    """Write a BERT of two layers with a byte-level tokenizer that has cls, sep and pad.
+    """Write a BERT of two layers with a byte-level tokenizer that has cls, sep, pad and mask.
 
     Args:
         folder: Where to write; made when it does not exist.
@@ -71,6 +71,7 @@ def build_tiny_bert(folder: str | Path, *, weights: bool = True, seed: int = 0, 
     from transformers import BertConfig, BertModel
 
     tokenizer = _tokenizer("[CLS]", "[SEP]", "[PAD]", extra=["[MASK]"], pairs=True)
+    tokenizer.mask_token = "[MASK]"
     fields = {
         "hidden_size": 64,
         "intermediate_size": 128,

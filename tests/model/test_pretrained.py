@@ -239,6 +239,29 @@ def test_a_language_model_s_head_is_never_drawn(tmp_path: Path, family: str, kin
     assert refused.value.where == "model.path"
 
 
+ENCODERS = [name for name, (_, _, kind, _) in FAMILIES.items() if kind is AutoModelForMaskedLM]
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_a_masked_language_model_is_whole_or_has_its_head_drawn_and_named(tmp_path: Path, family: str) -> None:
+    whole = load(save(tmp_path / "whole", family), "masked_lm")
+    theirs = AutoModelForMaskedLM.from_pretrained(tmp_path / "whole", dtype="float32").state_dict()
+    assert whole.new_weights == ""
+    assert all(torch.equal(value, theirs[name]) for name, value in whole.state_dict().items())
+
+    save(tmp_path / "base", family, transformers.AutoModel)
+    model = load(tmp_path / "base", "masked_lm")
+    head = {name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")}
+    assert head and {new.split(" ")[0] for new in model.new_weights.split("], ")} == head
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    stored = load_file(tmp_path / "base" / "model.safetensors")
+    given = {name.removeprefix(f"{model.base_model_prefix}."): value for name, value in model.state_dict().items()}
+    assert all(torch.equal(given[name], value) for name, value in stored.items() if "pooler" not in name)
+    with pytest.raises(ConfigError, match=r"lora cannot train the new .*: it shares a weight with the embeddings"):
+        load(tmp_path / "base", "masked_lm", peft={"method": "lora"})
+    assert load(tmp_path / "whole", "masked_lm", peft={"method": "lora"}).new_weights == ""
+
+
 def test_a_bias_of_the_language_model_s_head_is_not_dropped(tmp_path: Path) -> None:
     save(tmp_path, "llama")
     rewrite(tmp_path, lambda weights: weights | {"lm_head.bias": torch.ones(61)})

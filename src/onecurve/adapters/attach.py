@@ -37,7 +37,7 @@ def attach(
         _check_prompt(model, config, method)
         _fill_sizes(model, config)
     fill_targets(model, config, method)
-    _train_new_modules(config, method, new_modules)
+    _train_new_modules(model, config, method, new_modules)
     _train_new_tokens(model, config, method, new_tokens)
     _check_copied(model, config, method)
     try:
@@ -101,7 +101,7 @@ def _fill_sizes(model: PreTrainedModel, config: Any) -> None:
             setattr(config, field, getattr(model.config, name, None))
 
 
-def _train_new_modules(config: Any, method: str, new_modules: list[str]) -> None:
+def _train_new_modules(model: PreTrainedModel, config: Any, method: str, new_modules: list[str]) -> None:
     """Have the new modules trained whole and saved with the adapter."""
     if not new_modules:
         return
@@ -116,9 +116,22 @@ def _train_new_modules(config: Any, method: str, new_modules: list[str]) -> None
     # Outermost first: a module wrapped whole must not be wrapped again inside, or half of it is saved twice.
     for name in sorted(set(new_modules), key=lambda name: (name.count("."), name)):
         if not any(f".{whole}." in f".{name}." for whole in covered):
+            _check_untied(model, name, method)
             kept.append(name)
             covered.append(name)
     config.modules_to_save = kept or None
+
+
+def _check_untied(model: PreTrainedModel, name: str, method: str) -> None:
+    """Refuse to train a new module of which a part is the embeddings, as in a masked language model's head."""
+    table = model.get_input_embeddings().weight if model.get_output_embeddings() is not None else None
+    if any(parameter is table for parameter in model.get_submodule(name).parameters()):
+        raise ConfigError(
+            f"{method.lower()} cannot train the new {name}: it shares a weight with the embeddings, and PEFT would "
+            "train a copy that is lost when the adapter is merged.",
+            where="peft.method",
+            fix="Use a checkpoint that has this head, or remove peft.",
+        )
 
 
 def _train_new_tokens(model: PreTrainedModel, config: Any, method: str, ids: Sequence[int]) -> None:

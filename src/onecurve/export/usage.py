@@ -11,8 +11,11 @@ _PIPELINES = {
     "AutoModelForSequenceClassification": "text-classification",
     "AutoModelForTokenClassification": "token-classification",
     "AutoModelForCausalLM": "text-generation",
+    "AutoModelForMaskedLM": "fill-mask",
 }
 """transformers' class -> its pipeline."""
+_ASKED = {"AutoModelForMaskedLM": 'f"some {pipe.tokenizer.mask_token}"'}
+"""What a pipeline is asked that takes no plain text, as code."""
 _GENERATION = "base.generation_config = GenerationConfig.from_pretrained({})"
 
 
@@ -60,7 +63,7 @@ def _with_transformers(folder: Path, kind: str) -> list[str]:
             "from transformers import pipeline",
             "",
             f"pipe = pipeline({_text(_PIPELINES[kind])}, {_text(folder)})",
-            'print(pipe("some text"))',
+            f"print(pipe({_ASKED.get(kind, _text('some text'))}))",
         ]
     else:
         lines = [f"from transformers import {kind}", "", f"model = {kind}.from_pretrained({_text(folder)})"]
@@ -122,13 +125,14 @@ def _about(folder: Path, kind: str, base: Base) -> list[str]:
         "to that base's files, which a copy or an upload that follows links takes along.",
     ]
     if kind in _PIPELINES:
-        auto = f"`AutoPeft{kind.removeprefix('Auto')}.from_pretrained`"
+        named = f"AutoPeft{kind.removeprefix('Auto')}"
+        auto = f"`{'AutoPeftModel' if kind == 'AutoModelForMaskedLM' else named}.from_pretrained`"
         if base.stand_in:
             lines += [
                 f"adapter_config.json names `{folder / BASE}` as the base, so that PEFT's {auto} builds it as it was",
                 "trained: after moving this folder, change `base_model_name_or_path` there.",
             ]
-        elif kind != "AutoModelForCausalLM":
+        elif kind not in ("AutoModelForCausalLM", "AutoModelForMaskedLM"):
             lines += [f"PEFT's {auto} builds the base with its own labels: give it `id2label`, as config.json has it."]
     return [*lines, "", "Where those links lead nowhere, name the base:", ""]
 

@@ -55,7 +55,8 @@ def read_fit(from_pretrained: Callable[..., tuple[Any, dict[str, Any]]], path: s
     """Compare a checkpoint with the model that its config describes, by transformers' own rules for names.
 
     Only a head may be new: what lies outside the base model, and the pooler through which a classifier reads an encoder
-    and which a masked language model's checkpoint does not have. A language model's head counts as pretrained.
+    and which a masked language model's checkpoint does not have. A language model's head counts as pretrained, but for
+    one that only fills in masks.
 
     Args:
         from_pretrained: The model class's, with everything bound but the device.
@@ -101,7 +102,8 @@ class _Head:
     def __init__(self, model: Any) -> None:
         self.model, self.base = model, model.base_model
         self.prefix = f"{model.base_model_prefix}."
-        self.is_pretrained = self.base is model or model.get_output_embeddings() is not None
+        self.predicts_tokens = self.base is model or model.get_output_embeddings() is not None
+        self.is_pretrained = self.predicts_tokens and not _only_fills_masks(model)
 
     def may_be_missing(self, name: str) -> bool:
         return self.may_be_reshaped(name) or (not self.is_pretrained and name.startswith(f"{self.prefix}pooler."))
@@ -119,10 +121,21 @@ class _Head:
     def _is_switched_off(self, name: str) -> bool:
         """Whether a language model's head has the layer, without this weight: a bias that the config leaves out."""
         owner, _, own = name.rpartition(".")
-        if not self.is_pretrained or not owner:
+        if not self.predicts_tokens or not owner:
             return False
         module = dict(self.model.named_modules()).get(owner)
         return isinstance(module, nn.Module) and own in module._parameters
+
+
+def _only_fills_masks(model: Any) -> bool:
+    """Whether a model's head is for masked language modelling alone: many encoders are published without theirs."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+
+    def has(auto_model: Any) -> bool:
+        known = auto_model._model_mapping
+        return type(model.config) in known and known[type(model.config)] is type(model)
+
+    return has(AutoModelForMaskedLM) and not has(AutoModelForCausalLM) and not has(AutoModelForSeq2SeqLM)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from onecurve.data.collation import as_scored
 from onecurve.data.rows import Broken, Located
 from onecurve.errors import ConfigError
 from onecurve.prediction.trained import Trained
-from onecurve.tasks.base import Answer, BadRow, Example, Generates, Row, Task
+from onecurve.tasks.base import Answer, Asked, BadRow, Example, Generates, Row, Task
 
 _CUT = "truncated"
 _NOTHING = "nothing to read"
@@ -58,13 +58,18 @@ def _encode(trained: Trained, found: Located | Broken, max_new_tokens: int) -> E
         if isinstance(trained.task, Generates):
             return encode_prompt(trained, trained.task, found.row, max_new_tokens)
         row = _unlabelled(trained.task, found.row)
-        examples = trained.task.encode(row, trained.survey, trained, truncate=False)
+        examples = _examples(trained, row, truncate=False)
         if max(map(trained.task.length, examples), default=0) > trained.max_length:
-            examples = trained.task.encode(row, trained.survey, trained, truncate=True)
-            examples = [{**example, _CUT: True} for example in examples]
+            examples = [{**example, _CUT: True} for example in _examples(trained, row, truncate=True)]
     except BadRow as error:
         return str(error)
     return examples[0] if examples else _NOTHING
+
+
+def _examples(trained: Trained, row: Row, truncate: bool) -> list[Example]:
+    if isinstance(trained.task, Asked):
+        return [trained.task.question(row, trained, truncate)]
+    return trained.task.encode(row, trained.survey, trained, truncate)
 
 
 def encode_prompt(trained: Trained, task: Generates, row: Row, max_new_tokens: int) -> Example | str:
@@ -105,12 +110,15 @@ def _ask(trained: Trained, examples: list[Example], max_new_tokens: int) -> list
             texts = task.generate(trained.model, examples, trained, max_new_tokens=max_new_tokens, do_sample=False)
             return [{"text": text} for text in texts]
         batch = {name: tensor.to(trained.model.device) for name, tensor in as_scored(task, examples, trained).items()}
-        return task.answers(task.forward(trained.model, batch), batch, examples, trained.survey)
+        outputs = task.forward(trained.model, batch)
+        if isinstance(task, Asked):
+            return task.replies(outputs, batch, trained)
+        return task.answers(outputs, batch, examples, trained.survey)
 
 
 def check_askable(task: Task, name: str) -> None:
     """Raise `ConfigError` where a task's models have nothing to say of a row."""
-    if not isinstance(task, Generates) and type(task).answers is Task.answers:
+    if not isinstance(task, Generates | Asked) and type(task).answers is Task.answers:
         raise ConfigError(f"a model trained for {name} has no answers to give.")
 
 
@@ -130,6 +138,14 @@ def _said(told: Answer) -> str:
         return ", ".join(f"{one['type']} {one['text']!r}" for one in told["entities"]) or "(none)"
     if "tags" in told:
         return " ".join(told["tags"])
+    return _fills(told["fills"]) if "fills" in told else _labels(told)
+
+
+def _fills(masks: list[list[Answer]]) -> str:
+    return "; ".join(", ".join(f"{one['token']!r} {one['probability']:.3f}" for one in mask) for mask in masks)
+
+
+def _labels(told: Answer) -> str:
     label, probabilities = told["label"], told["probabilities"]
     if isinstance(label, list):
         return ", ".join(f"{name} {probabilities[name]:.3f}" for name in label) or "(none)"

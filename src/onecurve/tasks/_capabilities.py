@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 if TYPE_CHECKING:
     import numpy as np
 
-    from onecurve.tasks.base import Example, Processing, Row
+    from onecurve.tasks.base import Answer, Batch, Example, Processing, Row
 
 
 @runtime_checkable
@@ -28,6 +28,23 @@ class Generates(Protocol):
             reading: Made them.
             **options: Of transformers' `generate`.
         """
+        ...
+
+
+@runtime_checkable
+class Asked(Protocol):
+    """A task whose trained models are asked something else than what its examples hold."""
+
+    def question(self, row: "Row", reading: "Processing", truncate: bool) -> "Example":
+        """Encode what a trained model is asked; with `truncate` no longer than `reading.max_length`.
+
+        Raises:
+            BadRow: The row asks nothing.
+        """
+        ...
+
+    def replies(self, outputs: Any, batch: "Batch", reading: "Processing") -> "list[Answer]":
+        """Return what the model says to each question of a batch."""
         ...
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from onecurve.content.survey import Survey as Survey
 from onecurve.errors import BadRow as BadRow
+from onecurve.tasks._capabilities import Asked as Asked
 from onecurve.tasks._capabilities import Generates as Generates
 from onecurve.tasks._capabilities import Recognises as Recognises
 from onecurve.tasks._capabilities import Transforms as Transforms
@@ -211,7 +212,7 @@ class Task(ABC):
     def answers(self, outputs: Any, batch: Batch, examples: Sequence[Example], survey: Survey) -> list[Answer]:
         """Return what a trained model says of each example: `label`, `probability`, `value`, `entities`, ...
 
-        A task that `Generates` need not; one that does neither cannot be asked.
+        A task that `Generates` or is `Asked` need not; one that does none of these cannot be asked.
         """
         raise NotImplementedError
 

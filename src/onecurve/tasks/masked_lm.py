@@ -65,6 +65,14 @@ class Task(base.Task):
 
     Settings: ClassVar[type[Settings]] = MaskedLmSettings
     columns: ClassVar[Mapping[str, str]] = {"text": "a document: non-empty text"}
+    sample: ClassVar[Sequence[Row]] = (
+        {"text": "The Heron left Oslo for Lisbon with ten crates of oranges. Captain Elena counted on nine days."},
+        {"text": "The Aurora sailed from Riga to Porto. In Porto the wool was sold on the quay."},
+        {"text": "Captain Ingrid waited for wind. The sea was smooth, and the crew repaired the sails."},
+        {"text": "The Kestrel reached Cadiz in a storm. Two sails were torn, and the salt was wet."},
+        {"text": "With six barrels of oil on board, the Petrel left Hamburg for Dublin."},
+        {"text": "The Heron reached Lisbon after nine days. The oranges were sold on the quay."},
+    )
     targets: ClassVar[frozenset[str]] = frozenset()
     metric_names: Sequence[str] = ("loss", "pseudo_perplexity", "accuracy")
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss", "pseudo_perplexity"})

@@ -88,6 +88,12 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_masked_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a seeded BERT with its masked language model's head."""
+    return build_tiny_bert(tmp_path_factory.mktemp("models") / "masked_bert", masked_lm=True)
+
+
+@pytest.fixture(scope="session")
 def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a seeded T5."""
     return build_tiny_t5(tmp_path_factory.mktemp("models") / "t5")

@@ -59,16 +59,19 @@ def build_tiny_llama(
     return _write(folder, tokenizer, model_config, LlamaForCausalLM if weights else None, seed)
 
 
-def build_tiny_bert(folder: str | Path, *, weights: bool = True, seed: int = 0, **config: Any) -> Path:
+def build_tiny_bert(
+    folder: str | Path, *, weights: bool = True, masked_lm: bool = False, seed: int = 0, **config: Any
+) -> Path:
     """Write a BERT of two layers with a byte-level tokenizer that has cls, sep, pad and mask.
 
     Args:
         folder: Where to write; made when it does not exist.
         weights: Whether to write weights beside the config.
+        masked_lm: Whether it has the head of masked language modelling.
         seed: Of the weights.
         **config: Further BertConfig fields, such as hidden_dropout_prob.
     """
-    from transformers import BertConfig, BertModel
+    from transformers import BertConfig, BertForMaskedLM, BertModel
 
     tokenizer = _tokenizer("[CLS]", "[SEP]", "[PAD]", extra=["[MASK]"], pairs=True)
     tokenizer.mask_token = "[MASK]"
@@ -82,8 +85,9 @@ def build_tiny_bert(folder: str | Path, *, weights: bool = True, seed: int = 0, 
         "attention_probs_dropout_prob": 0.1,
         **config,
     }
+    kind = BertForMaskedLM if masked_lm else BertModel
     model_config = BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **fields)
-    return _write(folder, tokenizer, model_config, BertModel if weights else None, seed)
+    return _write(folder, tokenizer, model_config, kind if weights else None, seed)
 
 
 def build_tiny_t5(folder: str | Path, *, weights: bool = True, seed: int = 0, **config: Any) -> Path:

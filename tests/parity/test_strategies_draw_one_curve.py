@@ -7,6 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from onecurve.config import TaskSection
+from onecurve.tasks import load_task
 from tests.launching import write_recipe
 from tests.tasks.contract import all_cases
 
@@ -39,12 +41,16 @@ def _recipe(folder, case, model):
             "train": str(data),
             "test": str(data),
             "cache_dir": str(folder / "cache"),
-            **({} if case.task == "causal_lm" else {"on_long": "truncate"}),
+            **({} if _cuts_into_blocks(case) else {"on_long": "truncate"}),
         },
         seed=3,
         optim={"lr": 1e-3, "weight_decay": 0.1, "max_grad_norm": 0.3, "schedule": "cosine"},
         train={"max_steps": STEPS, "global_batch_size": 12, "micro_batch_size": 2},
     )
+
+
+def _cuts_into_blocks(case):
+    return "data.on_long" in load_task(TaskSection(name=case.task, **case.settings)).without_effect()
 
 
 FULL: list[str] = []

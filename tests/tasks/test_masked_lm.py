@@ -9,19 +9,24 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from onecurve.data.collation import as_scored
 from onecurve.errors import ConfigError
 from onecurve.prediction.answers import plain
 from onecurve.tasks.base import IGNORE_INDEX, Asked, BadRow, Survey
 from onecurve.tasks.masked_lm import MaskedLmSettings, Task, special_ids
 from tests.readings import reading
-from tests.tasks.contract import Case
+from tests.tasks.contract import Case, without_dropout
+from tests.zoo.building import build
+from tests.zoo.families import CLASSIFIERS
+from tests.zoo.trial import Trial, attempt, write_trial
 
 TASK = Task(MaskedLmSettings())
 TEXTS = ["the quick brown fox jumps over the lazy dog", "the dog", "we were happy with the film, and they were not."]
+MODELS = ["BERT", "RoBERTa", "DistilBERT", "ALBERT", "ELECTRA", "DeBERTa v2", "ModernBERT"]
 CASES = {
-    "masked_lm": Case([{"text": text} for text in TEXTS], model="tiny_bert"),
+    "masked_lm": Case([{"text": text} for text in TEXTS], model="tiny_masked_bert"),
     "masked_lm_tokens": Case(
-        [{"text": text} for text in TEXTS], {"whole_word": False, "mask_probability": 0.4}, model="tiny_bert"
+        [{"text": text} for text in TEXTS], {"whole_word": False, "mask_probability": 0.4}, model="tiny_masked_bert"
     ),
 }
 
@@ -32,9 +37,8 @@ def tokenizer(tiny_bert: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def model(tiny_bert: Path) -> Any:
-    torch.manual_seed(0)
-    return AutoModelForMaskedLM.from_pretrained(tiny_bert).eval()
+def model(tiny_masked_bert: Path) -> Any:
+    return AutoModelForMaskedLM.from_pretrained(tiny_masked_bert).eval()
 
 
 def _encode(text: str, tokenizer: Any, max_length: int = 64, **settings: Any) -> list[dict[str, Any]]:
@@ -229,3 +233,33 @@ def test_a_question_without_a_mask_is_a_bad_row(tokenizer: Any) -> None:
 def test_what_may_be_hidden_and_how_much_is_shown(tokenizer: Any) -> None:
     (example,) = _encode("the dog", tokenizer)
     assert TASK.describe(example, Survey(), tokenizer) == "[CLS]«the dog»[SEP] (tokens hidden: 1)"
+
+
+# Models
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_family_has_the_loss_of_plain_transformers_and_grows(name: str, tmp_path: Path) -> None:
+    build(CLASSIFIERS[name], tmp_path / "base", AutoModelForMaskedLM)
+    tokens = [f"<{number}>" for number in range(12)]  # more than the vocabulary has rows in spare
+    recipe = write_trial(tmp_path, tmp_path / "base", "masked_lm", None, model={"add_tokens": tokens})
+    trial = Trial(recipe)
+    model = without_dropout(trial.load()).eval()
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert len(model.get_output_embeddings().weight) == len(trial.reading.tokenizer)
+    batch = as_scored(trial.task, trial.data.train.take(range(3)), trial.reading)
+    ours = trial.task.loss_sum(trial.task.forward(model, batch), batch)
+    theirs = model(**batch).loss * trial.task.num_items(batch)
+    assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
+    model.save_pretrained(tmp_path / "saved")
+    with torch.no_grad():
+        assert torch.equal(
+            AutoModelForMaskedLM.from_pretrained(tmp_path / "saved").eval()(**batch).logits, model(**batch).logits
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peft", [None, {"method": "lora"}], ids=["full", "lora"])
+@pytest.mark.parametrize("name", MODELS)
+def test_each_family_draws_one_curve_and_is_read_back(name: str, peft: dict[str, Any] | None, tmp_path: Path) -> None:
+    assert not attempt(CLASSIFIERS[name], "masked_lm", peft, tmp_path, AutoModelForMaskedLM).refused

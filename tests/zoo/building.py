@@ -6,8 +6,14 @@ from typing import Any
 from tests.zoo.families import SIZES, Family, vision
 
 
-def build(family: Family, folder: Path) -> Path:
-    """Write a model of a family and a tokenizer: an encoder without a head, a decoder with a language model's."""
+def build(family: Family, folder: Path, kind: Any = None) -> Path:
+    """Write a model of a family and a tokenizer: an encoder without a head, a decoder with a language model's.
+
+    Args:
+        family: Of the model.
+        folder: Where to write; made when it does not exist.
+        kind: transformers' `AutoModel...` class, where it is another.
+    """
     import torch
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -25,9 +31,10 @@ def build(family: Family, folder: Path) -> Path:
     tokenizer.save_pretrained(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        kind = AutoModel if family.encoder or family.model_type in _ENDED else AutoModelForCausalLM
-        if type(config) not in kind._model_mapping:
-            kind = AutoModelForImageTextToText
+        if kind is None:
+            kind = AutoModel if family.encoder or family.model_type in _ENDED else AutoModelForCausalLM
+            if type(config) not in kind._model_mapping:
+                kind = AutoModelForImageTextToText
         model = kind.from_config(config)
         with torch.no_grad():
             for parameter in model.parameters():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from onecurve.data import Data, Loader, load_data, plan_run
+from onecurve.data.collation import as_scored
 from onecurve.data.plan import BatchPlan
 from onecurve.errors import UserError
 from onecurve.evaluation import Best
@@ -58,7 +59,9 @@ class Outcome:
     """What the run says of parameters that it does not train."""
 
 
-def attempt(family: Family, task: str, peft: dict[str, Any] | None, folder: Path, **sections: Any) -> Outcome:
+def attempt(
+    family: Family, task: str, peft: dict[str, Any] | None, folder: Path, kind: Any = None, **sections: Any
+) -> Outcome:
     """Build a model of a family, train it for two steps and save it; raise `AssertionError` where something differs.
 
     Args:
@@ -66,9 +69,10 @@ def attempt(family: Family, task: str, peft: dict[str, Any] | None, folder: Path
         task: The task's name.
         peft: The recipe's section; None trains all weights.
         folder: An empty one.
+        kind: Of the checkpoint, where it is not the one that `build` takes.
         **sections: Further sections of the recipe.
     """
-    build(family, folder / "base")
+    build(family, folder / "base", kind)
     try:
         with _silent():
             return Trial(write_trial(folder, folder / "base", task, peft, **sections)).run()
@@ -209,7 +213,7 @@ class Trial:
     def same_logits_read_plainly(self, model: Any) -> None:
         """Compare what plain transformers and PEFT compute from the saved folder with what was trained."""
         folder = self.checked.directory.model
-        batch = self.task.collate(self.data.train.take(range(len(ROWS))), self.reading)
+        batch = as_scored(self.task, self.data.train.take(range(len(ROWS))), self.reading)
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         expected = logits(model, inputs)
         for reader, read_back in readers(self.task.auto_model(), folder, hasattr(model, "peft_config")):

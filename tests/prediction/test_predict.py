@@ -15,7 +15,7 @@ import torch
 
 from onecurve.cli import main
 from onecurve.config import TaskSection
-from onecurve.tasks import load_task
+from onecurve.tasks import base, load_task
 from onecurve.tasks.base import Generates
 from tests.launching import write_recipe
 from tests.resume.forking import Forks
@@ -95,7 +95,7 @@ def _unlabelled(row: dict[str, Any], task: Any) -> dict[str, Any]:
     row = {name: value for name, value in row.items() if name not in task.targets}
     if "messages" in row:
         row["messages"] = row["messages"][:-1]
-    return row
+    return row | {"text": f"{row['text']} [MASK]"} if isinstance(task, base.Asked) else row
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -211,7 +211,16 @@ def _translated(asked: Asked) -> list[str]:
     return [_written(model, tokenizer, [tokenizer.convert_tokens_to_ids("<s>"), *ids, eos]) for ids in texts]
 
 
+def _filled(asked: Asked) -> list[dict[str, Any]]:
+    from transformers import pipeline
+
+    told = pipeline("fill-mask", str(asked.model))([row["text"] for row in asked.rows])
+    names = {"token_str": "token", "token": "id", "score": "probability"}
+    return [{"fills": [[{ours: one[theirs] for theirs, ours in names.items()} for one in row]]} for row in told]
+
+
 ORACLES = {
+    "masked_lm": _filled,
     "text_classification": _classified,
     "token_classification": _tagged,
     "causal_lm": _continued,

@@ -58,8 +58,8 @@ def move_buffers(module: Any) -> None:
 def moving_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, live value) of each buffer that training moves; every rank holds all of each, the same."""
     for prefix, module in model.named_modules():
-        # Of a copy that PEFT trains, checkpoints keep all buffers as the adapter's
-        if hasattr(module, "buffers_move") and ".modules_to_save." not in f"{prefix}.":
+        # Where PEFT trains a copy, that one moves and not what it was copied from
+        if hasattr(module, "buffers_move") and not prefix.endswith(".original_module"):
             yield from module.named_buffers(prefix, recurse=False)
 
 

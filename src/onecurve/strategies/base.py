@@ -125,8 +125,17 @@ class Strategy(Protocol):
             TrainingError: Trained parameters got none that have to get one: ranks would part, or wait for ever.
         """
 
-    def update(self) -> tuple[Tensor | float, bool]:
+    def gradient_norm(self) -> Tensor | None:
+        """Return the global gradient norm before clipping, float32 [] on the device, the same on all ranks.
+
+        Called once, after a step's last pass and before `update` or `discard`. None: only the update finds it.
+        """
+
+    def update(self, norm: float | None = None) -> tuple[Tensor | float, bool]:
         """Clip, update, clear the gradients; a gradient that is not finite updates nothing.
+
+        Args:
+            norm: The value of what `gradient_norm` returned, where the host knows it; else this waits for the device.
 
         Returns:
             The global gradient norm before clipping, the same on all ranks, and whether an fp16 overflow was answered

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from onecurve.config import TrainSection
+from onecurve.data.collation import Wanted
 from onecurve.data.loader import Loader
 from onecurve.data.plan import BatchPlan
 from onecurve.machine.distributed import start
@@ -28,7 +29,8 @@ STEPS, PICTURES = 4, 20
 class Pictures(Loader):
     """Makes a labelled picture of each number; a step's last micro-batch is of one."""
 
-    def _read(self, ids: np.ndarray) -> Batch:
+    def _read(self, wanted: Wanted) -> Batch:
+        ids = np.frombuffer(wanted.ids, np.int64)
         values = torch.stack([torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(int(i))) for i in ids])
         labels = torch.tensor(ids % 2)
         return {"pixel_values": values + labels[:, None, None, None], "labels": labels}
@@ -63,7 +65,8 @@ def main(argv: list[str], run: Any = None) -> None:
         forward=lambda model, batch: model(batch["pixel_values"]).logits,
         loss_sum=lambda logits, batch: cross_entropy(logits, batch["labels"], reduction="sum"),
     )
-    loader, history = Pictures(None, task, None, accelerator), History(TrainSection())  # type: ignore[arg-type]
+    split: Any = SimpleNamespace(name="train", workers=None)
+    loader, history = Pictures(split, task, None, accelerator), History(TrainSection())  # type: ignore[arg-type]
     outcomes = [train_step(strategy, loader, plan.step(i), 0.02, 0, history) for i in range(1, STEPS + 1)]
     curve = [(outcome["fault"], outcome["loss"], outcome["grad_norm"]) for outcome in outcomes]
     rank = accelerator.process_index

@@ -53,13 +53,13 @@ def main(argv: list[str], run: Run) -> None:
     tracker.open(precision, remark, unused, packed, describe_run(recipe, task, data, plan, model, reading, accelerator))
     while (step := checkpoints.plan.after(run.step)) and not (best.exhausted or run.asked.stop):
         lr = lr_at(step.number, checkpoints.plan.max_steps, recipe.optim)
-        outcome = train_step(strategy, loaders["train"], step, lr, recipe.seed, checkpoints.history)
+        outcome = train_step(strategy, loaders["train"], step, lr, recipe.seed, checkpoints.history, stopping.requests)
         run.step = bad_steps(step, outcome) if outcome["fault"] else tracker.train(step.number, outcome)
         if run.step < step.number:  # gone back to a checkpoint
             continue
-        if data.eval and due(step.number, recipe.eval.every, checkpoints.plan.max_steps):
+        if scored := data.eval and due(step.number, recipe.eval.every, checkpoints.plan.max_steps):
             best.consider(step.number, tracker.scores("eval", step.number, evaluate(loaders["eval"])))
-        run.asked = stopping.asked(step.number)
+        run.asked = stopping.asked(step.number, None if scored else outcome.get("requests"))
         if run.asked.save or checkpoints.due(step.number):
             tracker.event("checkpoint", step.number, stall_seconds=checkpoints.save(step.number))
     checkpoints.wait(needed=bool(run.asked.stop))

@@ -1,15 +1,18 @@
 """One optimizer step: the only place where a loss becomes a gradient and a gradient an update."""
 
-from math import isfinite, nan
+from collections.abc import Callable, Sequence
+from math import isfinite
 from time import perf_counter
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from onecurve.data.loader import Loader
 from onecurve.data.plan import Step, num_passes
 from onecurve.losses import terms
+from onecurve.machine.accelerator import to_device
 from onecurve.model.attention_kernels import fastest_attention
 from onecurve.model.batch_norm import statistics_of
 from onecurve.ranks.heartbeat import beat
@@ -25,6 +28,7 @@ def train_step(
     lr: float,
     seed: int,
     history: History,
+    requests: Callable[[], Sequence[float]] = tuple,
 ) -> dict[str, Any]:
     """Update the model once, unless the loss or gradient is bad; all ranks decide the same.
 
@@ -35,13 +39,15 @@ def train_step(
         lr: Learning rate of this update.
         seed: The run's seed.
         history: Recent losses, and the steps to skip.
+        requests: Returns numbers of this rank, asked for when its passes are made; all ranks learn their sums.
 
     Returns:
         fault (empty where the update was made; else `loss`, `gradient` or `spike`, or why the step was to be left out
         before it was computed, and then there is nothing more), loss (mean over items, nats; of a task with several
         terms, their weighted sum, and losses has each), grad_norm (before clipping; None where no update was made), lr,
         num_items, num_tokens (without padding), num_samples (so far), sample_digest, seconds, ranks (those whose share
-        of the loss is not finite), and skipped where an fp16 overflow left the weights as they were.
+        of the loss is not finite), requests (their sums over ranks), and skipped where an fp16 overflow left the
+        weights as they were.
     """
     if step.number in history.left_out:
         return {"fault": history.left_out[step.number]}
@@ -50,15 +56,15 @@ def train_step(
         group["lr"] = lr
     sums = torch.stack([loss_sums for _, loss_sums in accumulate(strategy, loader, step, seed)])
     beat("update")
-    of_ranks = accelerator.gather(sums.double().sum(0, keepdim=True))
-    shares = of_ranks.tolist()  # the one time that the host waits for the device before the update
+    shares, asked, norm = _known(strategy, accelerator, sums, requests())
     losses = terms.means(loader.task.terms, [sum(of_term) for of_term in zip(*shares, strict=True)], step.num_items)
-    loss, norm, overflow = terms.total(loader.task.terms, losses), nan, False
+    loss, overflow = terms.total(loader.task.terms, losses), False
     if fault := history.fault(loss):
         strategy.discard()
+        norm = None
     else:
         start_stream(seed, "update", step.number)
-        update, overflow = strategy.update()
+        update, overflow = strategy.update(norm)
         norm = float(update)
         fault = "" if overflow or isfinite(norm) else "gradient"
     if not (fault or overflow):
@@ -68,7 +74,7 @@ def train_step(
     outcome = {
         "fault": fault,
         "loss": loss,
-        "grad_norm": norm if isfinite(norm) else None,
+        "grad_norm": norm if norm is not None and isfinite(norm) else None,
         "lr": lr,
         "num_items": step.num_items,
         "num_tokens": loader.num_tokens(step),
@@ -76,10 +82,36 @@ def train_step(
         "sample_digest": step.sample_digest,
         "seconds": perf_counter() - started,
         "ranks": [rank for rank, share in enumerate(shares) if not all(map(isfinite, share))],
+        "requests": asked,
     }
     if len(losses) > 1:
         outcome["losses"] = losses
     return outcome | ({"skipped": True} if overflow else {})
+
+
+def _known(
+    strategy: Strategy, accelerator: Accelerator, sums: Tensor, requests: Sequence[float]
+) -> tuple[list[list[float]], list[float], float | None]:
+    """Learn what a step has to know of its passes, in the one time that the host waits for the device.
+
+    Args:
+        strategy: Has the gradients.
+        accelerator: The other ranks.
+        sums: Loss of each pass, summed over its items, float32 [passes, terms].
+        requests: This rank's.
+
+    Returns:
+        Each rank's sums, the requests summed over ranks, and the gradient norm where the strategy knows it by now.
+    """
+    asked = [to_device(torch.tensor(requests, dtype=torch.float64), sums.device)] if requests else []
+    of_ranks = accelerator.gather(torch.cat([sums.double().sum(0), *asked])[None])
+    norm = strategy.gradient_norm()
+    values: list[float] = torch.cat([of_ranks.flatten(), *([] if norm is None else [norm.double().view(1)])]).tolist()
+    known = None if norm is None else values.pop()
+    width, num_terms = of_ranks.shape[1], sums.shape[1]
+    rows = [values[start : start + width] for start in range(0, len(values), width)]
+    totals = [sum(of_one) for of_one in zip(*(row[num_terms:] for row in rows), strict=True)]
+    return [row[:num_terms] for row in rows], totals, known
 
 
 def accumulate(strategy: Strategy, loader: Loader, step: Step, seed: int) -> list[tuple[int, Tensor]]:

@@ -71,6 +71,20 @@ def test_the_longest_step_counts_with_what_followed_it(clock, tmp_path):
     assert steps_until_stopped(clock, asked, [1, 1, 30, *[1] * 90]) == (3 + 27, TIME)
 
 
+def test_ranks_that_agree_within_a_step_leave_time_for_its_end_and_one_more(clock, tmp_path):
+    asked = stopping(tmp_path)
+    asked.accelerator = SimpleNamespace(num_processes=2, is_main_process=True)
+    asked.behind(0)
+    for number, (passes, update) in enumerate([(20, 5), *[(1, 1)] * 40], start=1):
+        clock.now += passes
+        known = asked.requests()
+        clock.now += update
+        if asked.asked(number, known).stop:
+            break
+    # 25 s, then 2 s a step: one must fit after it, with 2 x 1 + 10 left; so the last ends at 85 or 87 s of 100
+    assert number == 1 + 31
+
+
 def test_a_stop_at_the_last_step_is_the_runs_own_end(clock, tmp_path):
     asked = stopping(tmp_path, limit=10_000, stop_after=1000)
     assert not asked.behind(1000).stop

@@ -9,10 +9,11 @@ from accelerate import Accelerator
 from torch import nn
 
 from onecurve.checkpoint import Alone, Piece, Retention, Writer, load
+from onecurve.checkpoint.adapter_buffers import buffer_pieces
 from onecurve.config import DataSection, TrainSection
 from onecurve.data import BatchPlan, Loader
 from onecurve.errors import ConfigError
-from onecurve.model.batch_norm import settle_batch_norm, statistics_of
+from onecurve.model.batch_norm import check_adapted, settle_batch_norm, statistics_of
 from onecurve.run.history import History
 from onecurve.step import accumulate, train_step
 from onecurve.strategies.plain import Plain
@@ -185,3 +186,57 @@ def test_checkpoints_and_the_best_weights_keep_the_statistics(data, tmp_path):
 def test_frozen_statistics_are_not_in_checkpoints(data):
     strategy, *_ = prepared(model("frozen"), data, 4)
     assert {w.key for w in strategy.windows()} == {"param"}
+
+
+def test_layers_that_look_at_all_ranks_cannot_be_trained():
+    with pytest.raises(ConfigError, match=r"model.batch_norm: 0 normalises by the micro-batches of all ranks"):
+        settle_batch_norm(nn.Sequential(nn.SyncBatchNorm(3)), "train")
+    settle_batch_norm(nn.Sequential(nn.SyncBatchNorm(3)), "frozen")
+
+
+@pytest.mark.parametrize(("what", "said"), [("frozen", "2 layers are frozen with statistics that no"), ("train", "")])
+def test_statistics_that_no_training_has_moved_are_told(what, said):
+    made = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    settle_batch_norm(made, what)
+    assert said in made.batch_norm_remark
+    with torch.no_grad():
+        made[1].running_mean.fill_(0.5)
+    settle_batch_norm(made, what)
+    assert said.replace("2", "1") in made.batch_norm_remark
+
+
+def adapted(what, **more):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    settle_batch_norm(made, what)
+    return get_peft_model(made, LoraConfig(target_modules=["0"], **more))
+
+
+def test_an_adapter_cannot_move_the_statistics_of_its_base():
+    with pytest.raises(ConfigError, match=r"statistics of 3, which the adapter's folder would not hold. .* peft.modul"):
+        check_adapted(adapted("train", modules_to_save=["1"]))
+    check_adapted(adapted("train", modules_to_save=["1", "3"]))
+    check_adapted(adapted("frozen"))
+
+
+@pytest.mark.parametrize("what", ["frozen", "train"])
+def test_the_copies_that_an_adapter_trains_do_what_the_layers_do(what):
+    made = adapted(what, modules_to_save=["1", "3"]).train()
+    before, strategy = {name: b.clone() for name, b in made.named_buffers()}, Plain(Accelerator(cpu=True), "no", 0.0)
+    strategy.prepare(made, torch.optim.SGD(made.parameters(), 0.1), 1)
+    statistics, snapshot = statistics_of(made), Snapshot(strategy)
+    snapshot.take()
+    with statistics.observed(counts=True):
+        made(torch.randn(5, 3))
+    statistics.move(strategy.accelerator, 1)
+    moved = [name for name, value in made.named_buffers() if not torch.equal(value, before[name])]
+    copies = [name for name in before if ".modules_to_save.default." in name]
+    assert len(copies) == 6 and moved == (copies if what == "train" else [])
+    names = [piece.tensor for piece in buffer_pieces(made)] + [
+        f"{window.key}/{window.name}" for window in strategy.windows() if window.key == "buffer"
+    ]
+    assert sorted(names) == sorted(f"buffer/{name}" for name in copies)
+    snapshot.restore()
+    assert all(torch.equal(value, before[name]) for name, value in made.named_buffers())

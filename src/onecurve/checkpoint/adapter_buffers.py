@@ -17,8 +17,11 @@ _KEY = "buffer/"
 
 
 def buffer_pieces(model: nn.Module, rank: int = 0, world_size: int = 1) -> Iterator[Piece]:
-    """Yield this rank's share of the adapter's buffers, which every rank holds whole."""
-    for name, buffer in adapter_buffers(model):
+    """Yield this rank's share of the adapter's buffers, which every rank holds whole.
+
+    Those that training moves are windows of the strategy.
+    """
+    for name, buffer in adapter_buffers(model, moving=False):
         share = -(-buffer.numel() // world_size)
         run = buffer.detach().view(-1)[rank * share : (rank + 1) * share]
         if run.numel():

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from math import inf
 from typing import Any
 
@@ -63,17 +64,35 @@ class Stopping:
             self.stop_after = None
         return Asked(stop=_STOP_AFTER) if self.stop_after and step >= self.stop_after else Asked()
 
-    def asked(self, step: int) -> Asked:
-        """Agree, after `step`, on the requests that any rank received since the last one; every rank calls it."""
+    def requests(self) -> list[float]:
+        """Return what this rank was asked for, one number for each reason, when the passes of a step are made.
+
+        Added up over ranks beside the step's loss, they are for `asked`: the host then waits for the device once. One
+        process has nobody to tell.
+        """
+        if self.accelerator.num_processes == 1:
+            return []
+        spent = time.monotonic() - self.border
+        # When this step ends, at the latest; the first two are measured by themselves
+        ends = self.border + max(spent, self.longest if self.made > 1 else 0.0)
+        return self._requests(ends, max(spent, self.longest))
+
+    def asked(self, step: int, known: Sequence[float] | None = None) -> Asked:
+        """Agree, after `step`, on the requests that any rank received since the last one; every rank calls it.
+
+        Args:
+            step: The step that was made.
+            known: The sums over ranks of what `requests` returned in it; None or empty: what has come since counts too.
+        """
         now = time.monotonic()
         spent, self.border, self.made = now - self.border, now, self.made + 1
         self.longest = spent if self.made <= 2 else max(self.longest, spent)
-        if self.deadline - now < self.longest + 2 * self.checkpoints.seconds + _SECONDS_TO_LEAVE:
-            self.seen.add(TIME)
-        if self.accelerator.is_main_process:
-            self._look(now)
-        flags = torch.tensor([float(name in self.seen) for name in _REASONS], device=self.accelerator.device)
-        counts = dict(zip(_REASONS, self.accelerator.reduce(flags, "sum").tolist(), strict=True))
+        if not known:
+            known = self._requests(now, self.longest)
+            if self.accelerator.num_processes > 1:
+                flags = torch.tensor(known, device=self.accelerator.device)
+                known = self.accelerator.reduce(flags, "sum").tolist()
+        counts = dict(zip(_REASONS, known, strict=True))
         self.seen.discard(SAVE)
         reasons = [name for name in (*SIGNALS, TIME) if counts[name]]
         if reasons:
@@ -83,6 +102,14 @@ class Stopping:
         if step == self.stop_after:
             return Asked(save=True, stop=_STOP_AFTER)
         return Asked(save=bool(counts[SAVE]))
+
+    def _requests(self, ends: float, longest: float) -> list[float]:
+        """See `requests`; a step that ends so may be followed by one that takes as long as the longest."""
+        if self.deadline - ends < longest + 2 * self.checkpoints.seconds + _SECONDS_TO_LEAVE:
+            self.seen.add(TIME)
+        if self.accelerator.is_main_process:
+            self._look(time.monotonic())
+        return [float(name in self.seen) for name in _REASONS]
 
     def _hear(self, number: int, frame: Any) -> None:
         name = signal.Signals(number).name

@@ -15,19 +15,26 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from onecurve.errors import ConfigError
-from onecurve.strategies.base import move_buffers
+from onecurve.strategies.base import move_buffers, moving_buffers
 
 
 def settle_batch_norm(model: Any, what: str) -> None:
     """Have a model's layers of batch normalisation do what `model.batch_norm` says.
 
     Raises:
-        ConfigError: They are to be frozen, and one has no statistics of its own.
+        ConfigError: They are to be frozen, and one has no statistics of its own; or to be trained, and one looks at the
+            micro-batches of all ranks.
     """
     layers: list[tuple[str, Any]] = [
         (name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)
     ]
     for name, module in layers:
+        if what == "train" and isinstance(module, nn.SyncBatchNorm):
+            raise ConfigError(
+                f"{name} normalises by the micro-batches of all ranks: the curve would depend on their number.",
+                where="model.batch_norm",
+                fix="Set it to frozen, or build the model with nn.BatchNorm.",
+            )
         if what == "train":
             move_buffers(module)
             module.track_running_stats = False  # moved by `Statistics` alone: not by trials, nor where ranks idle
@@ -40,12 +47,39 @@ def settle_batch_norm(model: Any, what: str) -> None:
         else:
             module.train = partial(_stay, module)
             module.eval()
-    model.batch_norm_remark = ""
+    model.batch_norm_remark = _remark([module for _, module in layers], what)
+
+
+def check_adapted(model: Any) -> None:
+    """Check that an adapter's folder holds all statistics that training moves.
+
+    Raises:
+        ConfigError: The base, of which an adapter's folder holds nothing, has some.
+    """
+    kept = ".modules_to_save."
+    lost = [name for name, _ in moving_buffers(model) if kept not in name] if hasattr(model, "peft_config") else []
+    if lost:
+        layer = lost[0].rpartition(".")[0].removeprefix("base_model.model.")
+        raise ConfigError(
+            f"train moves the statistics of {layer}, which the adapter's folder would not hold.",
+            where="model.batch_norm",
+            fix="Set it to frozen, or name the layers of batch normalisation in peft.modules_to_save.",
+        )
+
+
+def _remark(layers: list[Any], what: str) -> str:
     if what == "train" and layers:
-        model.batch_norm_remark = (
+        return (
             f"batch norm {len(layers)} layers normalise by each micro-batch (model.batch_norm train): the curve "
             "depends on train.micro_batch_size"
         )
+    untrained = sum(bool((m.running_mean == 0).all()) and bool((m.running_var == 1).all()) for m in layers)
+    if untrained:
+        return (
+            f"batch norm {untrained} layers are frozen with statistics that no training has moved (mean 0, variance "
+            "1), so that they do not normalise: set model.batch_norm to train, or load trained weights"
+        )
+    return ""
 
 
 def statistics_of(model: Any) -> "Statistics":

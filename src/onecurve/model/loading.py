@@ -19,7 +19,7 @@ from onecurve.machine.distributed import computes_natively, resolve_precision
 from onecurve.model.activations import keep_activations
 from onecurve.model.architectures import check_architecture
 from onecurve.model.attention_choice import check_attention
-from onecurve.model.batch_norm import settle_batch_norm
+from onecurve.model.batch_norm import check_adapted, settle_batch_norm
 from onecurve.model.compilation import check_compilation, compile_layers
 from onecurve.model.continuing import base_section, continue_adapter
 from onecurve.model.drawing import draw, place, reorder
@@ -136,6 +136,7 @@ def load_model(
         new_tokens=list(tokens.values()),
     )
     continue_adapter(adapted, continued, fit)
+    check_adapted(adapted)
     del model.enable_input_require_grads
     if recipe.train.logits == "chunked":
         chunk_logits(adapted)

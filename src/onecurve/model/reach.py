@@ -17,6 +17,7 @@ from onecurve.data.splits import Split
 from onecurve.errors import ConfigError, TrainingError
 from onecurve.losses.chunked_head import whole_logits
 from onecurve.model.float8 import in_full_precision
+from onecurve.model.moving_buffers import describe_moving, moving
 from onecurve.seeds import start_stream
 from onecurve.strategies.base import leave_out
 from onecurve.strategies.precision import DTYPES
@@ -58,7 +59,7 @@ def probe(
     """
     layerdrop = _without_layerdrop(model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    with _ready(model, recipe, precision, accelerator), _calls() as called:
+    with _ready(model, recipe, precision, accelerator), _calls() as called, moving(model) as moved:
         passes = [
             _reached_by(example, model, task, reading, recipe.seed, accelerator.device) for example in _varied(split)
         ]
@@ -82,7 +83,8 @@ def probe(
     sizes = {name: int(getattr(p, "ds_numel", p.numel())) for name, p in trained.items()}
     _freeze(model, never, called)
     told = _describe({name: sizes[name] for name in never}, sum(sizes.values()), sometimes, layerdrop)
-    return "\n".join(filter(None, [told, getattr(model, "batch_norm_remark", "")])), sometimes
+    remarks = [told, getattr(model, "batch_norm_remark", ""), describe_moving(moved)]
+    return "\n".join(filter(None, remarks)), sometimes
 
 
 def _describe(never: dict[str, int], total: int, sometimes: list[str], layerdrop: float) -> str:

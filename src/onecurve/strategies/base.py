@@ -58,8 +58,8 @@ def move_buffers(module: Any) -> None:
 def moving_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, live value) of each buffer that training moves; every rank holds all of each, the same."""
     for prefix, module in model.named_modules():
-        # Of a copy that PEFT trains, checkpoints keep all buffers as the adapter's
-        if hasattr(module, "buffers_move") and ".modules_to_save." not in f"{prefix}.":
+        # Where PEFT trains a copy, that one moves and not what it was copied from
+        if hasattr(module, "buffers_move") and not prefix.endswith(".original_module"):
             yield from module.named_buffers(prefix, recurse=False)
 
 
@@ -125,8 +125,17 @@ class Strategy(Protocol):
             TrainingError: Trained parameters got none that have to get one: ranks would part, or wait for ever.
         """
 
-    def update(self) -> tuple[Tensor | float, bool]:
+    def gradient_norm(self) -> Tensor | None:
+        """Return the global gradient norm before clipping, float32 [] on the device, the same on all ranks.
+
+        Called once, after a step's last pass and before `update` or `discard`. None: only the update finds it.
+        """
+
+    def update(self, norm: float | None = None) -> tuple[Tensor | float, bool]:
         """Clip, update, clear the gradients; a gradient that is not finite updates nothing.
+
+        Args:
+            norm: The value of what `gradient_norm` returned, where the host knows it; else this waits for the device.
 
         Returns:
             The global gradient norm before clipping, the same on all ranks, and whether an fp16 overflow was answered

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from math import inf
+from math import inf, isfinite
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ class Plain:
 
     model: nn.Module
     optimizer: Optimizer
+    norm: Tensor
+    """The last one that `gradient_norm` returned."""
 
     def __init__(self, accelerator: Accelerator, precision: str, max_grad_norm: float) -> None:
         self.accelerator = accelerator
@@ -74,7 +76,7 @@ class Plain:
             names = [n for n, p in self.unwrapped().named_parameters() if is_trained(p) and p.grad is None]
             raise no_gradient(names) from None
 
-    def update(self) -> tuple[Tensor | float, bool]:
+    def gradient_norm(self) -> Tensor:
         for parameter in self.parameters:
             if parameter.grad is None:  # no pass has reached it: zero, as under ZeRO, to moments and weight decay too
                 parameter.grad = torch.zeros_like(parameter)
@@ -83,14 +85,18 @@ class Plain:
             torch._foreach_mul_(gradients, 1 / self.loss_scale.factor)
         # In float32 where gradients are bfloat16, whose three digits would not do to scale by
         norms = torch._foreach_norm(gradients, 2, torch.float32)
-        grad_norm = torch.linalg.vector_norm(torch.stack(norms))
-        nn.utils.clip_grads_with_norm_(self.parameters, self.max_grad_norm, grad_norm)
-        finite = bool(grad_norm.isfinite())
-        if finite:
+        self.norm = torch.linalg.vector_norm(torch.stack(norms))
+        return self.norm
+
+    def update(self, norm: float | None = None) -> tuple[Tensor | float, bool]:
+        if norm is None:
+            norm = float(self.gradient_norm())
+        if finite := isfinite(norm):
+            nn.utils.clip_grads_with_norm_(self.parameters, self.max_grad_norm, self.norm)
             self.before_update()
             self.optimizer.step()
         self.discard()
-        return grad_norm, self.loss_scale.update(overflow=not finite)
+        return norm, self.loss_scale.update(overflow=not finite)
 
     def discard(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)

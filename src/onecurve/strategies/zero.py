@@ -168,7 +168,10 @@ class Zero:
         if len(self.reached) < len(self.trained):  # buckets of other gradients than the other ranks' were summed
             raise no_gradient([name for parameter, name in self.trained.items() if parameter not in self.reached])
 
-    def update(self) -> tuple[Tensor | float, bool]:
+    def gradient_norm(self) -> None:
+        """Only DeepSpeed's own step finds it."""
+
+    def update(self, norm: float | None = None) -> tuple[Tensor | float, bool]:
         self.before_update()
         self.model.step()  # which, whatever the precision, makes no update where the norm is not finite
         lowered = self.loss_scale.update(overflow=self.optimizer.overflow)

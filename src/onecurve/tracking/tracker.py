@@ -90,7 +90,7 @@ class Tracker:
 
     def train(self, step: int, outcome: dict[str, Any]) -> int:
         """Record what one optimizer step returned; return the step."""
-        outcome = {name: value for name, value in outcome.items() if name not in ("fault", "ranks")}
+        outcome = {name: value for name, value in outcome.items() if name not in ("fault", "ranks", "requests")}
         seconds = outcome.pop("seconds")
         self.tokens, self.seconds = self.tokens + outcome["num_tokens"], self.seconds + seconds
         self.total_seconds += seconds

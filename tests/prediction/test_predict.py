@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,9 @@ import torch
 
 from onecurve.cli import main
 from onecurve.config import TaskSection
+from onecurve.export.task_file import TaskFile
 from onecurve.tasks import load_task
-from onecurve.tasks.base import Generates
+from onecurve.tasks.base import Generates, Survey
 from tests.launching import write_recipe
 from tests.resume.forking import Forks
 from tests.tasks.contract import Case, all_cases
@@ -415,6 +417,41 @@ def test_a_model_stored_in_half_is_asked_in_what_the_machine_computes(
     with torch.no_grad():
         logits = model(**tokenizer(asked.rows[0]["text"], return_tensors="pt")).logits[0]
     assert answer["probability"] == pytest.approx(float(logits.float().softmax(-1).max()), rel=1e-5)
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["whole", "adapter"])
+def test_a_regressor_stored_in_half_gives_numbers_that_half_precision_rounds(
+    capsys: Any, tmp_path: Path, tiny_bert: Path, adapted: bool
+) -> None:
+    from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+    from onecurve.adapters import add_adapter
+    from onecurve.config import PeftSection
+    from onecurve.export.model_folder import save_alone
+    from onecurve.losses.float32_output import return_float32
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    AutoModel.from_pretrained(tiny_bert, dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1)
+    base.config.problem_type = "regression"
+    return_float32(base)
+    peft = PeftSection(method="lora")
+    model = add_adapter(base, peft, task_type="SEQ_CLS", new_modules=["classifier"]) if adapted else base
+    for name, parameter in model.named_parameters():
+        if "classifier" in name and parameter.requires_grad:
+            torch.nn.init.constant_(parameter, 2015 if name.endswith("bias") else 0)
+    task = load_task(TaskSection(name="text_classification", problem_type="regression"))
+    told = TaskFile.of("text_classification", task, Survey(), {}, 100)
+    save_alone(tmp_path / "saved", model, tokenizer, str, told)
+    (answer,) = ask(capsys, tmp_path / "saved", "the dog")
+    assert answer["value"] == (2015 if adapted else 2016)  # whole, its very bias is stored in half
+    if adapted:
+        code = {}
+        for snippet in re.findall(r"```python\n(.*?)```", (tmp_path / "saved" / "README.md").read_text(), re.DOTALL):
+            exec(snippet.replace("print(", "value = ("), code)
+        assert code["value"][0]["score"]
+        with torch.no_grad():
+            assert float(code["model"](**tokenizer("the dog", return_tensors="pt")).logits) == 2015
 
 
 def test_mistakes_are_one_message(trained: Trainer, capsys: Any, tmp_path: Path, tiny_bert: Path) -> None:

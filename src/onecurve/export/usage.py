@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from onecurve.adapters.folder import BASE
 from onecurve.export.adapter_folder import Base
 
@@ -27,10 +29,10 @@ def usage(folder: Path, model: Any, base: Base | None) -> str:
     kind = _auto_class(model.get_base_model() if base else model)
     lines = ["## Use", ""]
     if base is None:
-        lines += _with_transformers(folder, kind)
+        lines += _with_transformers(folder, kind, _precisely(model))
     else:
         plain = base.linked and _transformers_loads(model)
-        lines += _with_transformers(folder, kind) if plain else []
+        lines += _with_transformers(folder, kind, _precisely(model)) if plain else []
         lines += _with_peft(folder, kind, model, base, plain)
     return "\n".join(lines)
 
@@ -54,16 +56,22 @@ def _transformers_loads(model: Any) -> bool:
     return not PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type].uses_shared_state
 
 
-def _with_transformers(folder: Path, kind: str) -> list[str]:
+def _precisely(model: Any) -> str:
+    """Return the argument that loads a regression in float32, where its weights are stored in half precision."""
+    half = model.dtype in (torch.bfloat16, torch.float16)
+    return ', dtype="float32"' if half and model.config.problem_type == "regression" else ""
+
+
+def _with_transformers(folder: Path, kind: str, precisely: str) -> list[str]:
     if kind in _PIPELINES:
         lines = [
             "from transformers import pipeline",
             "",
-            f"pipe = pipeline({_text(_PIPELINES[kind])}, {_text(folder)})",
+            f"pipe = pipeline({_text(_PIPELINES[kind])}, {_text(folder)}{precisely})",
             'print(pipe("some text"))',
         ]
     else:
-        lines = [f"from transformers import {kind}", "", f"model = {kind}.from_pretrained({_text(folder)})"]
+        lines = [f"from transformers import {kind}", "", f"model = {kind}.from_pretrained({_text(folder)}{precisely})"]
     return _code(lines)
 
 
@@ -82,7 +90,7 @@ def _with_peft(folder: Path, kind: str, model: Any, base: Base, plain: bool) -> 
         *imports,
         f"from transformers import {kind}",
         "",
-        f"base = {kind}.from_pretrained({_text(folder / BASE)})",
+        f"base = {kind}.from_pretrained({_text(folder / BASE)}{_precisely(model)})",
         adapter,
     ]
     there = [
@@ -90,7 +98,7 @@ def _with_peft(folder: Path, kind: str, model: Any, base: Base, plain: bool) -> 
         f"from transformers import AutoConfig, {kind}{', GenerationConfig' * generates}",
         "",
         f"config = AutoConfig.from_pretrained({_text(folder / BASE)})",
-        f"base = {kind}.from_pretrained({_text(base.name)}{_revision(base)}, config=config)",
+        f"base = {kind}.from_pretrained({_text(base.name)}{_revision(base)}, config=config{_precisely(model)})",
         *([_GENERATION.format(_text(folder / BASE))] * generates),
         adapter,
     ]
@@ -109,7 +117,7 @@ def _with_peft(folder: Path, kind: str, model: Any, base: Base, plain: bool) -> 
 
 def _rounding(model: Any) -> str:
     kept = str(model.get_base_model().dtype).removeprefix("torch.")
-    if kept == "float32":
+    if kept == "float32" or _precisely(model):
         return ""
     return f"transformers rounds the adapter to {kept}, as it holds the base; PEFT keeps it as it was trained. "
 

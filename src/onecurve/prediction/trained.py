@@ -138,36 +138,41 @@ def loads_as(name: str, config: Any) -> bool:
 
 def _load_model(folder: Path, task: Task, survey: Survey) -> Any:
     auto: Any = task.auto_model()
+    told: dict[str, Any] = task.model_config(survey)
     try:
         if not (folder / "adapter_config.json").is_file():
-            return auto.from_pretrained(folder, dtype=_dtype(folder))
-        return _load_adapter(folder, auto, task, survey)
+            return auto.from_pretrained(folder, dtype=_dtype(folder, told))
+        return _load_adapter(folder, auto, told)
     except (OSError, ValueError, RuntimeError) as error:
         line = str(error).strip().split("\n")[0]
         raise ConfigError(f"{str(folder)!r} cannot be loaded: {line}") from None
 
 
-def _load_adapter(folder: Path, auto: Any, task: Task, survey: Survey) -> Any:
+def _load_adapter(folder: Path, auto: Any, told: dict[str, Any]) -> Any:
     from peft import PeftConfig, PeftModel
     from transformers import AutoConfig
 
     import onecurve.adapters.bottleneck  # noqa: F401  registers the bottleneck adapter with PEFT
 
     adapter, described = PeftConfig.from_pretrained(str(folder)), described_in(folder)
-    base = base_of(folder, adapter)
-    told: dict[str, Any] = task.model_config(survey)
+    base, revision = base_of(folder, adapter), adapter.revision or "main"
+    dtype = _dtype(base, told, revision)
     if (described / "config.json").is_file():
         told = {"config": AutoConfig.from_pretrained(described)}
-    revision = adapter.revision or "main"
-    model = auto.from_pretrained(base, dtype=_dtype(base, revision), revision=revision, **told)
+    model = auto.from_pretrained(base, dtype=dtype, revision=revision, **told)
     read_generation_config(model, described)
     return PeftModel.from_pretrained(model, str(folder))
 
 
-def _dtype(path: str | Path, revision: str = "main") -> str:
-    """Return the precision that weights are stored in, or float32 where this device could only emulate it."""
+def _dtype(path: str | Path, told: dict[str, Any], revision: str = "main") -> str:
+    """Return the precision that weights are stored in, or float32 where this device could only emulate it.
+
+    A regression's numbers are always computed in float32: bfloat16 has nothing between 2008 and 2016.
+    """
     from transformers import AutoConfig
 
+    if told.get("problem_type") == "regression":
+        return "float32"
     stored = str(AutoConfig.from_pretrained(path, revision=revision).dtype or "float32").removeprefix("torch.")
     return "float32" if stored in _HALF and not computes_natively(_HALF[stored]) else stored
 

@@ -454,6 +454,44 @@ def test_a_regressor_stored_in_half_gives_numbers_that_half_precision_rounds(
             assert float(code["model"](**tokenizer("the dog", return_tensors="pt")).logits) == 2015
 
 
+def test_a_model_that_reads_its_padding_is_given_none(capsys: Any, tmp_path: Path, tiny_bert: Path) -> None:
+    from transformers import AutoTokenizer, FNetConfig, FNetForSequenceClassification
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "initializer_range": 0.3}
+    FNetForSequenceClassification(FNetConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    texts = ["the dog", "a fox", "the lazy dog and the fox", "no", "the dog sleeps in the sun", "and the fox"]
+    rows = _write(tmp_path / "rows.jsonl", [{"text": text} for text in texts])
+    asked = ["--task", "text_classification", "--input", rows, "--batch_size"]
+    together, alone = (ask(capsys, tmp_path, *asked, size) for size in (6, 1))
+    for ours, theirs in zip(together, alone, strict=True):
+        assert_same(ours, theirs)
+    model, _ = _loaded(tmp_path, "AutoModelForSequenceClassification")
+    with torch.no_grad():  # and so plain transformers, which pads; or it would prove nothing
+        padded = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.softmax(-1)
+    assert any(abs(a["probabilities"]["LABEL_0"] - float(b)) > 1e-3 for a, b in zip(alone, padded[:, 0], strict=True))
+
+
+def test_prompts_are_not_padded_for_a_decoder_that_reads_padding_before_them(
+    capsys: Any, tmp_path: Path, plain_llama: Path
+) -> None:
+    from transformers import AutoTokenizer, RwkvConfig, RwkvForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(plain_llama)
+    torch.manual_seed(0)
+    model = RwkvForCausalLM(RwkvConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(3)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    rows = _write(tmp_path / "rows.jsonl", [{"text": text} for text in ("the dog", "a lazy fox and the dog", "no")])
+    asked = ["--task", "causal_lm", "--input", rows, "--batch_size"]
+    assert ask(capsys, tmp_path, *asked, 3) == ask(capsys, tmp_path, *asked, 1)
+
+
 def test_mistakes_are_one_message(trained: Trainer, capsys: Any, tmp_path: Path, tiny_bert: Path) -> None:
     asked = trained("single_label")
     rows = _write(tmp_path / "rows.jsonl", asked.rows)

@@ -17,6 +17,16 @@ _READS_PADDING = {
 docs/models.md."""
 
 
+_READS_PADDING_BEFORE = {"recurrent_gemma", "rwkv"}
+"""Decoders that carry padding before a prompt into their state, by model type: of those of docs/models.md, generating
+from a padded batch, every other gave the logits of the prompt alone to 2e-6 of their spread, and these 4 spreads off."""
+
+
+def reads_padding(config: Any, generates: bool) -> bool:
+    """Whether what a model says depends on how far a text is padded: after it, or before it where it generates."""
+    return config.model_type in (_READS_PADDING_BEFORE if generates else _READS_PADDING)
+
+
 def check_architecture(recipe: Recipe, auto_model: Any, config: Any) -> None:
     """Refuse a model that this task has no class for, or that would not draw one curve.
 

@@ -84,6 +84,7 @@ def predict(
     batch_size: int = 8,
     max_new_tokens: int = 64,
     task: str | None = None,
+    trust_remote_code: bool = False,
 ) -> list[dict[str, Any]]:
     """Predict with a trained model, on the accelerator if there is one, in the precision that it is stored in.
 
@@ -93,6 +94,7 @@ def predict(
         batch_size: Rows per forward pass.
         max_new_tokens: Maximum number of generated tokens.
         task: Its task, where the folder has no task.json and several fit it.
+        trust_remote_code: Run Python code that comes with the model or its tokenizer.
 
     Returns:
         One prediction per input, by task: `label`, `probability` and `probabilities`; `value`; `tags` and `entities`;
@@ -108,7 +110,7 @@ def predict(
     from onecurve.prediction.rows import rows_of_inputs
     from onecurve.prediction.trained import load_trained
 
-    trained = load_trained(Path(model), task)
+    trained = load_trained(Path(model), task, trust_remote_code)
     check_askable(trained.task, str(model))
     return list(answer(trained, rows_of_inputs(trained, inputs), batch_size, max_new_tokens))
 

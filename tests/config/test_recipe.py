@@ -85,6 +85,12 @@ def test_what_holds_only_punctuation_is_text_on_the_command_line(recipe, text):
         assert load_recipe([recipe, *words])[0].task.extras == {"separator": text}
 
 
+def test_null_takes_a_recipe_s_columns_back(recipe):
+    given = [str(recipe), "--data.columns", "{text: sentence}"]
+    assert load_recipe(given)[0].data.columns == {"text": "sentence"}
+    assert load_recipe([*given, "--data.columns", "null"])[0].data.columns == {}
+
+
 def test_a_tracker_needs_no_list(recipe):
     assert load_recipe([recipe, "--tracking.trackers", "wandb"])[0].tracking.trackers == ["wandb"]
 

@@ -17,6 +17,7 @@ from onecurve.config import DataSection
 from onecurve.data.rows import Broken, Located
 from onecurve.data.sources import open_source, read_rows
 from onecurve.errors import ConfigError, DataError, UserError
+from onecurve.tasks.sft import SftSettings
 from onecurve.tasks.sft import Task as Sft
 from tests.data.hub_datasets import keep
 
@@ -340,6 +341,16 @@ def test_a_form_is_taken_where_the_row_has_nothing_of_the_tasks_own(
     source = chats(tmp_path / "a.jsonl", [row])
     assert rows_of(list(source.rows())) == [read_as]
     assert source.use.unread == unread
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_llama_factory_s_history_comes_with_alpaca_s_columns(tmp_path: Path, suffix: str) -> None:
+    history: Any = [["Hello.", "Good day."], ["And you?", "Well."]]
+    row = ALONE | {"history": json.dumps(history) if suffix == "csv" else history}
+    source = chats(tmp_path / f"a.{suffix}", [row])
+    (found,) = rows_of(list(source.rows()))
+    assert found["history"] == row["history"] and source.use.unread == []
+    assert Sft(SftSettings()).check(found) is None
 
 
 def test_one_file_may_hold_several_forms(tmp_path: Path) -> None:

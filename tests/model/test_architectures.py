@@ -1,9 +1,13 @@
 """Models that cannot draw one curve are refused from their config alone, with the reason."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BertConfig,
@@ -18,6 +22,8 @@ from transformers import (
 from onecurve.config import Recipe
 from onecurve.errors import ConfigError
 from onecurve.model.architectures import check_architecture
+from tests.zoo.building import build
+from tests.zoo.families import CAUSAL as FAMILIES
 
 
 def check(config: Any, auto_model: Any = AutoModelForSequenceClassification, **sections: Any) -> None:
@@ -58,6 +64,20 @@ def test_what_the_config_tells_is_refused(config: Any, message: str) -> None:
 def test_a_model_that_the_task_has_no_class_for_is_named() -> None:
     with pytest.raises(ConfigError, match="of type mistral3, for which transformers has no AutoModelForCausalLM"):
         check(Mistral3Config(), AutoModelForCausalLM)
+
+
+def test_the_text_part_of_a_model_that_reads_images_is_saved_as_the_readme_shows(tmp_path: Path) -> None:
+    folder = build(FAMILIES["Mistral 3"], tmp_path / "whole")
+    with pytest.raises(ConfigError, match=r"Its text part, of type mistral, can be trained.* under Loading a model"):
+        check(AutoConfig.from_pretrained(folder), AutoModelForCausalLM)
+    readme = Path(__file__).parents[2] / "README.md"
+    code = next(c for c in re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL) if "language_model" in c)
+    exec(code, names := {"PATH": folder, "FOLDER": tmp_path / "text"})
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "text")
+    check(saved.config, AutoModelForCausalLM)
+    ids = torch.arange(5, 13).view(1, -1)
+    with torch.no_grad():
+        assert torch.equal(saved(ids).logits, names["whole"](ids).logits)
 
 
 def test_a_task_may_name_a_model_class_itself() -> None:

@@ -2,8 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from onecurve.config import OptimSection
+from onecurve.adapters import add_adapter
+from onecurve.config import OptimSection, PeftSection
 from onecurve.errors import ConfigError
+from onecurve.optim import _GAINS as GAINS
 from onecurve.optim import build_optimizer
 
 
@@ -47,3 +49,33 @@ def test_every_optimizer_moves_the_weights(name):
     built(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     assert not torch.equal(before, built.weight)
+
+
+@pytest.mark.parametrize(
+    ("fields", "plain"),
+    [
+        ({"method": "ia3", "target_modules": ["query"], "feedforward_modules": []}, ["ia3_l"]),
+        ({"method": "lora", "use_dora": True}, ["lora_magnitude_vector"]),
+        ({"method": "boft", "boft_block_size": 4, "target_modules": ["query"]}, ["boft_s"]),
+        ({"method": "road", "group_size": 8, "target_modules": ["query"]}, ["road_alpha"]),
+        ({"method": "psoft", "r": 8, "target_modules": ["query"]}, ["vector_a", "vector_b"]),
+        ({"method": "prompt_tuning", "num_virtual_tokens": 4}, []),
+    ],
+    ids=lambda value: value["method"] if isinstance(value, dict) else "",
+)
+def test_an_adapter_s_factors_are_not_decayed_towards_zero(tiny_bert, fields, plain):
+    from transformers import AutoModelForSequenceClassification
+
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_bert)
+    adapted = add_adapter(base, PeftSection(**fields), task_type="SEQ_CLS", new_modules=["classifier"])
+    decayed, exempt = build_optimizer(adapted, OptimSection(weight_decay=0.1)).param_groups
+    names = {parameter: name for name, parameter in adapted.named_parameters()}
+    left_out = [names[p] for p in exempt["params"] if not names[p].endswith("bias")]
+    assert {part for name in left_out for part in name.split(".")} & {*GAINS} == {*plain}
+    assert all(any(part in name.split(".") for part in plain) for name in left_out)
+    for p in left_out and exempt["params"]:
+        if names[p] in left_out and "magnitude" not in names[p]:
+            assert bool((p == 1).all())  # a factor, and so nothing to shrink
+    in_decay = {names[p] for p in decayed["params"]}
+    assert any("classifier" in name for name in in_decay)
+    assert plain or any("prompt_encoder" in name for name in in_decay)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,9 @@ import torch
 
 from onecurve.cli import main
 from onecurve.config import TaskSection
+from onecurve.export.task_file import TaskFile
 from onecurve.tasks import base, load_task
-from onecurve.tasks.base import Generates
+from onecurve.tasks.base import Generates, Survey
 from tests.launching import write_recipe
 from tests.resume.forking import Forks
 from tests.tasks.contract import Case, all_cases
@@ -423,6 +425,79 @@ def test_a_model_stored_in_half_is_asked_in_what_the_machine_computes(
     with torch.no_grad():
         logits = model(**tokenizer(asked.rows[0]["text"], return_tensors="pt")).logits[0]
     assert answer["probability"] == pytest.approx(float(logits.float().softmax(-1).max()), rel=1e-5)
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["whole", "adapter"])
+def test_a_regressor_stored_in_half_gives_numbers_that_half_precision_rounds(
+    capsys: Any, tmp_path: Path, tiny_bert: Path, adapted: bool
+) -> None:
+    from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+    from onecurve.adapters import add_adapter
+    from onecurve.config import PeftSection
+    from onecurve.export.model_folder import save_alone
+    from onecurve.losses.float32_output import return_float32
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    AutoModel.from_pretrained(tiny_bert, dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1)
+    base.config.problem_type = "regression"
+    return_float32(base)
+    peft = PeftSection(method="lora")
+    model = add_adapter(base, peft, task_type="SEQ_CLS", new_modules=["classifier"]) if adapted else base
+    for name, parameter in model.named_parameters():
+        if "classifier" in name and parameter.requires_grad:
+            torch.nn.init.constant_(parameter, 2015 if name.endswith("bias") else 0)
+    task = load_task(TaskSection(name="text_classification", problem_type="regression"))
+    told = TaskFile.of("text_classification", task, Survey(), {}, 100)
+    save_alone(tmp_path / "saved", model, tokenizer, str, told)
+    (answer,) = ask(capsys, tmp_path / "saved", "the dog")
+    assert answer["value"] == (2015 if adapted else 2016)  # whole, its very bias is stored in half
+    if adapted:
+        code = {}
+        for snippet in re.findall(r"```python\n(.*?)```", (tmp_path / "saved" / "README.md").read_text(), re.DOTALL):
+            exec(snippet.replace("print(", "value = ("), code)
+        assert code["value"][0]["score"]
+        with torch.no_grad():
+            assert float(code["model"](**tokenizer("the dog", return_tensors="pt")).logits) == 2015
+
+
+def test_a_model_that_reads_its_padding_is_given_none(capsys: Any, tmp_path: Path, tiny_bert: Path) -> None:
+    from transformers import AutoTokenizer, FNetConfig, FNetForSequenceClassification
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "initializer_range": 0.3}
+    FNetForSequenceClassification(FNetConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    texts = ["the dog", "a fox", "the lazy dog and the fox", "no", "the dog sleeps in the sun", "and the fox"]
+    rows = _write(tmp_path / "rows.jsonl", [{"text": text} for text in texts])
+    asked = ["--task", "text_classification", "--input", rows, "--batch_size"]
+    together, alone = (ask(capsys, tmp_path, *asked, size) for size in (6, 1))
+    for ours, theirs in zip(together, alone, strict=True):
+        assert_same(ours, theirs)
+    model, _ = _loaded(tmp_path, "AutoModelForSequenceClassification")
+    with torch.no_grad():  # and so plain transformers, which pads; or it would prove nothing
+        padded = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.softmax(-1)
+    assert any(abs(a["probabilities"]["LABEL_0"] - float(b)) > 1e-3 for a, b in zip(alone, padded[:, 0], strict=True))
+
+
+def test_prompts_are_not_padded_for_a_decoder_that_reads_padding_before_them(
+    capsys: Any, tmp_path: Path, plain_llama: Path
+) -> None:
+    from transformers import AutoTokenizer, RwkvConfig, RwkvForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(plain_llama)
+    torch.manual_seed(0)
+    model = RwkvForCausalLM(RwkvConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(3)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    rows = _write(tmp_path / "rows.jsonl", [{"text": text} for text in ("the dog", "a lazy fox and the dog", "no")])
+    asked = ["--task", "causal_lm", "--input", rows, "--batch_size"]
+    assert ask(capsys, tmp_path, *asked, 3) == ask(capsys, tmp_path, *asked, 1)
 
 
 def test_mistakes_are_one_message(trained: Trainer, capsys: Any, tmp_path: Path, tiny_bert: Path) -> None:

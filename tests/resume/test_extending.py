@@ -95,6 +95,35 @@ def test_only_a_longer_length_extends_a_finished_run(recipes, tmp_path, before, 
         checked.directory.check("auto", checked.resolved)
 
 
+PATIENT = ["--eval.best_metric", "loss", "--eval.every", "1", "--eval.patience"]
+
+
+@pytest.mark.parametrize(
+    ("ended", "before", "after", "said"),
+    [
+        (5, "2", "4", ""),
+        (5, "2", "null", ""),
+        (5, "2", "2", "nothing left to do"),
+        (5, "2", "1", "nothing left to do"),
+        (5, "null", "4", "nothing left to do"),
+        (8, "2", "4", "nothing left to do"),
+        (None, "2", "4", "another eval.patience, and no checkpoint to continue from"),
+    ],
+)
+def test_more_patience_continues_a_run_that_it_ended(recipes, tmp_path, ended, before, after, said):
+    data = ["--data.eval", str(recipes["sft"])]  # is not read here
+    finished(recipes, tmp_path, [*data, *PATIENT, before], checkpoint=ended is not None)
+    if ended:
+        (tmp_path / "checkpoints" / "latest").write_text("step-00000008")
+        (tmp_path / "checkpoints" / "step-00000008" / "state.json").write_text(json.dumps(state(ended)))
+    checked = read([str(recipes["sft"]), "--output_dir", str(tmp_path), *data, *PATIENT, after])
+    if said:
+        with pytest.raises((ConfigError, NothingToDo), match=said):
+            checked.directory.check("auto", checked.resolved)
+    else:
+        checked.directory.check("auto", checked.resolved)
+
+
 def test_a_finished_run_without_a_checkpoint_says_how_to_train_on(recipes, tmp_path):
     finished(recipes, tmp_path, [], checkpoint=False)
     checked = read([str(recipes["sft"]), "--output_dir", str(tmp_path), "--train.max_steps", "12"])

@@ -71,6 +71,8 @@ def test_the_loss_is_float32_whatever_the_logits_are_and_has_a_gradient(case: Pr
     loss = case.task.loss_sum(tree_map(Tensor.bfloat16, outputs), batch)
     loss.backward()
     assert loss.dtype == torch.float32 and loss.shape == ()
+    wide = case.task.loss_sum(tree_map(lambda leaf: leaf.detach().bfloat16().float(), outputs), batch)
+    assert float(loss.detach()) == pytest.approx(float(wide), rel=1e-6)
     assert any(leaf.grad is not None and bool((leaf.grad != 0).any()) for leaf in tree_leaves(outputs))
 
 

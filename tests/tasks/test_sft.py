@@ -215,3 +215,49 @@ def test_an_input_is_asked_below_the_prompt(nothing: str | None, tokenizer: Any)
     assert _encode({**PAIR, "input": nothing}, tokenizer) == _encode(PAIR, tokenizer)
     tokenizer.chat_template = None
     assert _shown({**PAIR, "input": "3 and 4"}, tokenizer) == "<|begin|>what?\n3 and 4\n«the dog<|end|>»"
+
+
+# History
+
+
+HISTORY = [["what is the answer?", "there is no answer."]]
+ASKED = {"prompt": "and the question?", "response": "none."}
+
+
+@pytest.mark.parametrize("history", [HISTORY, json.dumps(HISTORY)], ids=["list", "json"])
+def test_history_is_the_turns_before_the_prompt_and_its_answers_are_learnt(tokenizer: Any, history: Any) -> None:
+    row = {**ASKED, "history": history, "system": "be short"}
+    system = {"role": "system", "content": "be short"}
+    assert _shown(row, tokenizer) == _shown({"messages": [system, *CHAT]}, tokenizer)
+    last = Task(SftSettings(learn="last"))
+    assert _shown(row, tokenizer, last) == _shown({"messages": [system, *CHAT]}, tokenizer, last)
+    asked = {name: value for name, value in row.items() if name != "response"}
+    prompt = TASK.prompt(asked, reading(tokenizer))
+    assert prompt == TASK.prompt({"messages": [system, *CHAT[:-1]]}, reading(tokenizer))
+
+
+@pytest.mark.parametrize("history", [None, "", [], "[]"])
+def test_without_history_a_row_is_a_pair(tokenizer: Any, history: Any) -> None:
+    assert _shown({**PAIR, "history": history}, tokenizer) == _shown(PAIR, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({**ASKED, "history": [["one"]]}, r"history\[0\] must be a pair \[question, answer\]; got \['one'\]"),
+        ({**ASKED, "history": [HISTORY[0], ["more?", ""]]}, r"history\[1\], the assistant's part, is empty"),
+        ({**ASKED, "history": "one"}, "history is text but not JSON"),
+        ({"messages": CHAT, "history": HISTORY}, "has messages and also history"),
+        ({"text": "the dog", "history": HISTORY}, "has text and also history"),
+    ],
+)
+def test_a_history_of_another_form_is_a_bad_row(row: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadRow, match=said):
+        TASK.check(row)
+
+
+def test_history_needs_a_chat_template(tokenizer: Any) -> None:
+    tokenizer.chat_template = None
+    with pytest.raises(ConfigError, match="no chat template, and the data has conversations"):
+        _encode({**ASKED, "history": HISTORY}, tokenizer)
+    assert _encode({**ASKED, "history": []}, tokenizer)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from onecurve.errors import ConfigError
+from onecurve.losses.float32_output import Float32Linear
 
 _HALVES = (torch.bfloat16, torch.float16)
 
@@ -38,7 +39,8 @@ def train_in_float32(model: nn.Module) -> None:
         for name, parameter in halves.items():
             setattr(module, name, nn.Parameter(_widened(parameter)))
         module.register_forward_pre_hook(_widen)
-        module.register_forward_hook(partial(_narrow, dtype=dtype))
+        if not isinstance(module, Float32Linear):
+            module.register_forward_hook(partial(_narrow, dtype=dtype))
 
 
 def _widened(parameter: Any) -> Tensor:

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="a system prompt")
     parser.add_argument("--max_new_tokens", type=int, default=512, help="how far an answer is written")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest token; above: drawn")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run Python code that comes with the model")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -33,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     hush_transformers()
     from onecurve.prediction.chat import Chat, load_chat_model
 
-    trained = load_chat_model(Path(arguments.model))
+    trained = load_chat_model(Path(arguments.model), arguments.trust_remote_code)
     chat = Chat(trained, arguments.system, arguments.max_new_tokens, arguments.temperature)
     return _converse(chat, sys.stdin.isatty())
 

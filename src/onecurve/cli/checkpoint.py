@@ -46,6 +46,7 @@ def _add_convert(action: argparse.ArgumentParser) -> None:
         "outside its run, the run's config.yaml",
     )
     action.add_argument("--labels", nargs="+", default=[], help="label names in the order of their ids, where unnamed")
+    action.add_argument("--trust_remote_code", action="store_true", help="run Python code that comes with the model")
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -122,7 +123,14 @@ def _convert(arguments: argparse.Namespace) -> int:
     from onecurve.conversion import Wanted, check_target, convert_adapter, convert_checkpoint, convert_weights
 
     check_target(target)
-    wanted = Wanted(target, arguments.config, arguments.labels, arguments.which == "best", arguments.merge)
+    wanted = Wanted(
+        target,
+        arguments.config,
+        arguments.labels,
+        arguments.which == "best",
+        arguments.merge,
+        arguments.trust_remote_code,
+    )
     if ours:
         folder = _one(source)
         print(f"{target}: {folder}, the weights of step {convert_checkpoint(folder, wanted)}")  # noqa: T201

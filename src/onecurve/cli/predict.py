@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="write one JSON object a row")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="how far a language model writes")
     parser.add_argument("--task", metavar="NAME", help="the task, where the folder has no task.json")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run Python code that comes with the model")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     from onecurve.prediction.answers import answer, check_askable, plain
     from onecurve.prediction.trained import load_trained
 
-    trained = load_trained(Path(arguments.model), arguments.task)
+    trained = load_trained(Path(arguments.model), arguments.task, arguments.trust_remote_code)
     check_askable(trained.task, arguments.model)
     asked: list[tuple[Any, Any]] = []
     rows = _noted(_rows(trained, texts, arguments.input), asked)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from reprlib import repr as short
 from typing import Any, Literal, NamedTuple
 
 from onecurve.errors import BadRow
@@ -70,6 +71,21 @@ def read_turns(value: Any, where: str = "messages") -> list[Turn]:
     if not isinstance(value, list | tuple) or not value:
         raise BadRow(f"{where} must be a non-empty list of {{role, content}}; got {type(value).__name__}")
     return [_read_turn(message, f"{where}[{place}]") for place, message in enumerate(value)]
+
+
+def read_history(value: Any) -> list[Turn]:
+    """Read the turns before a prompt: [question, answer] pairs, as LLaMA-Factory has them, or JSON text of them.
+
+    Raises:
+        BadRow: It is something else; says which pair.
+    """
+    turns = []
+    for place, pair in enumerate(_list(_from_json(value, "history"), "history")):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise BadRow(f"history[{place}] must be a pair [question, answer]; got {short(pair)}")
+        for role, text in zip(("user", "assistant"), pair, strict=True):
+            turns.append(Turn({"role": role, "content": text_of(text, f"history[{place}], the {role}'s part,")}))
+    return turns
 
 
 def read_tools(value: Any) -> list[dict[str, Any]] | None:

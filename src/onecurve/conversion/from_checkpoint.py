@@ -18,6 +18,7 @@ from onecurve.export.task_file import TaskFile
 from onecurve.model.generation import stop_where_answers_end
 from onecurve.model.loading import load_model
 from onecurve.model.reading import Reading
+from onecurve.model.remote_code import check_flag, told_by_flag
 from onecurve.strategies.base import moving_buffers
 from onecurve.tasks import load_task, resolve_task
 from onecurve.tasks.base import Survey, Task
@@ -42,6 +43,8 @@ def convert_checkpoint(folder: Path, wanted: Wanted) -> int:
             fix="Convert its own with --which step.",
         )
     path, recipe, task = _recipe(folder, wanted, state)
+    with told_by_flag():
+        check_flag(recipe.model, wanted.trust_remote_code)
     if wanted.merge:
         recipe = _in_float32(recipe)
     asked = recipe.train.mixed_precision

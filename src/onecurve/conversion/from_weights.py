@@ -17,6 +17,7 @@ from onecurve.errors import ConfigError
 from onecurve.export.model_folder import save_alone
 from onecurve.model.generation import read_generation_config
 from onecurve.model.reading import load_config, load_tokenizer
+from onecurve.model.remote_code import FLAG, told_by_flag
 
 _AUTO_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
@@ -68,14 +69,16 @@ def convert_adapter(folder: Path, wanted: Wanted) -> str:
         raise ConfigError(f"adapter_config.json cannot be read: {_line(error)}", where=str(folder)) from None
     base, described = base_of(folder, adapter), described_in(folder)
     # also before transformers asks the hub for a base folder that is gone
-    own = _told(load_config, base, f"It is the base that {folder / 'adapter_config.json'} names.")
-    given = Wanted(wanted.target, wanted.config or base)
+    trusted, named = wanted.trust_remote_code, f"It is the base that {folder / 'adapter_config.json'} names."
+    own = _told(load_config, base, trusted, named)
+    given = Wanted(wanted.target, wanted.config or base, trust_remote_code=trusted)
     config = _config(described, given) if wanted.config or (described / "config.json").is_file() else own
     tokenizer = _tokenizer(folder, given)
     name_labels(config, wanted.labels)
     kind = _AUTO_CLASSES.get(str(adapter.task_type)) or (config.architectures or ["AutoModel"])[0]
     try:
         options = {"config": config, "dtype": "float32", "revision": adapter.revision or "main"}
+        options["trust_remote_code"] = trusted
         model = getattr(transformers, kind).from_pretrained(base, **options)
         read_generation_config(model, described_in(folder))
         model = PeftModel.from_pretrained(model, str(folder))
@@ -95,7 +98,7 @@ def _config(folder: Path, wanted: Wanted) -> Any:
         raise ConfigError(
             f"{folder} has no config.json.", fix="Name the model it was trained from, a folder or hub name: --config."
         )
-    return _told(load_config, str(folder) if own else str(wanted.config))
+    return _told(load_config, str(folder) if own else str(wanted.config), wanted.trust_remote_code)
 
 
 def _tokenizer(folder: Path, wanted: Wanted) -> Any:
@@ -104,7 +107,7 @@ def _tokenizer(folder: Path, wanted: Wanted) -> Any:
         raise ConfigError(
             f"{folder} has no tokenizer.", fix="Name the model it was trained from, a folder or hub name: --config."
         )
-    return _told(load_tokenizer, str(folder) if own else str(wanted.config))
+    return _told(load_tokenizer, str(folder) if own else str(wanted.config), wanted.trust_remote_code)
 
 
 def _line(error: Exception) -> str:
@@ -113,11 +116,14 @@ def _line(error: Exception) -> str:
     return next((line for line in lines if not line.endswith(":")), lines[0])
 
 
-def _told(load: Any, path: str, fix: str = "Give --config a model folder or hub name.") -> Any:
+def _told(load: Any, path: str, trusted: bool, fix: str = "Give --config a model folder or hub name.") -> Any:
     """Load from a path, telling a mistake in the words of this command: there is no recipe here."""
     try:
-        return load(ModelSection(path=path))
+        with told_by_flag():
+            return load(ModelSection(path=path, trust_remote_code=trusted))
     except ConfigError as error:
+        if error.where == FLAG:
+            raise
         raise ConfigError(error.what, fix=fix) from None
 
 
@@ -159,6 +165,10 @@ def _class_of(config: Any, names: set[str]) -> Any:
 def _classes(config: Any) -> Iterator[Any]:
     import transformers
 
+    for name in getattr(config, "auto_map", {}):  # code of its own, which is trusted, or it would not be named here
+        if name.startswith("AutoModel"):
+            with torch.device("meta"):
+                yield type(getattr(transformers, name).from_config(config, trust_remote_code=True))
     for name in dict.fromkeys([*(config.architectures or []), *_AUTO_CLASSES.values(), "AutoModelForMaskedLM"]):
         kind = getattr(transformers, name, None)
         mapping = getattr(kind, "_model_mapping", None)

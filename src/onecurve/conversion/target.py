@@ -21,6 +21,8 @@ class Wanted:
     """The best step's weights, which the checkpoint keeps beside its own."""
     merge: bool = False
     """Merge an adapter into its base."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model or its tokenizer."""
 
 
 def check_target(folder: Path) -> None:

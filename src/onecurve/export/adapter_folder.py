@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers.dynamic_module_utils import custom_object_save
+
 from onecurve.adapters.folder import BASE, WEIGHTS
 from onecurve.model.loading import whole_parameters
 
@@ -89,6 +91,11 @@ def _name_magnitudes_twice(file: Path) -> None:
 
 
 def _describe(folder: Path, model: Any) -> None:
+    """Write the config as it was trained, with what stops generation, and code of the model's own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    base = model.get_base_model()
+    if base.is_remote_code():  # as its own save_pretrained does
+        custom_object_save(base, folder, config=model.config)
     model.config.save_pretrained(folder)
     if model.get_base_model().can_generate():
         model.generation_config.save_pretrained(folder)
@@ -100,9 +107,7 @@ def _write_grown(folder: Path, name: str, revision: str | None, model: Any) -> b
     No reader can put an adapter for more tokens on the base's own files: their embeddings have another shape. What
     those rows hold is of no account, since the adapter brings its own.
     """
-    from transformers import AutoConfig
-
-    own, size = AutoConfig.from_pretrained(name, revision=revision), model.config.get_text_config().vocab_size
+    own, size = _own_config(name, revision, model), model.config.get_text_config().vocab_size
     if own.get_text_config().vocab_size == size:
         return False
     config = deepcopy(model.config)
@@ -159,10 +164,15 @@ def _link(folder: Path, files: list[Path]) -> bool:
     return True
 
 
-def _differs(name: str, model: Any) -> bool:
-    from transformers import AutoConfig, GenerationConfig
+def _own_config(name: str, revision: str | None, model: Any) -> Any:
+    """Load the base's config by the class that is loaded already: code of its own is run once, where it is trusted."""
+    return type(model.config).from_pretrained(name, revision=revision or "main")
 
-    own = AutoConfig.from_pretrained(name)
+
+def _differs(name: str, model: Any) -> bool:
+    from transformers import GenerationConfig
+
+    own = _own_config(name, None, model)
     if any(getattr(own, key, None) != getattr(model.config, key, None) for key in ("id2label", "problem_type")):
         return True
     if not model.get_base_model().can_generate():

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from onecurve.adapters.folder import BASE
 from onecurve.export.adapter_folder import Base
 
@@ -30,10 +32,10 @@ def usage(folder: Path, model: Any, base: Base | None) -> str:
     kind = _auto_class(model.get_base_model() if base else model)
     lines = ["## Use", ""]
     if base is None:
-        lines += _with_transformers(folder, kind)
+        lines += _with_transformers(folder, kind, _options(model))
     else:
         plain = base.linked and _transformers_loads(model)
-        lines += _with_transformers(folder, kind) if plain else []
+        lines += _with_transformers(folder, kind, _options(model)) if plain else []
         lines += _with_peft(folder, kind, model, base, plain)
     return "\n".join(lines)
 
@@ -41,10 +43,11 @@ def usage(folder: Path, model: Any, base: Base | None) -> str:
 def _auto_class(model: Any) -> str:
     import transformers
 
+    own = getattr(model.config, "auto_map", None) or {}
     for name in _PIPELINES:
-        if type(model) in getattr(transformers, name)._model_mapping.values():
+        if name in own or type(model) in getattr(transformers, name)._model_mapping.values():
             return name
-    return "AutoModel"
+    return next((name for name in own if name.startswith("AutoModel")), "AutoModel")
 
 
 def _transformers_loads(model: Any) -> bool:
@@ -57,16 +60,30 @@ def _transformers_loads(model: Any) -> bool:
     return not PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type].uses_shared_state
 
 
-def _with_transformers(folder: Path, kind: str) -> list[str]:
+def _rounds(model: Any) -> bool:
+    """Whether a regression's numbers would be rounded, because its weights are stored in half precision."""
+    return model.dtype in (torch.bfloat16, torch.float16) and model.config.problem_type == "regression"
+
+
+def _trust(model: Any) -> str:
+    return ", trust_remote_code=True" if getattr(model.config, "auto_map", None) else ""
+
+
+def _options(model: Any) -> str:
+    """Return further arguments of a call that loads the model."""
+    return (', dtype="float32"' if _rounds(model) else "") + _trust(model)
+
+
+def _with_transformers(folder: Path, kind: str, options: str) -> list[str]:
     if kind in _PIPELINES:
         lines = [
             "from transformers import pipeline",
             "",
-            f"pipe = pipeline({_text(_PIPELINES[kind])}, {_text(folder)})",
+            f"pipe = pipeline({_text(_PIPELINES[kind])}, {_text(folder)}{options})",
             f"print(pipe({_ASKED.get(kind, _text('some text'))}))",
         ]
     else:
-        lines = [f"from transformers import {kind}", "", f"model = {kind}.from_pretrained({_text(folder)})"]
+        lines = [f"from transformers import {kind}", "", f"model = {kind}.from_pretrained({_text(folder)}{options})"]
     return _code(lines)
 
 
@@ -85,15 +102,15 @@ def _with_peft(folder: Path, kind: str, model: Any, base: Base, plain: bool) -> 
         *imports,
         f"from transformers import {kind}",
         "",
-        f"base = {kind}.from_pretrained({_text(folder / BASE)})",
+        f"base = {kind}.from_pretrained({_text(folder / BASE)}{_options(model)})",
         adapter,
     ]
     there = [
         *imports,
         f"from transformers import AutoConfig, {kind}{', GenerationConfig' * generates}",
         "",
-        f"config = AutoConfig.from_pretrained({_text(folder / BASE)})",
-        f"base = {kind}.from_pretrained({_text(base.name)}{_revision(base)}, config=config)",
+        f"config = AutoConfig.from_pretrained({_text(folder / BASE)}{_trust(model)})",
+        f"base = {kind}.from_pretrained({_text(base.name)}{_revision(base)}, config=config{_options(model)})",
         *([_GENERATION.format(_text(folder / BASE))] * generates),
         adapter,
     ]
@@ -112,7 +129,7 @@ def _with_peft(folder: Path, kind: str, model: Any, base: Base, plain: bool) -> 
 
 def _rounding(model: Any) -> str:
     kept = str(model.get_base_model().dtype).removeprefix("torch.")
-    if kept == "float32":
+    if kept == "float32" or _rounds(model):
         return ""
     return f"transformers rounds the adapter to {kept}, as it holds the base; PEFT keeps it as it was trained. "
 

@@ -1,1 +1,1 @@
-"""Losses: cross-entropy, whole and in chunks, and next-token prediction."""
+"""Losses: cross-entropy, whole and in chunks, next-token prediction, and numbers in float32."""

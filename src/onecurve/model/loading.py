@@ -14,6 +14,7 @@ from onecurve.adapters import add_adapter, check_adapter, continued_by, try_adap
 from onecurve.config import ModelSection, Recipe
 from onecurve.errors import ConfigError
 from onecurve.losses.chunked_head import chunk_logits
+from onecurve.losses.float32_output import return_float32
 from onecurve.machine.accelerator import accelerator_of
 from onecurve.machine.distributed import computes_natively, resolve_precision
 from onecurve.model.activations import keep_activations
@@ -123,6 +124,7 @@ def load_model(
     # transformers and PEFT then ask for the inputs' gradients, which only reentrant checkpointing needs
     model.enable_input_require_grads = lambda: None
     keep_activations(model, recipe.train.activations)
+    return_float32(model)
     if precision == "fp8":
         compute_in_float8(model, emulated=not computes_natively(precision))
     start_stream(recipe.seed, "adapter")

@@ -1,5 +1,7 @@
 """Python code that comes with a model or tokenizer: run only where the recipe says so, and identified by a hash."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,8 @@ from onecurve.config import ModelSection
 from onecurve.errors import ConfigError
 
 _KEY = "model.trust_remote_code"
+FLAG = "--trust_remote_code"
+"""What a command has for it, which reads no recipe."""
 _NEEDED = "requires you to execute", "contains custom code", "references custom code"
 
 
@@ -20,10 +24,28 @@ def refuse_code(path: str, revision: str | None) -> ConfigError:
     """Return the error for a model or tokenizer that cannot be read without its own code, which is not trusted."""
     files = ", ".join(_files(path, revision)) or "Python code"
     return ConfigError(
-        f"{path!r} needs code of its own ({files}), and this would run it on every rank.",
+        f"{path!r} needs code of its own ({files}), which runs only where it is trusted.",
         where=_KEY,
         fix="Read that code, then set model.trust_remote_code to true; or use a model that transformers has itself.",
     )
+
+
+@contextmanager
+def told_by_flag() -> Iterator[None]:
+    """Have mistakes in a model section told in the words of a command, which has a flag and no recipe.
+
+    Raises:
+        ConfigError: Untrusted code, or trust in code that is not there: with the flag. Any other: without a key.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        if error.where == _KEY:
+            fix = error.fix if "no effect" in error.what else f"Read that code, then give {FLAG}."
+            raise ConfigError(error.what, where=FLAG, fix=fix.replace("Set it to false.", "Leave it out.")) from None
+        if error.where.startswith("model."):
+            raise ConfigError(error.what) from None
+        raise
 
 
 def check_trusted(section: ModelSection) -> None:
@@ -36,6 +58,18 @@ def check_trusted(section: ModelSection) -> None:
         raise ConfigError(
             "has no effect: neither model nor tokenizer has code of its own.", where=_KEY, fix="Set it to false."
         )
+
+
+def check_flag(section: ModelSection, given: bool) -> None:
+    """Have a command run the code that a run trusted only where it is told to.
+
+    Raises:
+        ConfigError: It is not told to, or the run trusted none.
+    """
+    if section.trust_remote_code and not given:
+        raise refuse_code(section.path, section.revision)
+    if given:
+        check_trusted(section.model_copy(update={"trust_remote_code": True}))
 
 
 def code_identity(section: ModelSection) -> str:

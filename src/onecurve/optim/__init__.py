@@ -52,12 +52,20 @@ def _settings_of(build: Callable[..., Any]) -> type[BaseModel]:
     return create_model(build.__name__, __config__=ConfigDict(strict=True, allow_inf_nan=False), **fields)
 
 
+_GAINS = ("ia3_l", "lora_magnitude_vector", "boft_s", "road_alpha", "vector_a", "vector_b")
+"""PEFT's factors of a layer's input, output or weights. They start at 1, or at the weights' norm: decay towards 0 would
+switch the layer off, as it would a normalisation's. transformers' Trainer decays them like any weight."""
+
+
 def build_optimizer(model: "nn.Module", section: OptimSection) -> "Optimizer":
-    """Build the optimizer over what is trained; weight decay leaves out biases and normalisation weights."""
+    """Build the optimizer over what is trained; weight decay leaves out biases, normalisation weights and gains.
+
+    Prompts and prefixes are decayed, as embeddings are: they start around 0.
+    """
     decayed: list[Any] = []
     plain: list[Any] = []
     for name, parameter, module in _trained(model):
-        exempt = name.endswith("bias") or "norm" in type(module).__name__.lower()
+        exempt = name.endswith("bias") or "norm" in type(module).__name__.lower() or _is_gain(name)
         (plain if exempt else decayed).append(parameter)
     groups = [
         {"params": params, "weight_decay": decay}
@@ -73,6 +81,10 @@ def build_optimizer(model: "nn.Module", section: OptimSection) -> "Optimizer":
         names = {parameter: name for name, parameter in model.named_parameters()}
         return Rounded(groups, section.lr, names, build, section.rounding)
     return build(groups)
+
+
+def _is_gain(name: str) -> bool:
+    return any(part in _GAINS for part in name.split("."))
 
 
 def lr_at(step: int, max_steps: int, section: OptimSection) -> float:

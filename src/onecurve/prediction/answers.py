@@ -1,12 +1,13 @@
 """What a trained model says of rows, one answer a row, in their order."""
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby, islice
 from typing import Any
 
 from onecurve.data.collation import as_scored
 from onecurve.data.rows import Broken, Located
 from onecurve.errors import ConfigError
+from onecurve.model.architectures import reads_padding
 from onecurve.prediction.trained import Trained
 from onecurve.tasks.base import Answer, Asked, BadRow, Example, Generates, Row, Task
 
@@ -36,10 +37,9 @@ def answer(
         encoded = [_encode(trained, row, max_new_tokens) for row in window]
         answers = [value if isinstance(value, str) else None for value in encoded]
         examples = {place: value for place, value in enumerate(encoded) if not isinstance(value, str)}
-        order = sorted(examples, key=lambda place: -trained.task.length(examples[place]))
+        lengths = {place: trained.task.length(example) for place, example in examples.items()}
         said: dict[int, Answer] = {}
-        for start in range(0, len(order), batch_size):
-            places = order[start : start + batch_size]
+        for places in _batches(lengths, batch_size, reads_padding(trained.config, isinstance(trained.task, Generates))):
             found = _ask(trained, [examples[place] for place in places], max_new_tokens)
             said.update(zip(places, found, strict=True))
         for place, error in enumerate(answers):
@@ -47,6 +47,20 @@ def answer(
                 yield said[place] | ({"truncated": True} if examples[place].get(_CUT) else {})
             else:
                 yield {"error": error}
+
+
+def _batches(lengths: Mapping[int, int], batch_size: int, of_one_length: bool) -> Iterator[list[int]]:
+    """Yield the places of the rows of each pass, the longest first.
+
+    Args:
+        lengths: By place.
+        batch_size: Rows of a pass, at most.
+        of_one_length: Whether a pass may only have rows of the same length, so that none is padded.
+    """
+    order = sorted(lengths, key=lambda place: -lengths[place])
+    parts = [list(part) for _, part in groupby(order, key=lengths.__getitem__)] if of_one_length else [order]
+    for part in parts:
+        yield from (part[start : start + batch_size] for start in range(0, len(part), batch_size))
 
 
 def _encode(trained: Trained, found: Located | Broken, max_new_tokens: int) -> Example | str:

@@ -8,7 +8,8 @@ from onecurve.config import ModelSection, TaskSection
 from onecurve.content.messages import Message
 from onecurve.errors import ConfigError
 from onecurve.export.task_file import TaskFile, is_model_folder
-from onecurve.model.reading import Reading
+from onecurve.model.reading import Reading, load_config
+from onecurve.model.remote_code import told_by_flag
 from onecurve.prediction.answers import encode_prompt
 from onecurve.prediction.trained import Trained, load_trained, loads_as
 from onecurve.tasks import load_task
@@ -64,31 +65,33 @@ class Chat:
         return answer
 
 
-def load_chat_model(folder: Path) -> Trained:
+def load_chat_model(folder: Path, trust_remote_code: bool = False) -> Trained:
     """Load a model that converses; of a folder without task.json, any causal language model with a chat template.
 
     Raises:
         ConfigError: Another task's model, or one without a chat template; no weights are loaded then. Or as
             `load_trained`.
     """
+    section = ModelSection(path=str(folder), trust_remote_code=trust_remote_code)
     known = TaskFile.read(folder) if is_model_folder(folder) else None
-    name = known.name if known else _TASK if _is_language_model(folder) else None
+    with told_by_flag():
+        name = known.name if known else _TASK if _is_language_model(section) else None
     if name is None:
-        return load_trained(folder)  # which says what is wrong
+        return load_trained(folder, trust_remote_code=trust_remote_code)  # which says what is wrong
     task = load_task(TaskSection(name=name, **(known.settings if known else {})))
     if not isinstance(task, Generates) or _MESSAGES not in task.columns:
         raise ConfigError(
             f"{str(folder)!r} was trained for {name}, not for conversations.", fix="Ask it with `onecurve predict`."
         )
-    if not Reading(ModelSection(path=str(folder)), None, task.auto_processor).tokenizer.chat_template:
+    with told_by_flag():
+        has_template = Reading(section, None, task.auto_processor).tokenizer.chat_template
+    if not has_template:
         raise ConfigError(
             f"the tokenizer of {str(folder)!r} has no chat template, so it reads single prompts only.",
             fix="Ask it with `onecurve predict`.",
         )
-    return load_trained(folder, name)
+    return load_trained(folder, name, trust_remote_code)
 
 
-def _is_language_model(folder: Path) -> bool:
-    from transformers import AutoConfig
-
-    return (folder / "config.json").is_file() and loads_as(_TASK, AutoConfig.from_pretrained(folder))
+def _is_language_model(section: ModelSection) -> bool:
+    return (Path(section.path) / "config.json").is_file() and loads_as(_TASK, load_config(section))

@@ -10,7 +10,8 @@ from onecurve.errors import ConfigError
 from onecurve.export.task_file import NAME, TaskFile, is_model_folder
 from onecurve.machine.distributed import computes_natively
 from onecurve.model.generation import read_generation_config
-from onecurve.model.reading import Reading
+from onecurve.model.reading import Reading, load_config
+from onecurve.model.remote_code import check_trusted, told_by_flag
 from onecurve.tasks import load_task, task_names
 from onecurve.tasks.base import Survey, Task
 
@@ -54,15 +55,17 @@ class Trained:
         return self.model.config
 
 
-def load_trained(folder: Path, task_name: str | None = None) -> Trained:
+def load_trained(folder: Path, task_name: str | None = None, trust_remote_code: bool = False) -> Trained:
     """Load a model folder onto the accelerator where there is one, in the precision it is stored in.
 
     Args:
         folder: A run's model/, its directory, or what `onecurve checkpoint convert` wrote.
         task_name: The task to ask it for, where the folder has no task.json; where it has one, the same.
+        trust_remote_code: Run Python code that comes with the model or its tokenizer.
 
     Raises:
-        ConfigError: No model folder, no task that is known or another one, or weights that cannot be read.
+        ConfigError: No model folder, no task that is known or another one, code that is not trusted, or weights that
+            cannot be read.
     """
     if not is_model_folder(folder) and is_model_folder(folder / "model"):
         folder /= "model"  # a run's directory
@@ -71,17 +74,20 @@ def load_trained(folder: Path, task_name: str | None = None) -> Trained:
     known = TaskFile.read(folder)
     if known and task_name not in (None, known.name):
         raise ConfigError(f"{str(folder)!r} was trained for {known.name}; it cannot be asked as {task_name}.")
-    known = known or _guess(folder, task_name)
-    task = load_task(TaskSection(name=known.name, **known.settings))
-    processor = Reading(ModelSection(path=str(folder)), None, task.auto_processor).processor
-    model = _load_model(folder, task, known.survey)
+    with told_by_flag():
+        check_trusted(ModelSection(path=str(described_in(folder)), trust_remote_code=trust_remote_code))
+        known = known or _guess(folder, task_name, trust_remote_code)
+        task = load_task(TaskSection(name=known.name, **known.settings))
+        section = ModelSection(path=str(folder), trust_remote_code=trust_remote_code)
+        processor = Reading(section, None, task.auto_processor).processor
+        model = _load_model(folder, task, known.survey, trust_remote_code)
     model.to(_device()).eval()
     return Trained(task, known.survey, known.columns, processor, model, known.max_length)
 
 
-def _guess(folder: Path, task_name: str | None) -> TaskFile:
+def _guess(folder: Path, task_name: str | None, trusted: bool) -> TaskFile:
     """Find what a folder without task.json, such as a converted one, can be asked for."""
-    config, fitting = _read_adapter(folder) if is_adapter(folder) else _read_model(folder)
+    config, fitting = _read_adapter(folder, trusted) if is_adapter(folder) else _read_model(folder, trusted)
     names = [task_name] if task_name else fitting
     if len(names) != 1:
         found = f"{' and '.join(names)} fit it" if names else "no task fits it"
@@ -99,23 +105,20 @@ def _guess(folder: Path, task_name: str | None) -> TaskFile:
     return TaskFile(names[0], told, Survey(labels), {}, length)
 
 
-def _read_model(folder: Path) -> tuple[Any, list[str]]:
+def _read_model(folder: Path, trusted: bool) -> tuple[Any, list[str]]:
     """Return a whole model's config, and the tasks whose kind of model it is."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder)
+    config = load_config(ModelSection(path=str(folder), trust_remote_code=trusted))
     return config, [name for name in task_names() if loads_as(name, config)]
 
 
-def _read_adapter(folder: Path) -> tuple[Any, list[str]]:
+def _read_adapter(folder: Path, trusted: bool) -> tuple[Any, list[str]]:
     """Return the config that an adapter needs, with as many labels as its head has, and the tasks for its kind."""
     from safetensors import safe_open
-    from transformers import AutoConfig
 
     adapter, described = Continued.read(str(folder)), described_in(folder)
     own = (described / "config.json").is_file()
-    source, revision = (described, None) if own else (adapter.base, adapter.revision)
-    config = AutoConfig.from_pretrained(source, revision=revision or "main")
+    source, revision = (str(described), None) if own else (adapter.base, adapter.revision)
+    config = load_config(ModelSection(path=source, revision=revision, trust_remote_code=trusted))
     weights = folder / "adapter_model.safetensors"
     if not own and weights.is_file():
         with safe_open(weights, framework="pt") as stored:
@@ -128,7 +131,10 @@ def _read_adapter(folder: Path) -> tuple[Any, list[str]]:
 
 def loads_as(name: str, config: Any) -> bool:
     """Whether a task's kind of model is the one that a config names."""
-    mapping = getattr(load_task(TaskSection(name=name)).auto_model(), "_model_mapping", {})
+    auto = load_task(TaskSection(name=name)).auto_model()
+    mapping, own = getattr(auto, "_model_mapping", {}), getattr(config, "auto_map", {}).get(auto.__name__)
+    if own:
+        return own.rpartition(".")[2] in (config.architectures or ())
     if type(config) not in mapping:
         return False
     found = mapping[type(config)]
@@ -136,39 +142,43 @@ def loads_as(name: str, config: Any) -> bool:
     return any(kind.__name__ in (config.architectures or ()) for kind in classes)
 
 
-def _load_model(folder: Path, task: Task, survey: Survey) -> Any:
+def _load_model(folder: Path, task: Task, survey: Survey, trusted: bool) -> Any:
     auto: Any = task.auto_model()
+    told: dict[str, Any] = task.model_config(survey)
     try:
         if not (folder / "adapter_config.json").is_file():
-            return auto.from_pretrained(folder, dtype=_dtype(folder))
-        return _load_adapter(folder, auto, task, survey)
+            dtype = _dtype(str(folder), told, trusted)
+            return auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trusted)
+        return _load_adapter(folder, auto, told, trusted)
     except (OSError, ValueError, RuntimeError) as error:
         line = str(error).strip().split("\n")[0]
         raise ConfigError(f"{str(folder)!r} cannot be loaded: {line}") from None
 
 
-def _load_adapter(folder: Path, auto: Any, task: Task, survey: Survey) -> Any:
+def _load_adapter(folder: Path, auto: Any, told: dict[str, Any], trusted: bool) -> Any:
     from peft import PeftConfig, PeftModel
-    from transformers import AutoConfig
 
     import onecurve.adapters.bottleneck  # noqa: F401  registers the bottleneck adapter with PEFT
 
     adapter, described = PeftConfig.from_pretrained(str(folder)), described_in(folder)
-    base = base_of(folder, adapter)
-    told: dict[str, Any] = task.model_config(survey)
+    base, revision = base_of(folder, adapter), adapter.revision or "main"
+    dtype = _dtype(base, told, trusted, revision)
     if (described / "config.json").is_file():
-        told = {"config": AutoConfig.from_pretrained(described)}
-    revision = adapter.revision or "main"
-    model = auto.from_pretrained(base, dtype=_dtype(base, revision), revision=revision, **told)
+        told = {"config": load_config(ModelSection(path=str(described), trust_remote_code=trusted))}
+    model = auto.from_pretrained(base, dtype=dtype, revision=revision, trust_remote_code=trusted, **told)
     read_generation_config(model, described)
     return PeftModel.from_pretrained(model, str(folder))
 
 
-def _dtype(path: str | Path, revision: str = "main") -> str:
-    """Return the precision that weights are stored in, or float32 where this device could only emulate it."""
-    from transformers import AutoConfig
+def _dtype(path: str, told: dict[str, Any], trusted: bool, revision: str = "main") -> str:
+    """Return the precision that weights are stored in, or float32 where this device could only emulate it.
 
-    stored = str(AutoConfig.from_pretrained(path, revision=revision).dtype or "float32").removeprefix("torch.")
+    A regression's numbers are always computed in float32: bfloat16 has nothing between 2008 and 2016.
+    """
+    if told.get("problem_type") == "regression":
+        return "float32"
+    config = load_config(ModelSection(path=path, revision=revision, trust_remote_code=trusted))
+    stored = str(config.dtype or "float32").removeprefix("torch.")
     return "float32" if stored in _HALF and not computes_natively(_HALF[stored]) else stored
 
 

@@ -78,6 +78,8 @@ class RunDirectory:
         earlier = curve_settings(self._earlier())
         asked = curve_settings(resolved)
         differing = sorted(key for key in earlier.keys() | asked.keys() if earlier.get(key) != asked.get(key))
+        if not differing and self._is_more_patient(resolved):
+            return self._check_extendable(["eval.patience"])
         if not differing:
             raise NothingToDo(f"{self.path} is finished, at step {status['step']}: nothing left to do.")
         changed = {key: (earlier.get(key), asked.get(key)) for key in differing}
@@ -88,6 +90,15 @@ class RunDirectory:
             where="output_dir",
             fix="Choose another, or set train.resume to never to replace it.",
         )
+
+    def _is_more_patient(self, resolved: dict[str, Any]) -> bool:
+        """Whether eval.patience ended the run before its last step, and would not have as it is now."""
+        before, now = self._earlier().get("eval", {}).get("patience"), resolved["eval"]["patience"]
+        if before is None or (now is not None and now <= before):
+            return False
+        path = follow(self.checkpoints / "latest") / "state.json"
+        state = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return not state or state["step"] < state.get("max_steps", 0)
 
     def _check_extendable(self, differing: list[str]) -> None:
         """Check that a finished run whose length was raised has a checkpoint to continue from."""

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from onecurve.content.conversations import answer_end, documents, unread
 from onecurve.content.documents import Document, tokenise
-from onecurve.content.messages import Conversation, Learn, Turn, read_tools, read_turns, text_of
+from onecurve.content.messages import Conversation, Learn, Turn, read_history, read_tools, read_turns, text_of
 from onecurve.content.templates import DATE, CannotRender, ChatTemplate, chat_template
 from onecurve.errors import ConfigError
 from onecurve.tasks._next_token import NextTokenTask
@@ -59,13 +59,21 @@ class Task(NextTokenTask):
         "prompt?": "the question or instruction: non-empty text, or the messages before the answer, with response",
         "response?": "the answer to learn: non-empty text, or messages, with prompt",
         "input?": "further input, placed below the prompt: text",
+        "history?": "earlier turns, before the prompt: a list of [question, answer] pairs (in CSV: as JSON)",
         "messages?": "instead of these: a list of {role, content} or of {from, value} (in CSV: as JSON)",
         "system?": "a system prompt, placed before the other turns: text",
         "tools?": "the tools that the answers may call: a list of JSON schemas (in CSV: as JSON)",
         "text?": "where a row has nothing else: text to learn whole",
     }
     shapes: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "Alpaca": {"prompt": "instruction", "input?": "input", "response": "output", "system?": "system", "text?": ""},
+        "Alpaca": {
+            "prompt": "instruction",
+            "input?": "input",
+            "response": "output",
+            "system?": "system",
+            "history?": "history",
+            "text?": "",
+        },
         "Dolly": {"prompt": "instruction", "input?": "context", "response": "response", "text?": ""},
         "ShareGPT": {"messages": "conversations", "system?": "system", "tools?": "tools", "text?": ""},
         "conversation": {"messages": "conversation", "system?": "system", "tools?": "tools", "text?": ""},
@@ -77,7 +85,7 @@ class Task(NextTokenTask):
             "text?": "",
         },
     }
-    encoder_version: ClassVar[int] = 3
+    encoder_version: ClassVar[int] = 4
     targets: ClassVar[frozenset[str]] = frozenset({"response"})
 
     def without_effect(self, reading: Processing | None = None) -> Mapping[str, str]:
@@ -126,7 +134,7 @@ class Task(NextTokenTask):
         else:
             question = _question(row)
             if _given(row, "messages") or not _is_single(question):
-                raise BadRow("has messages, and this model's tokenizer has no chat template")
+                raise BadRow("has a conversation, and this model's tokenizer has no chat template")
             text = question.messages[0]["content"] + self.settings.separator
         special = is_text or not tokenizer.chat_template
         encoded = tokenizer(text, add_special_tokens=special, return_attention_mask=False, verbose=False)
@@ -163,7 +171,7 @@ class Task(NextTokenTask):
         """Return prompt and response as one text, where there is no chat template."""
         if has_messages or not _is_single(conversation, 2):
             raise ConfigError(
-                "this tokenizer has no chat template, and the data has messages.",
+                "this tokenizer has no chat template, and the data has conversations.",
                 where="model.chat_template",
                 fix="Set it to a Jinja file.",
             )
@@ -191,7 +199,7 @@ def _is_text(row: Row) -> bool:
     if not _given(row, "text") or any(_given(row, column) for column in ("prompt", "response", "messages")):
         return False
     text_of(row["text"], "text")
-    if also := [column for column in ("system", "tools", "input") if _given(row, column)]:
+    if also := [column for column in ("system", "tools", "input", "history") if _given(row, column)]:
         raise BadRow(
             f"has text and also {also[0]}, but text is learnt as it is. To ignore {also[0]}, set "
             f"data.columns.{also[0]} to ''"
@@ -210,7 +218,7 @@ def _is_single(conversation: Conversation, num_turns: int = 1) -> bool:
 def _question(row: Row) -> Conversation:
     """Return the turns that an answer follows."""
     if not _given(row, "messages"):
-        return _with_context(_prompt(row), row)
+        return _with_context([*_history(row), *_prompt(row)], row)
     turns = read_turns(row["messages"])
     if turns[-1].message["role"] == "assistant":
         raise BadRow("messages ends with an assistant turn; the last turn must be the one to answer")
@@ -230,11 +238,11 @@ def _conversation(row: Row) -> Conversation:
         raise BadRow("has neither prompt and response nor messages")
     # What a prompt says is read: its answers are not learnt
     prompt = [turn._replace(is_marked=False) for turn in _prompt(row)]
-    return _with_context([*prompt, *_turns(row.get("response"), "response", "assistant")], row)
+    return _with_context([*_history(row), *prompt, *_turns(row.get("response"), "response", "assistant")], row)
 
 
 def _check_one_form(row: Row, turns: list[Turn]) -> None:
-    also = [column for column in ("prompt", "input", "response") if _given(row, column)]
+    also = [column for column in ("prompt", "input", "response", "history") if _given(row, column)]
     questions = [turn.message["content"] for turn in turns if turn.message["role"] == "user"]
     if also == ["prompt"] and row["prompt"] in questions[:1]:  # as in UltraChat, where it says nothing more
         return
@@ -253,6 +261,10 @@ def _with_context(turns: list[Turn], row: Row) -> Conversation:
             )
         turns = [Turn({"role": "system", "content": text_of(row["system"], "system")}), *turns]
     return Conversation(turns, read_tools(row["tools"]) if _given(row, "tools") else None)
+
+
+def _history(row: Row) -> list[Turn]:
+    return read_history(row["history"]) if _given(row, "history") else []
 
 
 def _prompt(row: Row) -> list[Turn]:

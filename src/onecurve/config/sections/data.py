@@ -2,9 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from onecurve.config.sections.base import Section
+
+
+def _none_named(value: Any) -> Any:
+    """Take null, as the command line takes back a recipe's columns, for no column named."""
+    return {} if value is None else value
 
 
 class DataSection(Section):
@@ -17,7 +22,7 @@ class DataSection(Section):
     """The test split, evaluated once at the end; `5%` as in `eval`."""
     max_samples: int | dict[Literal["train", "eval", "test"], int] | None = None
     """At most so many rows of each split, or by split: {train: 1000}. Drawn at random by `seed`, in file order."""
-    columns: dict[str, str] = Field(default_factory=dict)
+    columns: Annotated[dict[str, str], BeforeValidator(_none_named)] = Field(default_factory=dict)
     """Name in the task -> column in the file (its index, from 0, where a CSV has no header); '' leaves it out."""
     format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "text", "conll", "media", "parallel"] = "auto"
     """auto: from the file's suffix. media: a folder of images or sounds, each a row whose label is the name of the

@@ -21,7 +21,7 @@ class OptimSection(OpenSection):
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
     """Lowest learning rate of the decay, as a fraction of the peak."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay; not applied to biases and normalisation weights."""
+    """Decoupled weight decay; not applied to biases, normalisation weights, and factors such as IA3's and DoRA's."""
     rounding: Literal["stochastic", "kahan"] | None = None
     """How updates of bfloat16 weights (`model.dtype`) are rounded. stochastic: up or down at random. kahan: the
     rounding error is added to the next update. Plain rounding would lose small updates."""

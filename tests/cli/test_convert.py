@@ -18,7 +18,6 @@ from onecurve.errors import ConfigError
 from tests.launching import train, write_recipe
 from tests.tiny_models import build_tiny_bert, build_tiny_llama
 
-
 TEXTS = ["profit 3 rises in Oslo", "loss"]
 ROWS = [{"text": f"{'profit' if i % 2 else 'loss'} {i} in Oslo", "label": ("up", "down")[i % 2]} for i in range(24)]
 

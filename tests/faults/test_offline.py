@@ -9,7 +9,6 @@ import pytest
 from tests.launching import ROOT, command, environment, write_recipe
 from tests.tiny_models import build_tiny_bert, build_tiny_llama
 
-
 RECORDER = """
 import os, socket, sys
 

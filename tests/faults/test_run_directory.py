@@ -15,7 +15,6 @@ import pytest
 from tests.launching import ROOT, Finished, command, environment, launch, write_recipe
 from tests.tiny_models import build_tiny_bert
 
-
 PATIENCE_SECONDS = 300
 
 

@@ -15,6 +15,7 @@ class ReadingOf:
     max_length: int = 100
     config: Any = None
     labels: Sequence[str] = ()
+    positions: int | None = None
 
     @cached_property
     def processor(self) -> Any:

@@ -137,7 +137,8 @@ def _describe_split(split: Split) -> str:
     notes = "".join(f", {count} {what}" for what, count in told.items() if count)
     total = f" of {report.rows + report.not_chosen:,}" if report.not_chosen else ""
     why = f" ({report.reason})" if report.not_chosen else ""
-    return f"{split.name:<9} {len(split):,} examples from {report.rows:,}{total} rows{why}{notes}"
+    texts = f"; {len(split.prompts):,} texts to generate" if split.prompts else ""
+    return f"{split.name:<9} {len(split):,} examples from {report.rows:,}{total} rows{why}{notes}{texts}"
 
 
 def _describe_tally(splits: list[Split]) -> Iterator[str]:

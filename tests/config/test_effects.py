@@ -37,6 +37,7 @@ CASES = {  # key: its value, what it needs, and what of it is said where that is
     "eval.every": ("5", SCORED, "no dev split"),
     "eval.micro_batch_size": ("4", ["--data.test", "b.jsonl"], "nothing is evaluated"),
     "eval.predictions": ("true", SCORED, "nothing is evaluated"),
+    "eval.samples": ("5", [*SCORED, "--task.generate.num_beams", "2"], "no texts are generated"),
     "eval.best_metric": ("loss", [*SCORED, "--eval.every", "5"], "at most once, at the end"),
     "eval.patience": ("2", [*SCORED, "--eval.every", "5", "--eval.best_metric", "loss"], "it counts evaluations"),
     "checkpoint.keep_every": ("10", ["--checkpoint.every", "5"], "only the last step is saved"),

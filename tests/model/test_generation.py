@@ -11,7 +11,7 @@ import pytest
 
 from onecurve.cli import main
 from onecurve.config import TaskSection
-from onecurve.model.generation import stop_where_answers_end
+from onecurve.model.generation import settle_generation
 from onecurve.tasks import load_task
 from tests.launching import write_recipe
 from tests.tiny_models import CHAT_TEMPLATE
@@ -51,14 +51,14 @@ CASES: dict[str, tuple[str | None, Any, Any]] = {
 @pytest.mark.parametrize(("template", "stops", "after"), CASES.values(), ids=CASES.keys())
 def test_generation_stops_where_answers_end(template: str | None, stops: Any, after: Any, tiny_llama: Path) -> None:
     model, tokenizer = load(tiny_llama, template, stops)
-    stop_where_answers_end(model, task(), tokenizer)
+    settle_generation(model, task(), tokenizer)
     assert model.generation_config.eos_token_id == after
     assert model.generation_config.pad_token_id == PAD
 
 
 def test_documents_end_with_the_tokenizers_own_token(tiny_llama: Path) -> None:
     model, tokenizer = load(tiny_llama, stops=7)
-    stop_where_answers_end(model, task("causal_lm"), tokenizer)
+    settle_generation(model, task("causal_lm"), tokenizer)
     assert model.generation_config.eos_token_id == [EOS, 7]
 
 
@@ -66,7 +66,7 @@ def test_a_model_that_does_not_generate_is_left_alone(tiny_bert: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     model = AutoModelForSequenceClassification.from_pretrained(tiny_bert)
-    stop_where_answers_end(model, task("text_classification"), AutoTokenizer.from_pretrained(tiny_bert))
+    settle_generation(model, task("text_classification"), AutoTokenizer.from_pretrained(tiny_bert))
     assert getattr(model, "generation_config", None) is None
 
 
@@ -78,7 +78,7 @@ def test_what_an_adapter_generates_stops_there_too(method: str, tiny_llama: Path
     kinds = {"lora": LoraConfig, "prompt_tuning": PromptTuningConfig}
     fields = {"prompt_tuning": {"num_virtual_tokens": 2}}.get(method, {})
     adapted = get_peft_model(model, kinds[method](task_type="CAUSAL_LM", **fields))
-    stop_where_answers_end(adapted, task(), tokenizer)
+    settle_generation(adapted, task(), tokenizer)
     assert adapted.generation_config.eos_token_id == [END_OF_TURN, EOS]
     assert model.generation_config is adapted.generation_config
 

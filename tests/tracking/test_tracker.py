@@ -95,3 +95,19 @@ def test_a_tracker_is_given_the_recipe_once(opened, tmp_path):
     goes_on["from_cut"] |= {"micro_batch_tokens": None, "group_by_length": False}
     opened(["tensorboard"], goes_on)
     assert read() == [told]
+
+
+def test_generated_texts_are_shown_where_a_tracker_shows_text(opened, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    told = {"row": 4, "prompt": "a | b\nc", "text": "d", "reference": "e"}
+    tracker, _ = opened(["tensorboard"]), None
+    tracker.scores("eval", 2, {"loss": 1.0, "samples": [told]})
+    lines = map(json.loads, (tmp_path / "warm" / "metrics.jsonl").read_text().splitlines())
+    assert [line["samples"] for line in lines if line["event"] == "eval"] == [[told]]
+    (folder,) = {path.parent for path in (tmp_path / "warm").rglob("events.*") if path.parent.name == "onecurve"}
+    events = EventAccumulator(str(folder)).Reload()
+    (shown,) = events.Tensors("eval/samples/text_summary")
+    table = shown.tensor_proto.string_val[0].decode().splitlines()
+    assert shown.step == 2 and table[0] == "prompt | text | reference" and table[2] == r"a \| b<br>c | d | e"

@@ -4,6 +4,7 @@ from typing import Any
 
 FREE_TO_CHANGE = (
     "output_dir",
+    *(f"task.{name}" for name in ("generate", "metrics", "bleu_tokenizer", "answer_pattern")),  # scores only
     "data.train",  # the fingerprint tells whether the examples are the same
     "data.eval",
     "data.test",

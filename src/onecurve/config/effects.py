@@ -79,6 +79,11 @@ NEEDS: dict[str, Needs] = {
     "eval.predictions": Needs(
         lambda r: r.data.eval or r.data.test, "nothing is evaluated", "set data.eval or data.test"
     ),
+    "eval.samples": Needs(
+        lambda r: (r.data.eval or r.data.test) and r.task.extras.get("generate") is not None,
+        "no texts are generated",
+        "set task.generate, and data.eval or data.test",
+    ),
     "eval.best_metric": Needs(
         lambda r: r.data.eval and r.eval.every,
         "the dev split is evaluated at most once, at the end, so no step can be chosen",

@@ -15,7 +15,7 @@ from onecurve.errors import ConfigError
 from onecurve.export.card import TrainedOn, model_card
 from onecurve.export.model_folder import save_alone
 from onecurve.export.task_file import TaskFile
-from onecurve.model.generation import stop_where_answers_end
+from onecurve.model.generation import settle_generation
 from onecurve.model.loading import load_model
 from onecurve.model.reading import Reading
 from onecurve.model.remote_code import check_flag, told_by_flag
@@ -58,7 +58,7 @@ def convert_checkpoint(folder: Path, wanted: Wanted) -> int:
             error.what, where=f"{path}: {error.where}", fix=error.fix or f"Looked from {Path.cwd()}."
         ) from None
     _fill(model, folder, key, state.get("left_out", []))
-    stop_where_answers_end(model, task, processor)
+    settle_generation(model, task, processor)
     if wanted.merge:
         model = merged(model)
     step = state["best"]["step"] if wanted.best else state["step"]

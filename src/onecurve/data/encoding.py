@@ -17,6 +17,7 @@ from onecurve.data.checking import Report, RowChecker
 from onecurve.data.collation import Collation
 from onecurve.data.collation_workers import CollationWorkers, num_workers
 from onecurve.data.examples import ROW, Examples, record_batches, write_batches
+from onecurve.data.prompts import read_prompts
 from onecurve.data.rows import Broken, Located
 from onecurve.data.sources import open_splits, refuse_unread
 from onecurve.data.splits import Data, Split
@@ -55,15 +56,15 @@ def load_data(settings: DataSection, task: Task, reading: Processing, seed: int)
     processor_hash = processor_digest(reading.processor)  # before any call: a tokenizer remembers its latest one
     splits, keys, hits = {}, {}, []
     for name, checker in checkers.items():
-        data, sample = checked.digests[name], sample_digest(checked.samples[name], encoder.encode_whole)
-        hashes = data, sample, processor_hash
+        hashes = checked.digests[name], sample_digest(checked.samples[name], encoder.encode_whole), processor_hash
         keys[name] = content_key(*hashes, task, survey, checker.source.settings, reading.max_length)
         writing = _Writing(encoder, checker, None if name == "train" else survey, stamps[name])
         about = {"split": name, "data": checker.source.spec, "task": type(task).__module__}
         entry = get_or_write(root, located(keys[name], checker.source.location()), writing.write, about)
         report = checked.reports[name].add(Report(**entry.counts))
         examples, source = Examples(entry.folder), checker.source
-        splits[name] = Split(name, report, examples, source.use, source, stamps[name])
+        prompts = read_prompts(source, examples, task, survey, reading) if name != "train" else []
+        splits[name] = Split(name, report, examples, source.use, source, stamps[name], prompts)
         hits.append(entry.is_hit)
     if count := num_workers(settings.workers, task):
         workers = CollationWorkers(count, {name: Collation(one, task, reading) for name, one in splits.items()})
@@ -122,7 +123,7 @@ class _Encoder:
                 if self.on_bad_row != "skip":
                     return
             except _TooLong as error:
-                part.too_long = number, error.length
+                part.too_long = number, error.args[0]
                 return
 
     def encode(self, row: Located, report: Report) -> list[Example]:
@@ -162,9 +163,7 @@ class _Encoder:
 
 
 class _TooLong(Exception):
-    def __init__(self, length: int) -> None:
-        self.length = length
-        super().__init__(length)
+    """Its argument is the length."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import numpy as np
 
 from onecurve.data.checking import Report
 from onecurve.data.examples import Examples
+from onecurve.data.prompts import Prompt
 from onecurve.data.rows import ColumnUse
 from onecurve.data.sources import Source
 from onecurve.tasks.base import Example, Survey
@@ -28,6 +29,8 @@ class Split:
     """The rows that the examples came from."""
     stamp: tuple[str, ...] = ()
     """What the source's was when they were read."""
+    prompts: list[Prompt] = field(default_factory=list)
+    """What the model is asked where evaluations generate; of the training split none."""
     workers: "CollationWorkers | None" = None
     """Processes that make its batches; None: the loader does."""
 

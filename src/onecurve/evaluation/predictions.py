@@ -14,6 +14,7 @@ from onecurve.data.plan import plan_scoring
 from onecurve.data.rows import Located
 from onecurve.data.splits import Split
 from onecurve.errors import ConfigError, TrainingError
+from onecurve.evaluation.writing import write_texts
 from onecurve.losses import terms
 from onecurve.losses.chunked_head import whole_logits
 from onecurve.machine.atomic_write import write_atomically
@@ -32,8 +33,8 @@ def write_predictions(
     """Write a file for each scored split, one line an example, where `eval.predictions` asks for it; by every rank.
 
     A line has `row` (the row's number in its data, from 0), `place` (file and line), what `onecurve predict` says of
-    it, `reference`, `loss` (mean over the example's items, in nats; squared units in regression) and `num_items`. The
-    losses, weighted by `num_items`, make the loss of the split.
+    it (where evaluations generate, the `text`), `reference`, `loss` (mean over the example's items, in nats; squared
+    units in regression) and `num_items`. The losses, weighted by `num_items`, make the loss of the split.
 
     Raises:
         TrainingError: A file cannot be written.
@@ -43,6 +44,8 @@ def write_predictions(
         if name not in _FILES or not recipe.eval.predictions:
             continue
         found = _predict(loader, strategy, recipe, survey)
+        if loader.split.prompts:
+            _add_texts(found, loader, write_texts(strategy, recipe, loader))
         if loader.accelerator.is_main_process:
             path = directory.path / _FILES[name]
             lines = (json.dumps(told, ensure_ascii=False) + "\n" for told in _with_places(found, loader.split))
@@ -71,6 +74,20 @@ def _predict(loader: Loader, strategy: Strategy, recipe: Recipe, survey: Survey)
     found = dict(gather_object(pairs))
     assert len(found) == len(loader.split), (len(found), len(loader.split))
     return found
+
+
+def _add_texts(found: dict[int, dict[str, Any]], loader: Loader, texts: Sequence[str]) -> None:
+    """Add the text that was written for a row, and its reference, to the row's last example: that has its last answer.
+
+    Args:
+        found: What is said of each example, by its number.
+        loader: Of the split.
+        texts: Of its prompts.
+    """
+    last = {int(row): number for number, row in enumerate(loader.split.examples.rows)}
+    for prompt, text in zip(loader.split.prompts, texts, strict=True):
+        number = last[prompt.row]
+        found[number] = {"text": text, "reference": prompt.reference, **found[number]}
 
 
 def _tell(loader: Loader, outputs: Any, batch: Batch, numbers: list[int], survey: Survey) -> Iterator[dict[str, Any]]:

@@ -11,12 +11,13 @@ from onecurve.config import Recipe
 from onecurve.data.checking import Report
 from onecurve.data.loader import Loader
 from onecurve.data.plan import plan_scoring
+from onecurve.evaluation.writing import samples_of, write_texts
 from onecurve.losses import terms
 from onecurve.machine.cores import return_memory
 from onecurve.model.attention_kernels import fastest_attention
 from onecurve.ranks.heartbeat import beat
 from onecurve.strategies.base import Strategy
-from onecurve.tasks.base import Survey
+from onecurve.tasks.base import Survey, Writes
 
 Scores = dict[str, Any]
 
@@ -33,6 +34,8 @@ class Evaluator:
 
     def __call__(self, loader: Loader) -> Scores:
         """Return `loss` (exact mean over items) and the task's metrics on the split that `loader` reads.
+
+        Where the task writes texts, their scores follow, and `samples` of them.
 
         For a task with several loss terms, `loss/NAME` is the mean of each term.
         """
@@ -63,7 +66,20 @@ class Evaluator:
         return_memory()  # metrics import what they need
         scores = [task.metrics(flat, loss, self.survey)] if accelerator.is_main_process else [None]
         of_terms = {f"loss/{name}": value for name, value in losses.items()} if len(losses) > 1 else {}
-        return _broadcast(scores, accelerator) | of_terms | left_out(loader.split.report)
+        scored: Scores = _broadcast(scores, accelerator) | of_terms
+        if loader.split.prompts:
+            scored |= self._texts(loader)
+        return scored | left_out(loader.split.report)
+
+    def _texts(self, loader: Loader) -> Scores:
+        """Have texts written, and return their scores and a few `samples`."""
+        task, split = loader.task, loader.split
+        assert isinstance(task, Writes)
+        texts = write_texts(self.strategy, self.recipe, loader)
+        pairs = [(text, prompt.reference) for text, prompt in zip(texts, split.prompts, strict=True)]
+        scores = [task.score_texts(pairs)] if loader.accelerator.is_main_process else [None]
+        samples = samples_of(loader, texts, self.recipe.eval.samples)
+        return _broadcast(scores, loader.accelerator) | ({"samples": samples} if samples else {})
 
 
 def left_out(report: Report) -> Scores:

@@ -22,7 +22,7 @@ from onecurve.export.card import TrainedOn, model_card
 from onecurve.export.task_file import TaskFile
 from onecurve.export.usage import usage
 from onecurve.machine.cores import return_memory
-from onecurve.model.generation import stop_where_answers_end
+from onecurve.model.generation import settle_generation
 from onecurve.model.loading import whole_parameters
 from onecurve.preflight import Checked
 from onecurve.ranks.heartbeat import beat
@@ -52,7 +52,7 @@ class Exporter:
             TrainingError: It cannot be written, or what was read back is not what was trained.
         """
         beat("export")
-        stop_where_answers_end(self.strategy.unwrapped(), self.checked.task, self.processor)
+        settle_generation(self.strategy.unwrapped(), self.checked.task, self.processor)
         data = TrainedOn(self.data.survey.labels, len(self.data.train), self.data.fingerprint)
         card = partial(model_card, self.checked.recipe, data, self.checked.config, step, scores)
         recipe, folder = self.checked.recipe, self.checked.directory.path / name

@@ -9,7 +9,7 @@ from onecurve.config import Recipe
 from onecurve.config.sections.tracking import TRACKERS
 from onecurve.errors import ConfigError
 
-_DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
+_DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "sacrebleu": "'onecurve[text]'"}
 """Packages that are installed under another name than they are imported."""
 
 

@@ -72,7 +72,8 @@ def compile_layers(model: Any) -> None:
             where="train.compile",
             fix="Set it to false.",
         )
-    backbone = (model.get_base_model() if hasattr(model, "peft_config") else model).base_model
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base.is_compiled, backbone = True, base.base_model
     if "use_cache" in signature(backbone.forward).parameters:
         backbone.register_forward_pre_hook(_without_cache, with_kwargs=True)
     torch._dynamo.config.recompile_limit = _GRAPHS
@@ -83,8 +84,9 @@ def compile_layers(model: Any) -> None:
 
 
 def _without_cache(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    # Of keys and values, which transformers makes unless told otherwise: each layer would be another graph
-    return args, {**kwargs, "use_cache": False}
+    # Of keys and values, which transformers makes unless told otherwise: each layer would be another graph. `generate`
+    # hands one over, and runs uncompiled
+    return args, kwargs if kwargs.get("past_key_values") is not None else {**kwargs, "use_cache": False}
 
 
 def _within_bounds(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,8 @@
 """Packing: the examples of a micro-batch in one row without padding, with attention within each example."""
 
 import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +98,7 @@ class Packing:
     def __init__(self, base: Any) -> None:
         """Install the hooks on `base`, a transformers model without wrappers."""
         self.base, self.backbone = base, base.base_model
+        base.packing = self
         self.before = base.config._attn_implementation
         base.set_attn_implementation(NAME)
         self.signature = inspect.signature(self.backbone.forward)
@@ -117,6 +119,16 @@ class Packing:
         for handle in self.handles:
             handle.remove()
         self.base.set_attn_implementation(self.before)
+        del self.base.packing
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Leave batches padded for a while."""
+        self.enabled = False
+        try:
+            yield
+        finally:
+            self.enabled = True
 
     def _enter(self, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         given = self.signature.bind_partial(*args, **kwargs).arguments
@@ -218,9 +230,8 @@ def _difference(packing: Packing, model: Any, task: Task, batch: Batch, dtypes: 
             if ran_out(error):
                 raise
             return f"{kind} cannot run a packed row ({str(error).splitlines()[0]})"
-        packing.enabled = False
-        padded = task.forward(model, batch)
-        packing.enabled = True
+        with packing.suspended():
+            padded = task.forward(model, batch)
     tolerance = max(_TOLERANCE[dtype] for dtype in dtypes if dtype in _TOLERANCE)
     for ours, theirs in zip(_tensors(packed), _tensors(padded), strict=True):
         apart = float((ours - theirs).abs().max() / theirs.float().std().clamp_min(1e-12))

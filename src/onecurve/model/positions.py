@@ -11,7 +11,7 @@ def resolve_max_length(asked: int | None, tokenizer: Any, config: Any, reserved:
     Raises:
         ConfigError: More was asked than the model can read, or nobody names a limit.
     """
-    positions = _positions(config)
+    positions = num_positions(config)
     room = positions - reserved if positions else None
     limits = [n for n in (room, tokenizer.model_max_length) if n and n < 10**9]  # 1e30: "no limit" upstream
     if room is not None and room < 2:
@@ -32,7 +32,7 @@ def resolve_max_length(asked: int | None, tokenizer: Any, config: Any, reserved:
     return asked
 
 
-def _positions(config: Any) -> int | None:
+def num_positions(config: Any) -> int | None:
     """Return how many tokens a model has positions for; None where positions are relative and nothing limits them."""
     text = of_text(config)
     stated = getattr(text, "max_position_embeddings", None)

@@ -12,7 +12,7 @@ from onecurve.config import ModelSection
 from onecurve.content.labels import model_labels
 from onecurve.errors import ConfigError
 from onecurve.machine.hub import reachable
-from onecurve.model.positions import first_position, of_text, resolve_max_length
+from onecurve.model.positions import first_position, num_positions, of_text, resolve_max_length
 from onecurve.model.remote_code import check_trusted, is_refusal, refuse_code
 from onecurve.tasks.base import reads_last_position
 
@@ -107,6 +107,12 @@ class Reading:
         if self.processor is not self.tokenizer or not self.reads_text:
             return self.asked_max_length or UNLIMITED
         return resolve_max_length(self.asked_max_length, self.tokenizer, self.config, self.reserved)
+
+    @cached_property
+    def positions(self) -> int | None:
+        """How many tokens the model has positions for, an adapter's virtual ones left aside; None without a limit."""
+        positions = num_positions(self.config)
+        return positions - self.reserved if positions else None
 
 
 def check_vocabulary(section: ModelSection, tokenizer: Any, size: int) -> None:

@@ -118,6 +118,12 @@ class Strategy(Protocol):
     def autocast(self) -> AbstractContextManager[Any]:
         """The context the forward pass runs in: mixed precision."""
 
+    def generating(self) -> AbstractContextManager[Any]:
+        """The context in which `unwrapped()` generates: mixed precision as in training, and weights within reach.
+
+        Every rank enters it, and generates equally often.
+        """
+
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss that is already scaled for the mean over ranks (see `step`).
 

@@ -61,6 +61,9 @@ class Plain:
             return nullcontext()
         return torch.autocast(self.accelerator.device.type, self.dtype)
 
+    def generating(self) -> AbstractContextManager[Any]:
+        return self.autocast()
+
     def backward(self, loss: Tensor) -> None:
         (loss * self.loss_scale.factor).backward()
         if isinstance(self.model, DistributedDataParallel) and self.model.require_backward_grad_sync:

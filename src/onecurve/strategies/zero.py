@@ -1,7 +1,7 @@
 """DeepSpeed ZeRO-1, 2 and 3: optimizer state, gradients and parameters partitioned over ranks."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import nan
 from typing import Any
@@ -19,6 +19,7 @@ from onecurve.machine.cores import ranks_here
 from onecurve.machine.distributed import share_timeout
 from onecurve.strategies.base import Window, buffer_windows, is_left_out, is_trained, moving_buffers, no_gradient
 from onecurve.strategies.precision import DTYPES, LossScale
+from onecurve.strategies.zero_gathered import kept_gathered
 from onecurve.strategies.zero_sizes import derive, fill, kept_whole, sizes_of
 
 
@@ -120,15 +121,22 @@ class Zero:
 
     def _room(self, model: nn.Module) -> int:
         """Return how many gathered elements take a quarter of the memory that the rank with the least has left."""
-        free = memory.free(self.accelerator.device)
-        if accelerator_of(self.accelerator.device) is None:
-            free //= ranks_here()
         parameters: list[Any] = list(model.parameters())
         trained = sum(getattr(p, "ds_numel", p.numel()) for p in parameters if p.requires_grad)
-        free -= 16 * trained // self.accelerator.num_processes  # to come: master, gradient and two moments, in float32
-        room = torch.tensor(max(0, free) // 4 // parameters[0].element_size(), device=self.accelerator.device)
-        dist.all_reduce(room, dist.ReduceOp.MIN)  # ranks that gathered at different times would wait for ever
-        return int(room)
+        # To come: master, gradient and two moments, in float32
+        free = self._free() - 16 * trained // self.accelerator.num_processes
+        return self._least(max(0, free) // 4 // parameters[0].element_size())
+
+    def _free(self) -> int:
+        """Return the bytes that this rank may still take."""
+        free = memory.free(self.accelerator.device)
+        return free if accelerator_of(self.accelerator.device) else free // ranks_here()
+
+    def _least(self, number: int) -> int:
+        """Return the least of all ranks' numbers: ranks that gathered at different times would wait for ever."""
+        least = torch.tensor(number, device=self.accelerator.device)
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+        return int(least)
 
     def _keep_frozen(self) -> None:
         """Gather the frozen weights that memory holds once a run: DeepSpeed would release them at each step."""
@@ -161,6 +169,18 @@ class Zero:
 
     def autocast(self) -> AbstractContextManager[Any]:
         return nullcontext()  # the engine's forward does it
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        dtype = DTYPES.get(self.precision)  # the engine, which autocasts, is passed by
+        parameters: list[Any] = list(self.unwrapped().parameters()) if self.stage == 3 else []
+        needed = 2 * sum(parameter.ds_numel * parameter.element_size() for parameter in parameters)
+        with torch.autocast(self.accelerator.device.type, dtype) if dtype else nullcontext():
+            if parameters and needed <= self._least(self._free()):
+                with kept_gathered(parameters, self.optimizer.parameter_offload):
+                    yield
+            else:
+                yield
 
     def backward(self, loss: Tensor) -> None:
         self.reached.clear()

@@ -49,6 +49,30 @@ class Asked(Protocol):
 
 
 @runtime_checkable
+class Writes(Generates, Protocol):
+    """A task whose models write texts that evaluations compare with references."""
+
+    @property
+    def generation(self) -> Mapping[str, Any] | None:
+        """What the recipe says of `generate`, by transformers' names; None: evaluations write nothing."""
+
+    def generation_config(self, tokenizer: Any) -> dict[str, Any]:
+        """Return what `generate` must know for the model to write as it learnt, such as a language to begin with."""
+        ...
+
+    def asked(self, row: "Row") -> "tuple[Row, str] | None":
+        """Split a labelled row into what the model is asked and its reference; None where it has no text to compare.
+
+        Raises:
+            BadRow: The reference does not suit the settings.
+        """
+
+    def score_texts(self, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        """Score (text, reference) of a whole split; the numbers are among `metric_names`."""
+        ...
+
+
+@runtime_checkable
 class Transforms(Protocol):
     """A task whose examples are decoded, augmented or masked anew each time that they are read."""
 

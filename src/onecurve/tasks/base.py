@@ -13,6 +13,7 @@ from onecurve.tasks._capabilities import Asked as Asked
 from onecurve.tasks._capabilities import Generates as Generates
 from onecurve.tasks._capabilities import Recognises as Recognises
 from onecurve.tasks._capabilities import Transforms as Transforms
+from onecurve.tasks._capabilities import Writes as Writes
 
 if TYPE_CHECKING:  # the heavy imports wait until a recipe is known to be good
     from torch import Tensor, nn
@@ -69,6 +70,11 @@ class Processing(Protocol):
         """The length that an example may have."""
         ...
 
+    @property
+    def positions(self) -> int | None:
+        """How many tokens the model has positions for, an adapter's virtual ones left aside; None without a limit."""
+        ...
+
 
 class Task(ABC):
     """What a task is: one file in this folder, with a subclass of this class that is named `Task`.
@@ -96,8 +102,10 @@ class Task(ABC):
     terms: Mapping[str, float] = {"loss": 1.0}
     """The terms of the loss by name, each with its weight: the loss is the weighted sum of their means, each mean over
     the global batch's items of that term."""
-    packages: ClassVar[frozenset[str]] = frozenset()
-    """Packages, beyond what onecurve itself needs, that the task imports."""
+    packages: frozenset[str] = frozenset()
+    """Packages, beyond what onecurve itself needs, that the task imports under these settings."""
+    scoring_settings: ClassVar[frozenset[str]] = frozenset()
+    """The settings that change neither examples nor training, only how the model is scored."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings

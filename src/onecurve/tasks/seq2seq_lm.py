@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from onecurve.errors import ConfigError
 from onecurve.losses.next_token import target_logits, target_loss_sum
 from onecurve.tasks import base
+from onecurve.tasks._languages import language_to_write, set_languages
+from onecurve.tasks._writing import WritingSettings, WritingTask
 from onecurve.tasks.base import (
     IGNORE_INDEX,
     Batch,
@@ -23,12 +25,17 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class Seq2SeqLmSettings(Settings):
+class Seq2SeqLmSettings(WritingSettings):
     prefix: str = ""
     """Text put before every source, such as T5's "translate English to German: "."""
+    source_lang: str | None = None
+    """The language of the sources, by the name that the tokenizer of mBART (en_XX), M2M100 (en) or NLLB (eng_Latn)
+    gives it. Default: what the tokenizer was saved with."""
+    target_lang: str | None = None
+    """The language of the targets; the saved model's `generate` writes it."""
 
 
-class Task(base.Task):
+class Task(WritingTask):
     """Write the target of a source.
 
     The decoder reads the target shifted by one, as the model itself shifts it (T5 and BART begin with a start token,
@@ -51,7 +58,7 @@ class Task(base.Task):
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss", "perplexity"})
 
     def without_effect(self, reading: Processing | None = None) -> Mapping[str, str]:
-        return base.NO_CONVERSATIONS
+        return {**super().without_effect(reading), **base.NO_CONVERSATIONS}
 
     def check_input(self, row: Row) -> None:
         check_text(row.get("source"), "source")
@@ -67,6 +74,7 @@ class Task(base.Task):
                 where="model.path",
                 fix="Use a model such as T5, BART, mBART or Marian, or the task sft.",
             )
+        set_languages(reading.tokenizer, self.settings.source_lang, self.settings.target_lang)
         options: dict[str, Any] = {"verbose": False, "return_attention_mask": False}
         limit = {"truncation": True, "max_length": reading.max_length} if truncate else {}
         source = reading.tokenizer(self.settings.prefix + row["source"], **options, **limit)["input_ids"]
@@ -76,7 +84,8 @@ class Task(base.Task):
             reading.tokenizer(text_target=row["target"], **options)["input_ids"],
             reading.tokenizer.eos_token_id,
         )
-        if labels and labels[-1] != eos and eos is not None:  # most tokenizers end with it by themselves
+        # Most tokenizers end with it by themselves; mBART's puts the language behind it
+        if labels and eos is not None and eos not in labels[-2:]:
             labels.append(eos)
         if truncate:
             labels = labels[: reading.max_length]
@@ -105,7 +114,7 @@ class Task(base.Task):
     def forward(self, model: "nn.Module", batch: Batch) -> "Tensor":
         unwrapped: Any = getattr(model, "module", model)
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        inputs["decoder_input_ids"] = unwrapped.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+        inputs["decoder_input_ids"] = _read_by_decoder(unwrapped, batch["labels"])
         return target_logits(model, inputs, batch["labels"], IGNORE_INDEX)
 
     def loss_sum(self, outputs: "Tensor", batch: Batch) -> "Tensor":
@@ -120,6 +129,13 @@ class Task(base.Task):
         eos: int | None = tokenizer.eos_token_id
         return eos
 
+    def generation_config(self, tokenizer: Any) -> dict[str, Any]:
+        return language_to_write(tokenizer)
+
+    def asked(self, row: Row) -> tuple[Row, str] | None:
+        self.check_reference(row["target"])
+        return {"source": row["source"]}, row["target"]
+
     def prompt(self, row: Row, reading: Processing) -> Example:
         (example,) = self.encode({"source": row["source"]}, Survey(), reading, truncate=False)
         return example
@@ -132,3 +148,14 @@ class Task(base.Task):
     def describe(self, example: Example, survey: Survey, tokenizer: Any) -> str:
         source, target = (tokenizer.decode(example[name]) for name in ("input_ids", "labels"))
         return f"{source} -> «{target}»"
+
+
+def _read_by_decoder(model: Any, labels: "Tensor") -> "Tensor":
+    """Return the labels shifted by one, as the model itself shifts them."""
+    if prepare := getattr(model, "prepare_decoder_input_ids_from_labels", None):
+        shifted: Tensor = prepare(labels=labels)
+        return shifted
+    # M2M100, NLLB and Blenderbot do so within their forward pass alone
+    shifted = labels.roll(1, 1).masked_fill(labels.roll(1, 1) == IGNORE_INDEX, model.config.pad_token_id)
+    shifted[:, 0] = model.config.decoder_start_token_id
+    return shifted

@@ -13,6 +13,7 @@ from onecurve.content.messages import Conversation, Learn, Turn, read_history, r
 from onecurve.content.templates import DATE, CannotRender, ChatTemplate, chat_template
 from onecurve.errors import ConfigError
 from onecurve.tasks._next_token import NextTokenTask
+from onecurve.tasks._writing import WritingSettings, WritingTask
 from onecurve.tasks.base import IGNORE_INDEX, TALLY, BadRow, Example, Processing, Row, Settings, Survey
 
 _OURS = {"messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize"}
@@ -34,7 +35,7 @@ def _check_variables(value: Any) -> Any:
     return value
 
 
-class SftSettings(Settings):
+class SftSettings(WritingSettings):
     separator: str = "\n"
     """Text between prompt and response if the tokenizer has no chat template."""
     date: Annotated[Date, BeforeValidator(_read_date)] = DATE
@@ -46,7 +47,7 @@ class SftSettings(Settings):
     """Further variables for the chat template, such as {enable_thinking: false}."""
 
 
-class Task(NextTokenTask):
+class Task(WritingTask, NextTokenTask):
     """Learn the answers of conversations.
 
     With a chat template a conversation is rendered by it, to one text where the template only appends and to several
@@ -90,7 +91,8 @@ class Task(NextTokenTask):
 
     def without_effect(self, reading: Processing | None = None) -> Mapping[str, str]:
         template = reading.tokenizer.chat_template if reading else None
-        return {"task.separator": "this model's chat template joins prompt and response"} if template else {}
+        joined = {"task.separator": "this model's chat template joins prompt and response"} if template else {}
+        return {**super().without_effect(reading), **joined}
 
     def read_text(self, text: str) -> Row:
         return {"prompt": text}
@@ -119,6 +121,18 @@ class Task(NextTokenTask):
     def end_token(self, tokenizer: Any) -> int | None:
         eos: int | None = tokenizer.eos_token_id
         return answer_end(tokenizer, self._template(tokenizer)) if tokenizer.chat_template else eos
+
+    def asked(self, row: Row) -> tuple[Row, str] | None:
+        if _is_text(row):
+            return None
+        messages = _conversation(row).messages
+        reference = messages[-1].get("content")
+        if messages[-1]["role"] != "assistant" or not isinstance(reference, str) or not reference:
+            return None  # such as a tool call
+        self.check_reference(reference)
+        if _given(row, "messages") or not isinstance(row["response"], str):
+            return {"messages": messages[:-1], "tools": row.get("tools")}, reference
+        return {name: value for name, value in row.items() if name != "response"}, reference
 
     def prompt(self, row: Row, reading: Processing) -> Example:
         tokenizer = reading.tokenizer

@@ -19,6 +19,8 @@ from onecurve.tracking.resumption import continuing, flattened
 
 _PLAIN_LINES = 40
 """About as many progress lines as a run writes where there is no terminal."""
+_SHOW_TEXT = ("tensorboard",)
+"""The trackers that show text and Markdown as they are logged."""
 
 
 class Tracker:
@@ -134,6 +136,9 @@ class Tracker:
         note = f"; not scored, of {left_out['of_rows']} rows: {reasons}" if left_out else ""
         self.say(f"{event} at step {step}: {numbers}{note}")
         self.event(event, step, **scores)
+        for tracker in self.accelerator.trackers if self.main and scores.get("samples") else ():
+            if tracker.name in _SHOW_TEXT:
+                tracker.log({f"{event}/samples": _as_table(scores["samples"])}, step=step)
         return scores
 
     def close(self, step: int) -> None:
@@ -155,6 +160,13 @@ class Tracker:
         self.profile.close()
         for tracker in self.accelerator.trackers:  # not `end_training`: it also ends the process group (see `leave`)
             tracker.finish()
+
+
+def _as_table(samples: list[dict[str, Any]]) -> str:
+    """Return generated texts as a Markdown table."""
+    names = ("prompt", "text", "reference")
+    lines = (" | ".join(sample[name].replace("|", "\\|").replace("\n", "<br>") for name in names) for sample in samples)
+    return "\n".join([" | ".join(names), "--- | --- | ---", *lines])
 
 
 def _clock(seconds: float) -> str:

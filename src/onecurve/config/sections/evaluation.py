@@ -15,5 +15,8 @@ class EvalSection(Section):
     predictions: bool = False
     """Whether the run's end writes predictions-dev.jsonl and predictions-test.jsonl: what the model in `model/` says of
     each example, the reference, and the example's own loss."""
+    samples: int = Field(default=3, ge=0)
+    """How many generated texts of each evaluation metrics.jsonl shows, with prompt and reference: those of the first
+    rows."""
     patience: int | None = Field(default=None, gt=0)
     """Early stopping: stop after this many evaluations without an improvement of best_metric."""

@@ -1,0 +1,90 @@
+"""Has the model write a text for each row of a split: each once at any world size, the same whatever the batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from onecurve.config import Recipe
+from onecurve.data.loader import Loader
+from onecurve.data.micro_batches import Cut
+from onecurve.data.plan import BatchPlan, Step
+from onecurve.data.prompts import Prompt
+from onecurve.model.attention_kernels import fastest_attention
+from onecurve.model.generation import settle_generation, step_by_step
+from onecurve.model.sampling import sampling
+from onecurve.ranks.heartbeat import beat
+from onecurve.seeds import stream_key
+from onecurve.strategies.base import Strategy
+from onecurve.tasks.base import Writes
+
+
+class _Beats(StoppingCriteria):
+    """Stops nothing: tells the watch over hanging ranks that another token is there."""
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        beat("generation")
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def write_texts(strategy: Strategy, recipe: Recipe, loader: Loader) -> list[str]:
+    """Return the text that the model writes for each of a split's prompts, in their order, on every rank.
+
+    Every rank generates equally often, as ZeRO-3 needs; what only keeps it in step with the others is thrown away.
+
+    Args:
+        strategy: Its model writes, its weights as they stand.
+        recipe: Says how many prompts a pass has, and seeds what is drawn.
+        loader: Of the split.
+    """
+    task, prompts, accelerator = loader.task, loader.split.prompts, loader.accelerator
+    assert isinstance(task, Writes) and task.generation is not None
+    model: Any = strategy.unwrapped()
+    settle_generation(model, task, loader.reading.tokenizer)
+    step = _plan(prompts, recipe, task.generation)
+    strategy.model.eval()
+    pairs: list[tuple[int, str]] = []
+    with torch.no_grad(), fastest_attention(accelerator.device), step_by_step(model), strategy.generating():
+        for _, numbers, counts in step.of_rank(accelerator.process_index, accelerator.num_processes):
+            beat("generation")
+            batch = [prompts[number] for number in numbers]
+            options = _options(task, batch, recipe.seed, loader.split.name)
+            texts = task.generate(model, [prompt.example for prompt in batch], loader.reading, **options)
+            pairs += zip(numbers.tolist(), texts, strict=True) if counts else ()
+    beat("evaluation")
+    found = dict(gather_object(pairs))
+    assert len(found) == len(prompts), (len(found), len(prompts))
+    return [found[number] for number in range(len(prompts))]
+
+
+def _plan(prompts: Sequence[Prompt], recipe: Recipe, generation: Any) -> Step:
+    """Cut prompts as evaluation cuts examples; where tokens are counted, those to come count too."""
+    lengths = np.array([prompt.length for prompt in prompts]) + generation["max_new_tokens"]
+    tokens = None if recipe.eval.micro_batch_size else recipe.train.micro_batch_tokens
+    cut, ones = Cut(lengths, by_length=True, tokens=tokens), np.ones(len(prompts), np.int64)
+    return BatchPlan(ones, 0, len(prompts), recipe.eval_micro_batch_size, shuffle=False, cut=cut).step(1)
+
+
+def _options(task: Writes, batch: Sequence[Prompt], seed: int, split: str) -> dict[str, Any]:
+    options = {**(task.generation or {}), "stopping_criteria": StoppingCriteriaList([_Beats()])}
+    if not options["do_sample"]:
+        return options
+    return sampling(options, [stream_key(seed, "text", split, prompt.row) for prompt in batch])
+
+
+def samples_of(loader: Loader, texts: Sequence[str], number: int) -> list[dict[str, Any]]:
+    """Return the first texts with what the model read, special tokens included, and the reference."""
+    tokenizer = loader.reading.tokenizer
+    return [
+        {
+            "row": prompt.row,
+            "prompt": tokenizer.decode(prompt.example["input_ids"]),
+            "text": text,
+            "reference": prompt.reference,
+        }
+        for prompt, text in list(zip(loader.split.prompts, texts, strict=True))[:number]
+    ]

@@ -68,6 +68,7 @@ def build_tiny_wav2vec2(
         "do_stable_layer_norm": True,
         "classifier_proj_size": 16,
         "mask_time_length": 2,
+        "layerdrop": 0.0,
         **CONVOLUTIONS,
         **extra,
         **config,

@@ -82,7 +82,12 @@ def probe(
     sizes = {name: int(getattr(p, "ds_numel", p.numel())) for name, p in trained.items()}
     _freeze(model, never, called)
     told = _describe({name: sizes[name] for name in never}, sum(sizes.values()), sometimes, layerdrop)
-    return "\n".join(filter(None, [told, getattr(model, "batch_norm_remark", "")])), sometimes
+    return "\n".join(filter(None, [told, getattr(model, "batch_norm_remark", ""), _of_task(model)])), sometimes
+
+
+def _of_task(model: Any) -> str:
+    remark = getattr(model, "task_remark", "")
+    return f"task      {remark}" if remark else ""
 
 
 def _describe(never: dict[str, int], total: int, sometimes: list[str], layerdrop: float) -> str:

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
-    ASTConfig,
-    ASTFeatureExtractor,
     AutoConfig,
     AutoModelForAudioClassification,
     WhisperConfig,
@@ -20,18 +18,28 @@ from onecurve.errors import BadRow, ConfigError, DataError
 from onecurve.tasks import load_task
 from onecurve.tasks.audio_classification import Task
 from tests.readings import ReadingOf
-from tests.tiny_sounds import build_tiny_wav2vec2, clip, tone
+from tests.tasks.contract import Case
+from tests.tiny_sounds import build_tiny_ast, build_tiny_wav2vec2, clip, encoded, tone
+
+
+def _oracle(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return model(**{name: value for name, value in batch.items() if not name.startswith("mask_")}).loss
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    for number in range(4):
+        (folder / f"{number}.wav").write_bytes(encoded(tone(300 * (1 + number % 2), 0.3 + 0.1 * number)))
+    return [{"audio": f"{number}.wav", "label": ["low", "high"][number % 2]} for number in range(4)]
+
+
+CASES = {
+    "sounds": Case(_rows, model="tiny_wav2vec2", nats_per_item=math.log(2), oracle=_oracle),
+    "spectrograms": Case(_rows, model="tiny_ast", nats_per_item=math.log(2), oracle=_oracle),
+}
 
 
 def task_of(**settings: Any) -> Task:
     return load_task(TaskSection(name="audio_classification", **settings))
-
-
-def ast(folder: Path) -> Path:
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    ASTConfig(**shape, max_length=128, num_mel_bins=16).save_pretrained(folder)
-    ASTFeatureExtractor(max_length=128, num_mel_bins=16).save_pretrained(folder)
-    return folder
 
 
 def whisper(folder: Path) -> Path:
@@ -42,7 +50,7 @@ def whisper(folder: Path) -> Path:
     return folder
 
 
-MODELS = {"wav2vec2": build_tiny_wav2vec2, "ast": ast, "whisper": whisper}
+MODELS = {"wav2vec2": build_tiny_wav2vec2, "ast": build_tiny_ast, "whisper": whisper}
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +116,9 @@ def test_labels_are_read_as_those_of_texts() -> None:
     assert survey.labels == ["one", "two", "ten"] and survey.order == "recipe"
     assert named.model_config(survey)["id2label"] == {0: "one", 1: "two", 2: "ten"}
     named.check(rows[0])
-    with pytest.raises(BadRow, match="label '3' is not in task.labels"):
+    with pytest.raises(BadRow, match=r"label '3' is not in task.labels"):
         named.check({"label": 3})
-    with pytest.raises(BadRow, match="label 'ones' was never seen in training. Did you mean 'one'"):
+    with pytest.raises(BadRow, match=r"label 'ones' was never seen in training. Did you mean 'one'"):
         named.check_label({"label": "ones"}, survey)
     with pytest.raises(BadRow, match="label is missing"):
         task_of().check({})
@@ -121,7 +129,9 @@ def test_labels_are_read_as_those_of_texts() -> None:
 
 
 def test_a_key_that_the_model_has_no_part_for_is_refused(tmp_path: Path) -> None:
-    model = AutoModelForAudioClassification.from_config(AutoConfig.from_pretrained(ast(tmp_path)))
+    model = AutoModelForAudioClassification.from_config(AutoConfig.from_pretrained(build_tiny_ast(tmp_path)))
     assert task_of().settle(model, pretrained=True) == ""
-    with pytest.raises(ConfigError, match="task.freeze_feature_encoder: ASTForAudioClassification has no convolutions"):
+    with pytest.raises(
+        ConfigError, match=r"task.freeze_feature_encoder: ASTForAudioClassification has no convolutions"
+    ):
         task_of(freeze_feature_encoder=True).settle(model, pretrained=True)

@@ -76,7 +76,7 @@ def test_inputs_are_those_of_the_feature_extractor_for_one_clip(folder: Path, ro
 def test_short_clips_and_long_ones_are_told_and_cut(folder: Path, rows: list[Any], tmp_path: Path) -> None:
     task, reading = prepared(folder, max_seconds=0.3)
     with pytest.raises(BadRow, match=r"audio is too short: 100 samples at 16000 Hz, and the model needs 258"):
-        task.encode({"audio": clip(tmp_path / "a.wav", tone(300, 0.00625)), "label": "low"}, Survey(NAMES), reading, False)
+        encode(task, reading, [{"audio": clip(tmp_path / "a.wav", tone(300, 0.00625)), "label": "low"}])
     limit = task.limit(reading)
     assert limit == (frames_of(reading.config, 4800), "frames", "task.max_seconds")
     whole, cut = encode(task, reading, rows), encode(task, reading, rows, truncate=True)
@@ -205,7 +205,7 @@ def test_models_that_read_padding_are_refused_with_more_than_one_clip(case: str,
     told = {"output_dir": "x", "task": {"name": "speech_recognition"}, "model": {"path": "some/model"}}
     train = {"max_steps": 1, "global_batch_size": 4}
     many = Recipe.model_validate({**told, "data": {"train": "x"}, "train": {**train, "micro_batch_size": 2}})
-    with pytest.raises(ConfigError, match="depends on the padding after it: .* so that no clip is padded. Or take a"):
+    with pytest.raises(ConfigError, match=r"depends on the padding after it: .* so that no clip is padded. Or take a"):
         check_architecture(many, AutoModelForCTC, config)
     one = Recipe.model_validate({**told, "data": {"train": "x"}, "train": {**train, "micro_batch_size": 1}})
     check_architecture(one, AutoModelForCTC, config)

@@ -65,6 +65,12 @@ class SoundTask(base.Task):
     def limit(self, reading: Processing) -> Limit:
         clips, asked = Clips.of(reading), self.settings.max_seconds
         limits = [Limit(reading.max_length, "frames"), Limit(clips.most_frames(None), "frames", "")]
+        if clips.window and reading.max_length < limits[1].length:
+            raise ConfigError(
+                f"is {reading.max_length}, and the model makes {limits[1].length} frames of every clip.",
+                where="data.max_length",
+                fix="Remove it.",
+            )
         if asked:
             limits.append(Limit(clips.most_frames(asked), "frames", "task.max_seconds"))
         return min(limits, key=lambda limit: limit.length)

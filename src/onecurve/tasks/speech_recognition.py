@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from onecurve.content.clips import Clips
-from onecurve.content.ctc_vocabulary import CtcProcessor
+from onecurve.content.ctc_vocabulary import SPECIAL, CtcProcessor
 from onecurve.errors import ConfigError
 from onecurve.tasks._sound import SoundSettings, SoundTask
 from onecurve.tasks.base import (
@@ -98,10 +98,9 @@ class Task(SoundTask):
             return [{**self.clip(row, reading, truncate), "num_items": 0}]
         example = self.clip(row, reading, truncate=False)
         if truncate and example["frames"] > self.limit(reading).length:
-            raise ConfigError(
-                "is truncate, but the text of a clip that is cut would not be said in it.",
-                where="data.on_long",
-                fix="Set it to drop, or to error.",
+            raise BadRow(
+                f"audio has {example['frames']} frames, more than the maximum of {self.limit(reading).length}, and "
+                "cannot be cut, because its text would not be said in it: set data.on_long to drop"
             )
         labels = self._ids(self.text(row))
         frames = Clips.of(reading).outputs(example["frames"])
@@ -140,9 +139,19 @@ class Task(SoundTask):
         return AutoModelForCTC
 
     def model_config(self, survey: Survey) -> dict[str, Any]:
-        tokenizer = self._tokenizer
-        own = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id} if self.settings.vocabulary else {}
+        new = self.settings.vocabulary
+        own = {"vocab_size": len(SPECIAL) + len(new), "pad_token_id": 0} if new else {}
         return {**super().model_config(survey), **own}
+
+    def settle(self, model: Any, pretrained: bool) -> str:
+        tokens, rows = len(self._tokenizer), model.config.vocab_size
+        if tokens > rows:
+            raise ConfigError(
+                f"has {tokens} tokens, and the model's vocab_size is {rows}.",
+                where="model.tokenizer",
+                fix="Take the tokenizer that belongs to the model.",
+            )
+        return super().settle(model, pretrained)
 
     def collate(self, examples: Sequence[Example], reading: Processing) -> Batch:
         import torch

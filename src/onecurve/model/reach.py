@@ -204,7 +204,7 @@ def _calls() -> Iterator[set[nn.Module]]:
 
 def _reached_by(example: Any, model: Any, task: Task, reading: Processing, seed: int, device: torch.device) -> set[int]:
     """Return the ids of the parameters that an example's loss depends on."""
-    batch = {name: tensor.to(device) for name, tensor in as_scored(task, [example], reading).items()}
+    batch = {name: tensor.to(device) for name, tensor in as_scored(task, [example], reading, training=True).items()}
     start_stream(seed, "reach")
     return _leaves(task.loss_sum(task.forward(model, batch), batch))
 

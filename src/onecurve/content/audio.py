@@ -91,3 +91,19 @@ def fewest_samples(config: Any, frames: int = 1) -> int:
     for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride, strict=True))):
         samples = (samples - 1) * stride + kernel
     return samples
+
+
+def beep(hertz: float, seconds: float = 0.3, rate: int = 16000) -> bytes:
+    """Return a tone as a WAV file of 16 bits: a sample of a task's data."""
+    import math
+    import wave
+    from array import array
+
+    samples = (int(12000 * math.sin(2 * math.pi * hertz * time / rate)) for time in range(int(seconds * rate)))
+    content = io.BytesIO()
+    with wave.open(content, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(array("h", samples).tobytes())
+    return content.getvalue()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import field_validator
 
 from onecurve.config import nearest
+from onecurve.content.audio import beep
 from onecurve.content.labels import in_natural_order, label_name
 from onecurve.errors import DataError
 from onecurve.metrics import NUMBERS
@@ -55,6 +56,9 @@ class Task(SoundTask):
         "audio": "a sound file: WAV, FLAC, Ogg, MP3",
         "label": "a name or whole number",
     }
+    sample: ClassVar[Sequence[Row]] = [
+        {"audio": beep(hertz), "label": label} for hertz, label in [(300, "low"), (900, "high")] * 6
+    ]
     metric_names: Sequence[str] = ("loss", *NUMBERS["single_label_classification"])
 
     def __init__(self, settings: AudioClassificationSettings) -> None:

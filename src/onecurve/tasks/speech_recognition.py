@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from onecurve.content.audio import beep
 from onecurve.content.clips import Clips
 from onecurve.content.ctc_vocabulary import SPECIAL, CtcProcessor
 from onecurve.errors import ConfigError
@@ -58,6 +59,9 @@ class Task(SoundTask):
         "audio": "a sound file: WAV, FLAC, Ogg, MP3",
         "text": "what is said in it",
     }
+    sample: ClassVar[Sequence[Row]] = [
+        {"audio": beep(hertz), "text": text} for hertz, text in [(300, "1"), (900, "2")] * 6
+    ]
     targets: ClassVar[frozenset[str]] = frozenset({"text"})
     packages: ClassVar[frozenset[str]] = SoundTask.packages | {"jiwer"}
     metric_names: Sequence[str] = ("loss", "wer", "cer")

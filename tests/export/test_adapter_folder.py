@@ -187,3 +187,14 @@ def test_a_base_of_the_hub_keeps_its_name_and_its_commit(tiny_bert, tiny_llama, 
     assert found["labels-3"]["card"][2] == [0.0, names(3), None]
     assert found["language"]["card"][2][::2] == [0.0, [2, 4]]
     assert found["language"]["autopeft"][0] == 0.0
+
+
+def test_a_vocabulary_of_a_head_alone_is_no_embedding():
+    import torch
+    from transformers import AutoModelForCTC, BertConfig, BertModel, Wav2Vec2Config
+
+    from onecurve.export.adapter_folder import has_token_embeddings
+
+    with torch.device("meta"):
+        assert not has_token_embeddings(AutoModelForCTC.from_config(Wav2Vec2Config(num_hidden_layers=1)))
+        assert has_token_embeddings(BertModel(BertConfig(num_hidden_layers=1)))

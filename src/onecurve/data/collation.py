@@ -60,7 +60,14 @@ def transformed(
     return [task.transform(example, rng, training, reading) for example, rng in zip(examples, streams, strict=False)]
 
 
-def as_scored(task: Task, examples: Sequence[Example], reading: Processing) -> Batch:
-    """Return a batch of examples that belong to no split, by their place: what a trained model is asked."""
+def as_scored(task: Task, examples: Sequence[Example], reading: Processing, training: bool = False) -> Batch:
+    """Return a batch of examples that belong to no split, by their place: what a trained model is asked.
+
+    Args:
+        task: Collates them.
+        examples: As they were encoded.
+        reading: Made them.
+        training: Whether they are augmented and masked as in training.
+    """
     keys = (stream_key(0, "example", place) for place in range(len(examples)))
-    return task.collate(transformed(task, examples, keys, False, reading), reading)
+    return task.collate(transformed(task, examples, keys, training, reading), reading)

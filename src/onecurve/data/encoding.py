@@ -134,7 +134,7 @@ class _Encoder:
             _TooLong: An example is too long and must not be.
         """
         examples = self.encode_whole(row.row)
-        limit = self.reading.max_length
+        limit = self.task.limit(self.reading).length
         fitting = [example for example in examples if self.task.length(example) <= limit]
         num_long = len(examples) - len(fitting)
         if num_long and self.on_long == "error":
@@ -213,18 +213,18 @@ class _Writing:
         return self.checker.usable(Report(), self.survey)
 
     def _refusal(self, before: int, length: int) -> DataError:
+        limit = self.encoder.task.limit(self.encoder.reading)
         rows = islice(self._rows(), before, None)
         row, seen, num_long = next(rows), before + 1, 1
         for other in islice(rows, _ROWS_LOOKED_AT):
             seen += 1
             with suppress(BadRow):
-                num_long += self.encoder.longest(other) > self.encoder.reading.max_length
-        limit = self.encoder.reading.max_length
+                num_long += self.encoder.longest(other) > limit.length
         return DataError(
-            f"has {length} tokens, more than the maximum of {limit} (data.max_length); "
-            f"so have {num_long} of the first {seen} rows.",
+            f"has {length} {limit.unit}, more than the maximum of {limit.length} "
+            f"({limit.key or 'the model reads no more'}); so have {num_long} of the first {seen} rows.",
             where=row.place,
-            fix="Set data.on_long to truncate or drop, or raise data.max_length.",
+            fix="Set data.on_long to truncate or drop" + (f", or raise {limit.key}." if limit.key else "."),
         )
 
 

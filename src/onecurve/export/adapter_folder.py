@@ -101,12 +101,22 @@ def _describe(folder: Path, model: Any) -> None:
         model.generation_config.save_pretrained(folder)
 
 
+def has_token_embeddings(model: Any) -> bool:
+    """Whether a transformers model looks tokens up; one that reads sounds may have a vocabulary in its head alone."""
+    try:
+        return model.get_input_embeddings() is not None
+    except NotImplementedError:
+        return False
+
+
 def _write_grown(folder: Path, name: str, revision: str | None, model: Any) -> bool:
     """Write the base's weights with a row for each token that it did not know; False where it knew them all.
 
     No reader can put an adapter for more tokens on the base's own files: their embeddings have another shape. What
     those rows hold is of no account, since the adapter brings its own.
     """
+    if not has_token_embeddings(model.get_base_model()):
+        return False
     own, size = _own_config(name, revision, model), model.config.get_text_config().vocab_size
     if own.get_text_config().vocab_size == size:
         return False

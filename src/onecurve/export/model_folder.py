@@ -17,7 +17,7 @@ from onecurve.adapters.buffers import adapter_buffers
 from onecurve.adapters.read_back import differences
 from onecurve.data import Data
 from onecurve.errors import LaunchError, TrainingError
-from onecurve.export.adapter_folder import write_base
+from onecurve.export.adapter_folder import has_token_embeddings, write_base
 from onecurve.export.card import TrainedOn, model_card
 from onecurve.export.task_file import TaskFile
 from onecurve.export.usage import usage
@@ -122,7 +122,14 @@ def _save(
 def _write(folder: Path, model: Any, values: dict[str, Tensor], main: bool, adapter: bool) -> None:
     if adapter:  # on every rank: PEFT runs prompt encoders forward to save them, and ZeRO-3 gathers for that
         with TemporaryDirectory() as elsewhere:  # PEFT makes the folder on every rank, before rank 0 does or after it
-            model.save_pretrained(folder if main else elsewhere, state_dict=dict(values), is_main_process=main)
+            # Where PEFT sees a new vocab_size it would save embeddings, which what writes letters to sounds has not
+            embeddings = "auto" if has_token_embeddings(model.get_base_model()) else False
+            model.save_pretrained(
+                folder if main else elsewhere,
+                state_dict=dict(values),
+                is_main_process=main,
+                save_embedding_layers=embeddings,
+            )
     elif main:
         model.save_pretrained(folder, state_dict=dict(values))  # a copy: it empties its argument
 

@@ -6,6 +6,10 @@ from onecurve.config import Recipe
 from onecurve.errors import ConfigError
 
 _READS_PADDING = {
+    "data2vec-audio": "its convolutions over positions are several, and the later ones read what the first makes of it",
+    "sew": "it averages neighbouring frames, padding included",
+    "sew-d": "it averages neighbouring frames, padding included",
+    "wav2vec2-conformer": "its convolutions read past a clip's end",
     "canine": "it merges neighbouring characters, padding included",
     "convbert": "its convolutions read past a text's end",
     "fnet": "its Fourier transform mixes all positions and takes no attention mask",
@@ -13,8 +17,12 @@ _READS_PADDING = {
     "nystromformer": "its landmarks are means over all positions, padding included",
     "yoso": "it normalises over all positions, padding included",
 }
-"""Encoders whose logits of a text depend on how far it is padded, by model type: shown by tests/zoo, see
-docs/models.md."""
+"""Encoders whose logits of a text or clip depend on how far it is padded, by model type: shown by tests/zoo and
+tests/tasks/test_sound.py, see docs/models.md."""
+_LAYER_NORM = (
+    " Or take a model that reads no padding: feat_extract_norm: layer in its config.json, as in wav2vec2-large-lv60, "
+    "wav2vec2-xls-r, hubert-large and wavlm-large."
+)
 
 
 _READS_PADDING_BEFORE = {"recurrent_gemma", "rwkv"}
@@ -58,12 +66,14 @@ def check_architecture(recipe: Recipe, auto_model: Any, config: Any) -> None:
             fix=_of_its_text(config, known) or "Use another model for this task.",
         )
     alone = recipe.train.micro_batch_size == recipe.eval_micro_batch_size == 1
-    if kind in _READS_PADDING and not alone:
+    if (why := _reads_padding(config)) and not alone:
+        read = "clip" if hasattr(config, "conv_kernel") and kind != "convbert" else "text"
         raise ConfigError(
-            f"{path!r} is a model of type {kind}, whose result for a text depends on the padding after it: "
-            f"{_READS_PADDING[kind]}. The loss would depend on how a batch is cut into micro-batches.",
+            f"{path!r} is a model of type {kind}, whose result for a {read} depends on the padding after it: "
+            f"{why}. The loss would depend on how a batch is cut into micro-batches.",
             where=recipe.train.cut_by,
-            fix="Set train.micro_batch_size to 1 (and eval.micro_batch_size, if set), so that no text is padded.",
+            fix=f"Set train.micro_batch_size to 1 (and eval.micro_batch_size, if set), so that no {read} is padded."
+            + (_LAYER_NORM if read == "clip" else ""),
         )
     if getattr(config, "attention_type", None) == "block_sparse":
         raise ConfigError(
@@ -79,3 +89,16 @@ def check_architecture(recipe: Recipe, auto_model: Any, config: Any) -> None:
             where="model.path",
             fix=f"Set default_language there, to one of {', '.join(languages or ())}.",
         )
+
+
+def _reads_padding(config: Any) -> str:
+    """Return how a model comes to read padding; empty where it does not."""
+    if why := _READS_PADDING.get(config.model_type):
+        return why
+    if getattr(config, "feat_extract_norm", None) == "group":
+        return "its first convolution is normalised over all of a clip, padding included (feat_extract_norm: group)"
+    if getattr(config, "conv_pos_batch_norm", False):
+        return "the batch normalisation before its position convolution makes something of padding"
+    if getattr(config, "add_adapter", False):
+        return "the convolutions of its adapter read past a clip's end (add_adapter)"
+    return ""

@@ -116,6 +116,7 @@ def load_model(
             model, fit = _load_pretrained(section, recipe, auto_model, config, options, head, task.peft_task_type)
     _pad_without_effect(model, recipe)
     settle_batch_norm(model, section.batch_norm)
+    model.task_remark = task.settle(model, pretrained=fit is not None)
     tokens = _new_tokens(recipe)
     grown = grow(model, tokens, recipe.seed) if tokens and fit else ""
     drawn = fit.describe_new() if fit else "all weights, drawn at random: model.init"

@@ -83,8 +83,13 @@ def probe(
     sizes = {name: int(getattr(p, "ds_numel", p.numel())) for name, p in trained.items()}
     _freeze(model, never, called)
     told = _describe({name: sizes[name] for name in never}, sum(sizes.values()), sometimes, layerdrop)
-    remarks = [told, getattr(model, "batch_norm_remark", ""), describe_moving(moved)]
+    remarks = [told, getattr(model, "batch_norm_remark", ""), _of_task(model), describe_moving(moved)]
     return "\n".join(filter(None, remarks)), sometimes
+
+
+def _of_task(model: Any) -> str:
+    remark = getattr(model, "task_remark", "")
+    return f"task      {remark}" if remark else ""
 
 
 def _describe(never: dict[str, int], total: int, sometimes: list[str], layerdrop: float) -> str:
@@ -201,7 +206,7 @@ def _calls() -> Iterator[set[nn.Module]]:
 
 def _reached_by(example: Any, model: Any, task: Task, reading: Processing, seed: int, device: torch.device) -> set[int]:
     """Return the ids of the parameters that an example's loss depends on."""
-    batch = {name: tensor.to(device) for name, tensor in as_scored(task, [example], reading).items()}
+    batch = {name: tensor.to(device) for name, tensor in as_scored(task, [example], reading, training=True).items()}
     start_stream(seed, "reach")
     return _leaves(task.loss_sum(task.forward(model, batch), batch))
 

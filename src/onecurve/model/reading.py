@@ -67,7 +67,8 @@ class Reading:
         set_padding(config, self.tokenizer, pretrained=self.section.init == "pretrained")
         if reads_last_position(config):
             self.tokenizer.padding_side = "left"
-        check_vocabulary(self.section, self.tokenizer, of_text(config).vocab_size)
+        if self.processor is self.tokenizer:  # else it names what a head says, and no embeddings are looked up
+            check_vocabulary(self.section, self.tokenizer, of_text(config).vocab_size)
         return config
 
     @cached_property

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from reprlib import repr as short
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -35,6 +35,16 @@ Answer = dict[str, Any]
 NO_CONVERSATIONS: Mapping[str, str] = {"model.chat_template": "this task renders no conversations"}
 NO_TEXT_OUT = {**NO_CONVERSATIONS, "train.logits": "this task's models have no language model head"}
 """What tasks return of `without_effect` that have no use for a chat template, nor for a language model's head."""
+
+
+class Limit(NamedTuple):
+    """The greatest length of an example."""
+
+    length: int
+    unit: str = "tokens"
+    """What is counted, for messages."""
+    key: str = "data.max_length"
+    """The setting that raises it; empty: none does."""
 
 
 class Settings(BaseModel):
@@ -157,6 +167,10 @@ class Task(ABC):
         """Return the length of an example's longest sequence, which `data.max_length` limits."""
         return len(example["input_ids"])
 
+    def limit(self, reading: Processing) -> "Limit":
+        """Return the length that an example may have; by default what `data.max_length` and the model say."""
+        return Limit(reading.max_length)
+
     def num_tokens(self, example: Example) -> int:
         """Return how many tokens a model computes for an example."""
         return self.length(example)
@@ -185,6 +199,18 @@ class Task(ABC):
     def model_config(self, survey: Survey) -> dict[str, Any]:
         """Return the values to set in the model's config (label names, problem type)."""
         return {}
+
+    def settle(self, model: Any, pretrained: bool) -> str:
+        """Change a model that was just loaded, before any adapter: freeze parts, switch off what it draws itself.
+
+        Args:
+            model: A transformers model. Under ZeRO-3 its parameters are partitioned.
+            pretrained: Whether its weights were; else they were drawn at random.
+
+        Returns:
+            What the user should know of it; empty where that is nothing.
+        """
+        return ""
 
     def forward(self, model: "nn.Module", batch: Batch) -> Any:
         """Return the logits, a tensor or several by name, whose first dimension is the example or the target.

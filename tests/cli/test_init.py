@@ -8,6 +8,8 @@ from ruamel.yaml import YAML
 from onecurve.cli import main
 from onecurve.config.manual import meaning, section_of
 from onecurve.config.recipe import Recipe
+from onecurve.data.media import MediaColumns
+from onecurve.data.rows import Located
 from onecurve.preflight import read
 from onecurve.tasks import task_names
 from tests.launching import ROOT, train
@@ -42,9 +44,12 @@ def test_the_recipe_is_valid_and_the_sample_is_what_the_task_reads(folder, monke
     columns = {name.removesuffix("?") for name in checked.task.columns}
     split = {name: rows(folder, name) for name in ("train", "eval")}
     assert len(split["train"]) >= 4
+    files = MediaColumns(checked.task.media)
     for row in split["train"] + split["eval"]:
         assert set(row) <= columns
-        checked.task.check(row)
+        found = files.read(Located("", files.placed(row, folder / "data")))
+        assert isinstance(found, Located), found
+        checked.task.check(found.row)
     assert checked.recipe.data.columns == {name: name for name in split["train"][0]}
     survey = checked.task.survey(split["train"])
     for row in split["eval"]:
@@ -126,7 +131,8 @@ def test_a_task_without_a_sample_gives_its_columns(folder, tmp_path, capsys):
 def test_the_written_recipe_trains(folder, monkeypatch, task):
     assert main(["init", "project", "--task", task]) == 0
     recipe = folder / "recipe.yaml"
-    paths = {"model.path": "tiny-llama", "data.train": "data/train.jsonl", "data.eval": "data/eval.jsonl"}
+    tiny = YAML(typ="safe", pure=True).load(recipe.read_text())["model"]["path"]
+    paths = {"model.path": tiny, "data.train": "data/train.jsonl", "data.eval": "data/eval.jsonl"}
     here = [word for key, path in paths.items() for word in (f"--{key}", str(folder / path))]
     run = train(recipe, folder / "run", "python", *here, "--data.cache_dir", str(folder / "cache"))
     losses = [step["loss"] for step in run.events("train")]

@@ -9,7 +9,7 @@ import numpy
 import pytest
 from PIL import Image
 
-from onecurve.content.images import decode_image, image_size
+from onecurve.content.images import decode_image, image_size, plain_png
 from onecurve.errors import BadRow
 
 CORNERS = numpy.zeros((4, 6, 3), numpy.uint8)
@@ -142,6 +142,10 @@ NOISE = numpy.random.default_rng(0).integers(0, 256, (64, 64, 3), numpy.uint8)
 def test_what_cannot_be_read_is_told_why(data, why):
     with pytest.raises(BadRow, match=rf"^photo.png .*{why}"):
         decode_image(data, "photo.png")
+
+
+def test_a_plain_image_is_one_that_pillow_reads():
+    assert numpy.array_equal(pixels(plain_png((1, 2, 3), 5)), numpy.full((5, 5, 3), (1, 2, 3)))
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", bomb()])

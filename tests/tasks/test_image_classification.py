@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from onecurve.config import TaskSection
-from onecurve.content.pixel_values import pixel_values, size_read
+from onecurve.content.pixel_values import pixel_values, processed, size_made
 from onecurve.errors import ConfigError, DataError
 from onecurve.model.batch_norm import settle_batch_norm
 from onecurve.tasks import load_task
@@ -225,11 +225,11 @@ def test_a_processor_that_gives_images_different_sizes_is_refused() -> None:
 
     for settings in ({"do_resize": False}, {"size": {"shortest_edge": 32}}):
         with pytest.raises(ConfigError, match="its processor does not give all images one size"):
-            size_read(ViTImageProcessorPil(**settings))
+            size_made(ViTImageProcessorPil(**settings))
 
 
-def test_the_size_read_is_that_of_what_the_processor_makes(kind: str) -> None:
-    assert size_read(processor(kind)) == (SIZE, SIZE)
-    sized = pixel_values(Image.new("RGB", (SIZE, SIZE), (9, 9, 9)), processor(kind), is_sized=True)
-    resized = pixel_values(Image.new("RGB", (70, 50), (9, 9, 9)), processor(kind))
+def test_the_size_made_is_that_of_what_the_processor_makes(kind: str) -> None:
+    assert size_made(processor(kind)) == (SIZE, SIZE)
+    sized = pixel_values(Image.new("RGB", (SIZE, SIZE), (9, 9, 9)), processor(kind))
+    resized = processed(Image.new("RGB", (70, 50), (9, 9, 9)), processor(kind))
     assert sized.dtype == numpy.float32 and numpy.array_equal(sized, resized)

@@ -22,6 +22,7 @@ _HEAD = """# Paths are relative to the working directory: train in this folder w
 _LAUNCH_FILES = ("accelerate_configs", "ds_configs")
 _TINY_MODEL = "recipes/tiny-llama"
 _ROWS, _EVAL_ROWS = 24, 8
+_PNG = b"\x89PNG"
 _START = {
     "seed": 0,
     "model": {"init": "pretrained"},
@@ -69,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     (folder / "data").mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text(f"{_HEAD}\n{recipe}", encoding="utf-8")
     for name, rows in splits.items():
+        rows = [_with_files(row, f"{name}-{number:02d}", folder / "data") for number, row in enumerate(rows)]
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / "data" / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     copied = [*_LAUNCH_FILES, *([] if arguments.model else [tiny])]
@@ -133,6 +135,17 @@ def _sample(task: Any, template: Mapping[str, Any], root: Path) -> dict[str, lis
     columns = {name: what for name, what in task.columns.items() if not name.endswith("?")} or task.columns
     placeholder = {name.removesuffix("?"): what for name, what in columns.items()}
     return {name: [placeholder] * _EVAL_ROWS for name in paths}
+
+
+def _with_files(row: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]:
+    """Write what a row holds as bytes to files of its own, and return it with their names."""
+    written = dict(row)
+    for column, content in row.items():
+        if isinstance(content, bytes):
+            written[column] = f"{column}s/{name}{'.png' if content.startswith(_PNG) else '.wav'}"
+            (folder / f"{column}s").mkdir(exist_ok=True)
+            (folder / written[column]).write_bytes(content)
+    return written
 
 
 def _renamed(path: Path, names: Mapping[str, str]) -> Iterator[dict[str, Any]]:

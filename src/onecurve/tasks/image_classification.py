@@ -15,9 +15,9 @@ from onecurve.content.augmentation import (
     erase,
     whole,
 )
-from onecurve.content.images import decode_image
+from onecurve.content.images import decode_image, plain_png
 from onecurve.content.media import read_media
-from onecurve.content.pixel_values import pixel_values, size_read
+from onecurve.content.pixel_values import pixel_values, processed, size_made
 from onecurve.errors import ConfigError
 from onecurve.tasks._labelled import Labelled, LabelSettings
 from onecurve.tasks.base import BadRow, Batch, Example, Processing, Row, Settings, Survey
@@ -103,6 +103,11 @@ class Task(Labelled):
         "label": "a name or whole number; multi-label: a list of names or a 0/1 vector; regression: a number",
     }
     media: ClassVar[Mapping[str, str]] = {"image": "image"}
+    sample: ClassVar[Sequence[Row]] = [
+        {"image": plain_png((shade, 40, 40) if red else (40, 40, shade)), "label": "red" if red else "blue"}
+        for shade in range(120, 248, 4)
+        for red in (True, False)
+    ]
     packages: ClassVar[frozenset[str]] = frozenset({"PIL"})
 
     def __init__(self, settings: ImageClassificationSettings) -> None:
@@ -123,7 +128,7 @@ class Task(Labelled):
 
     def encode(self, row: Row, survey: Survey, reading: Processing, truncate: bool) -> list[Example]:
         if self._fits is not reading:
-            check_fit(self.auto_model(), reading.config, size_read(reading.processor))
+            check_fit(self.auto_model(), reading.config, size_made(reading.processor))
             self._fits = reading
         _decoded(row["image"])
         return [{"image": row["image"], **self.labelled(row, survey)}]
@@ -134,7 +139,7 @@ class Task(Labelled):
     def transform(self, example: Example, rng: "Generator", training: bool, reading: Processing) -> Example:
         """Return `pixel_values`, float32 [channels, height, width], in place of the file."""
         image, augment, processor = _decoded(example["image"]), self.settings.augment, reading.processor
-        seen = _augmented(image, rng, augment, processor) if training and augment else pixel_values(image, processor)
+        seen = _augmented(image, rng, augment, processor) if training and augment else processed(image, processor)
         return {**example, "pixel_values": seen}
 
     def collate(self, examples: Sequence[Example], reading: Processing) -> Batch:
@@ -199,7 +204,7 @@ def _decoded(image: Mapping[str, str]) -> "Image":
 def _augmented(image: "Image", rng: "Generator", augment: Augment, processor: Any) -> "numpy.ndarray":
     crop, output = whole(image.size), image.size
     if augment.crop:  # else the processor does what it does in evaluation
-        crop, output = draw_crop(rng, image.size, *_ranges(augment.crop)), size_read(processor)
+        crop, output = draw_crop(rng, image.size, *_ranges(augment.crop)), size_made(processor)
     geometry = Geometry(
         image.size,
         crop,
@@ -209,7 +214,7 @@ def _augmented(image: "Image", rng: "Generator", augment: Augment, processor: An
         draw_flip(rng, augment.vertical_flip),
     )
     seen = draw_jitter(rng, **augment.colour_jitter.model_dump()).apply(geometry.image(image, _filter(processor)))
-    pixels = pixel_values(seen, processor, is_sized=bool(augment.crop))
+    pixels = (pixel_values if augment.crop else processed)(seen, processor)
     if augment.erasing and draw_flip(rng, augment.erasing.probability):
         height, width = pixels.shape[1:]
         box = draw_erased(rng, (width, height), *_ranges(augment.erasing))

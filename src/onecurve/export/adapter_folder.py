@@ -102,9 +102,11 @@ def _write_grown(folder: Path, name: str, revision: str | None, model: Any) -> b
     """
     from transformers import AutoConfig
 
-    own, size = AutoConfig.from_pretrained(name, revision=revision), model.config.get_text_config().vocab_size
-    if own.get_text_config().vocab_size == size:
+    own = AutoConfig.from_pretrained(name, revision=revision)
+    size = getattr(model.config.get_text_config(), "vocab_size", None)  # a model of images has none
+    if getattr(own.get_text_config(), "vocab_size", None) == size:
         return False
+    assert size is not None, "tokens are added to models of text alone"
     config = deepcopy(model.config)
     config.get_text_config().vocab_size = own.get_text_config().vocab_size
     kind: Any = type(model.get_base_model())

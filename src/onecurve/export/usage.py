@@ -11,8 +11,11 @@ _PIPELINES = {
     "AutoModelForSequenceClassification": "text-classification",
     "AutoModelForTokenClassification": "token-classification",
     "AutoModelForCausalLM": "text-generation",
+    "AutoModelForImageClassification": "image-classification",
 }
 """transformers' class -> its pipeline."""
+_ASKED = {"image-classification": "image.png"}
+"""What a pipeline is asked, where it is not a text."""
 _GENERATION = "base.generation_config = GenerationConfig.from_pretrained({})"
 
 
@@ -39,7 +42,8 @@ def _auto_class(model: Any) -> str:
     import transformers
 
     for name in _PIPELINES:
-        if type(model) in getattr(transformers, name)._model_mapping.values():
+        known = getattr(transformers, name)._model_mapping.get(type(model.config))
+        if type(model) in (known if isinstance(known, tuple) else (known,)):
             return name
     return "AutoModel"
 
@@ -60,7 +64,7 @@ def _with_transformers(folder: Path, kind: str) -> list[str]:
             "from transformers import pipeline",
             "",
             f"pipe = pipeline({_text(_PIPELINES[kind])}, {_text(folder)})",
-            'print(pipe("some text"))',
+            f"print(pipe({_text(_ASKED.get(_PIPELINES[kind], 'some text'))}))",
         ]
     else:
         lines = [f"from transformers import {kind}", "", f"model = {kind}.from_pretrained({_text(folder)})"]

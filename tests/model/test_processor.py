@@ -33,7 +33,7 @@ def test_images_are_read_by_pillow_whatever_else_is_installed(tmp_path: Path, mo
 def test_a_folder_without_a_processor_is_refused(tmp_path: Path) -> None:
     build_tiny_vision(tmp_path, weights=False)
     (tmp_path / "preprocessor_config.json").unlink()
-    with pytest.raises(ConfigError, match="holds no preprocessor_config.json or processor_config.json"):
+    with pytest.raises(ConfigError, match=r"holds no preprocessor_config.json or processor_config.json"):
         _ = _reading(tmp_path).processor
 
 

@@ -42,7 +42,7 @@ def _auto_class(model: Any) -> str:
     import transformers
 
     for name in _PIPELINES:
-        known = getattr(transformers, name)._model_mapping.get(type(model.config))
+        known = getattr(transformers, name)._model_mapping.get(type(model.config), None)
         if type(model) in (known if isinstance(known, tuple) else (known,)):
             return name
     return "AutoModel"

@@ -22,7 +22,6 @@ from tests.resume.forking import Forks
 from tests.tasks.contract import Case, all_cases
 from tests.tiny_models import build_tiny_llama
 
-
 NEW = 5
 """Tokens to write."""
 PAIR = {"prompt": "what?", "response": "the dog"}

@@ -16,6 +16,7 @@ import pytest
 
 from tests.resume.forking import Forks
 from tests.tiny_models import build_tiny_bert, build_tiny_llama, build_tiny_t5
+from tests.tiny_vision import build_tiny_vision
 
 if TYPE_CHECKING:
     from tests.machine.late_device import LateDevice
@@ -97,6 +98,12 @@ def tiny_masked_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a seeded T5."""
     return build_tiny_t5(tmp_path_factory.mktemp("models") / "t5")
+
+
+@pytest.fixture(scope="session")
+def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a seeded ViT."""
+    return build_tiny_vision(tmp_path_factory.mktemp("models") / "vit")
 
 
 @pytest.fixture(scope="session")

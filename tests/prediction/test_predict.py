@@ -143,10 +143,25 @@ def _loaded(model: Path, kind: str) -> tuple[Any, Any]:
 
 def _classified(asked: Asked) -> list[dict[str, Any]]:
     model, tokenizer = _loaded(asked.model, "AutoModelForSequenceClassification")
+    inputs = [tokenizer(row["text"], row.get("text_pair"), return_tensors="pt") for row in asked.rows]
+    return _told(asked, model, inputs)
+
+
+def _seen(asked: Asked) -> list[dict[str, Any]]:
+    from PIL import Image
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    model = AutoModelForImageClassification.from_pretrained(asked.model).eval()
+    processor = AutoImageProcessor.from_pretrained(asked.model)
+    images = [Image.open(row["image"]["path"]).convert("RGB") for row in asked.rows]
+    return _told(asked, model, [processor(images=image, return_tensors="pt") for image in images])
+
+
+def _told(asked: Asked, model: Any, inputs: list[Any]) -> list[dict[str, Any]]:
     answers = []
-    for row in asked.rows:
+    for each in inputs:
         with torch.no_grad():
-            logits = model(**tokenizer(row["text"], row.get("text_pair"), return_tensors="pt")).logits[0]
+            logits = model(**each).logits[0]
         names = [model.config.id2label[number] for number in range(len(logits))]
         problem = asked.case.settings.get("problem_type")
         if problem == "regression":
@@ -224,6 +239,7 @@ def _filled(asked: Asked) -> list[dict[str, Any]]:
 ORACLES = {
     "masked_lm": _filled,
     "text_classification": _classified,
+    "image_classification": _seen,
     "token_classification": _tagged,
     "causal_lm": _continued,
     "sft": _answered,

@@ -115,9 +115,10 @@ def _write_grown(folder: Path, name: str, revision: str | None, model: Any) -> b
     No reader can put an adapter for more tokens on the base's own files: their embeddings have another shape. What
     those rows hold is of no account, since the adapter brings its own.
     """
-    if not has_token_embeddings(model.get_base_model()):
+    base, size = model.get_base_model(), getattr(model.config.get_text_config(), "vocab_size", None)
+    if size is None or not has_token_embeddings(base):  # a model of images or sounds
         return False
-    own, size = _own_config(name, revision, model), model.config.get_text_config().vocab_size
+    own = _own_config(name, revision, model)
     if own.get_text_config().vocab_size == size:
         return False
     config = deepcopy(model.config)

@@ -14,9 +14,22 @@ _PIPELINES = {
     "AutoModelForTokenClassification": "token-classification",
     "AutoModelForCausalLM": "text-generation",
     "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForImageClassification": "image-classification",
+    "AutoModelForSemanticSegmentation": "image-segmentation",
+    "AutoModelForObjectDetection": "object-detection",
+    "AutoModelForAudioClassification": "audio-classification",
+    "AutoModelForCTC": "automatic-speech-recognition",
 }
 """transformers' class -> its pipeline."""
-_ASKED = {"AutoModelForMaskedLM": 'f"some {pipe.tokenizer.mask_token}"'}
+_IMAGE, _SOUND = '"image.png"', '"clip.wav"'
+_ASKED = {
+    "AutoModelForMaskedLM": 'f"some {pipe.tokenizer.mask_token}"',
+    "AutoModelForImageClassification": _IMAGE,
+    "AutoModelForSemanticSegmentation": _IMAGE,
+    "AutoModelForObjectDetection": _IMAGE,
+    "AutoModelForAudioClassification": _SOUND,
+    "AutoModelForCTC": _SOUND,
+}
 """What a pipeline is asked that takes no plain text, as code."""
 _GENERATION = "base.generation_config = GenerationConfig.from_pretrained({})"
 
@@ -45,7 +58,8 @@ def _auto_class(model: Any) -> str:
 
     own = getattr(model.config, "auto_map", None) or {}
     for name in _PIPELINES:
-        if name in own or type(model) in getattr(transformers, name)._model_mapping.values():
+        known = getattr(transformers, name)._model_mapping.get(type(model.config), None)
+        if name in own or type(model) in (known if isinstance(known, tuple) else (known,)):
             return name
     return next((name for name in own if name.startswith("AutoModel")), "AutoModel")
 

@@ -188,6 +188,7 @@ def load_config(section: ModelSection) -> Any:
         )
         if not section.trust_remote_code and hasattr(config, "auto_map"):
             del config.auto_map  # transformers has classes of its own for it, and nothing else may run
+        config.architectures = config.architectures or []  # where a type has several classes, None is an error upstream
         return config
     except (OSError, ValueError, KeyError, ImportError) as error:
         if is_refusal(error):
@@ -248,8 +249,12 @@ def load_processor(section: ModelSection, kind: Any) -> Any:
     """
     path, revision, key = _place_of_tokenizer(section)
     _check_local(path, key, _PROCESSORS, _SET_TOKENIZER)
+    # Pillow resizes with other pixels than torchvision, which is not everywhere: the curve must not depend on that
+    backend = {"backend": "pil"} if kind.__name__ == "AutoImageProcessor" else {}
     try:
-        return kind.from_pretrained(path, revision=revision or "main", trust_remote_code=section.trust_remote_code)
+        return kind.from_pretrained(
+            path, revision=revision or "main", trust_remote_code=section.trust_remote_code, **backend
+        )
     except (OSError, ValueError, KeyError, ImportError) as error:
         if is_refusal(error):
             raise refuse_code(path, revision) from None

@@ -98,7 +98,8 @@ class Task(ABC):
     media: ClassVar[Mapping[str, str]] = {}
     """Columns whose values are files, and of what kind: image or audio. A row holds them as `content.media.Media`."""
     sample: ClassVar[Sequence[Row]] = ()
-    """A few rows, of which `onecurve init` makes data to begin from where the task's recipe has none as JSON lines."""
+    """A few rows, of which `onecurve init` makes data to begin from where the task's recipe has none as JSON lines.
+    A column in `media` holds the files' bytes."""
     targets: ClassVar[frozenset[str]] = frozenset({"label"})
     """The target columns, which are not an input of a trained model."""
     encoder_version: ClassVar[int] = 1

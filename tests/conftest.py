@@ -16,6 +16,7 @@ import pytest
 
 from tests.resume.forking import Forks
 from tests.tiny_models import build_tiny_bert, build_tiny_llama, build_tiny_t5
+from tests.tiny_shapes import build_tiny_detr, build_tiny_segformer
 
 if TYPE_CHECKING:
     from tests.machine.late_device import LateDevice
@@ -91,6 +92,18 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a seeded T5."""
     return build_tiny_t5(tmp_path_factory.mktemp("models") / "t5")
+
+
+@pytest.fixture(scope="session")
+def tiny_segformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a seeded SegFormer."""
+    return build_tiny_segformer(tmp_path_factory.mktemp("models") / "segformer")
+
+
+@pytest.fixture(scope="session")
+def tiny_detr(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a seeded DETR."""
+    return build_tiny_detr(tmp_path_factory.mktemp("models") / "detr")
 
 
 @pytest.fixture(scope="session")

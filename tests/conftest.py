@@ -16,6 +16,7 @@ import pytest
 
 from tests.resume.forking import Forks
 from tests.tiny_models import build_tiny_bert, build_tiny_llama, build_tiny_t5
+from tests.tiny_shapes import build_tiny_detr, build_tiny_segformer
 from tests.tiny_vision import build_tiny_vision
 
 if TYPE_CHECKING:
@@ -104,6 +105,18 @@ def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a seeded ViT."""
     return build_tiny_vision(tmp_path_factory.mktemp("models") / "vit")
+
+
+@pytest.fixture(scope="session")
+def tiny_segformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a seeded SegFormer."""
+    return build_tiny_segformer(tmp_path_factory.mktemp("models") / "segformer")
+
+
+@pytest.fixture(scope="session")
+def tiny_detr(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a seeded DETR."""
+    return build_tiny_detr(tmp_path_factory.mktemp("models") / "detr")
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,12 @@ class Survey:
         return self._ordered(list(declared), "dataset", [name for name in declared if name not in self.labels])
 
     def in_model_order(self, known: Sequence[str]) -> "Survey":
-        """Return it in the order of the labels that a model was trained on, where they are the same ones."""
+        """Return it in the order of the labels that a model was trained on, where they are the same ones.
+
+        With these labels where a task leaves them to the model: where it says so (`order`) and names none.
+        """
+        if self.order == "model" and not self.labels:
+            return replace(self, labels=list(known))
         rows = rows_by_name(self.labels, known)
         if self.order == "recipe" or not rows:
             return self

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from onecurve.config import DataSection
 from onecurve.data.class_labels import by_name, declared, of_schema, with_labels
+from onecurve.data.coco import coco_rows, is_coco
 from onecurve.data.conll import read_conll
 from onecurve.data.delimited import Split, are_quoted, split_literally, split_quoted
 from onecurve.data.rows import Broken, Columns, Located
@@ -83,7 +84,7 @@ def _json_object(value: Any, place: str) -> Located | Broken:
 
 
 def read_json(path: Path, settings: DataSection, columns: Columns) -> Records:
-    """Yield the objects of one list, or of the list under `data`."""
+    """Yield the objects of one list, or of the list under `data`; or a row an image of COCO's format."""
     with open_text(path, settings.encoding) as file:
         text = file.read()
     if MARK in text:
@@ -95,6 +96,9 @@ def read_json(path: Path, settings: DataSection, columns: Columns) -> Records:
         raise DataError(
             f"invalid JSON: {error}.", where=str(path), fix="If it has one object per line, set data.format: jsonl."
         ) from None
+    if is_coco(content):
+        yield from coco_rows(content, path)
+        return
     if isinstance(content, dict):
         content = content.get("data")
     if not isinstance(content, list):

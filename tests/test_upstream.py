@@ -37,6 +37,7 @@ RELIED_ON = [
     ("torch", "_dynamo", "limits of how many graphs are compiled"),
     ("torch", "_foreach_mul_", "unscales gradients in one kernel"),
     ("torch", "_foreach_norm", "norms of all gradients in one kernel, in float32"),
+    ("torch.Tensor", "_version", "whether a buffer was written to"),
     ("torch._ops.OpOverload", "_schema", "an operator's name, and whether it writes to its argument"),
     ("torch.nn.modules.batchnorm", "_BatchNorm", "all kinds of batch normalisation"),
     ("torch.utils._pytree", "tree_leaves", "tensors within what modules take and return"),

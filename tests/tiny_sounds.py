@@ -87,13 +87,13 @@ def build_tiny_wav2vec2(
 
 
 def build_tiny_ast(folder: Path, weights: Any = None) -> Path:
-    """Write an Audio Spectrogram Transformer of two layers that reads a window of 1.3 seconds."""
+    """Write an Audio Spectrogram Transformer of two layers that reads a window of a second."""
     import torch
     from transformers import ASTConfig, ASTFeatureExtractor
 
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    made = ASTConfig(**shape, max_length=128, num_mel_bins=16, hidden_dropout_prob=0.1)
-    ASTFeatureExtractor(max_length=128, num_mel_bins=16).save_pretrained(folder)
+    made = ASTConfig(**shape, max_length=96, num_mel_bins=16, hidden_dropout_prob=0.1)
+    ASTFeatureExtractor(max_length=96, num_mel_bins=16).save_pretrained(folder)
     if weights is None:
         made.save_pretrained(folder)
         return folder

@@ -240,3 +240,18 @@ def test_the_copies_that_an_adapter_trains_do_what_the_layers_do(what):
     assert sorted(names) == sorted(f"buffer/{name}" for name in copies)
     snapshot.restore()
     assert all(torch.equal(value, before[name]) for name, value in made.named_buffers())
+
+
+@pytest.mark.parametrize("what", ["frozen", "train"])
+def test_the_gradient_of_a_single_example_is_right_behind_a_transposed_view(what):
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.BatchNorm2d(6)).double()
+    made[0].running_mean.normal_()
+    settle_batch_norm(made, what)
+    made.train()
+    image, factors = torch.randn(1, 6, 4, 3, dtype=torch.double), torch.randn(1, 12, 6, dtype=torch.double)
+
+    def loss(image):
+        return (made(image).flatten(2).transpose(1, 2) * factors).sum()
+
+    assert torch.autograd.gradcheck(loss, image.requires_grad_(), check_undefined_grad=False)

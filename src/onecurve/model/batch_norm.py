@@ -29,6 +29,7 @@ def settle_batch_norm(model: Any, what: str) -> None:
         (name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)
     ]
     for name, module in layers:
+        module.register_forward_hook(_lay_out_gradient)
         if what == "train" and isinstance(module, nn.SyncBatchNorm):
             raise ConfigError(
                 f"{name} normalises by the micro-batches of all ranks: the curve would depend on their number.",
@@ -87,6 +88,16 @@ def statistics_of(model: Any) -> "Statistics":
     if not hasattr(model, "batch_statistics"):
         model.batch_statistics = Statistics(model)
     return model.batch_statistics
+
+
+def _lay_out_gradient(module: nn.Module, _: Any, output: Tensor) -> None:
+    """Have the gradient of a single example's output come in laid out as usual.
+
+    Where it comes from a transposed view, as behind `flatten(2).transpose(1, 2)`, torch 2.13 takes it for channels last
+    by its strides and computes wrong gradients on CPUs, in training and in evaluation mode.
+    """
+    if output.requires_grad and len(output) == 1:
+        output.register_hook(Tensor.contiguous)
 
 
 def _stay(module: nn.Module, mode: bool = True) -> nn.Module:

@@ -48,7 +48,7 @@ class SoundTask(base.Task):
 
     Settings: ClassVar[type[Settings]] = SoundSettings
     media: ClassVar[Mapping[str, str]] = {"audio": "audio"}
-    packages: ClassVar[frozenset[str]] = frozenset({"soundfile"})
+    packages: frozenset[str] = frozenset({"soundfile"})
 
     def without_effect(self, reading: Processing | None = None) -> Mapping[str, str]:
         unread: dict[str, str] = dict(base.NO_TEXT_OUT)

@@ -108,7 +108,7 @@ class Task(Labelled):
         for shade in range(120, 248, 4)
         for red in (True, False)
     ]
-    packages: ClassVar[frozenset[str]] = frozenset({"PIL"})
+    packages: frozenset[str] = frozenset({"PIL"})
 
     def __init__(self, settings: ImageClassificationSettings) -> None:
         super().__init__(settings)

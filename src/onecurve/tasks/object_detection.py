@@ -80,7 +80,7 @@ class Task(base.Task):
     targets: ClassVar[frozenset[str]] = frozenset({"objects"})
     terms: Mapping[str, float] = {"boxes": 1.0, "classes": 1.0}
     metric_names: Sequence[str] = ("loss", "map", "map_50", "map_75")
-    packages: ClassVar[frozenset[str]] = frozenset({"PIL", "scipy", "faster_coco_eval"})
+    packages: frozenset[str] = frozenset({"PIL", "scipy", "faster_coco_eval"})
 
     def without_effect(self, reading: Processing | None = None) -> Mapping[str, str]:
         return base.NO_TEXT_OUT

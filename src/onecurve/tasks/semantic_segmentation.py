@@ -74,7 +74,7 @@ class Task(base.Task):
     media: ClassVar[Mapping[str, str]] = {"image": "image", "mask": "image"}
     targets: ClassVar[frozenset[str]] = frozenset({"mask"})
     metric_names: Sequence[str] = ("loss", "mean_iou", "pixel_accuracy", "mean_accuracy")
-    packages: ClassVar[frozenset[str]] = frozenset({"PIL"})
+    packages: frozenset[str] = frozenset({"PIL"})
 
     def without_effect(self, reading: Processing | None = None) -> Mapping[str, str]:
         return base.NO_TEXT_OUT

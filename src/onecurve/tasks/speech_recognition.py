@@ -63,7 +63,7 @@ class Task(SoundTask):
         {"audio": beep(hertz), "text": text} for hertz, text in [(300, "1"), (900, "2")] * 6
     ]
     targets: ClassVar[frozenset[str]] = frozenset({"text"})
-    packages: ClassVar[frozenset[str]] = SoundTask.packages | {"jiwer"}
+    packages: frozenset[str] = SoundTask.packages | {"jiwer"}
     metric_names: Sequence[str] = ("loss", "wer", "cer")
     lower_is_better: ClassVar[frozenset[str]] = frozenset(metric_names)
 

@@ -167,7 +167,7 @@ PARTS: dict[int, dict[str, Callable[[Bench], Numbers]]] = {
     2: {
         "tests of attention": run_tests("tests/gpu/test_packed_attention.py", "tests/gpu/test_masked_attention.py"),
         "tests of activations": run_tests("tests/gpu/test_activations.py"),
-        "tests on the device": run_tests("tests/gpu/test_on_device.py"),
+        "tests on the device": run_tests("tests/gpu/test_on_device.py", "tests/gpu/test_waiting.py"),
         "tests of curves, fp32": run_tests("tests/gpu/test_cuda.py", "-k", "fp32"),
         "tests of curves, others": run_tests("tests/gpu/test_cuda.py", "-k", "not fp32"),
         "tests of runs": run_tests("tests/gpu/test_runs.py", "tests/gpu/test_saving.py"),

@@ -17,6 +17,7 @@ import pytest
 from tests.resume.forking import Forks
 from tests.tiny_models import build_tiny_bert, build_tiny_llama, build_tiny_t5
 from tests.tiny_shapes import build_tiny_detr, build_tiny_segformer
+from tests.tiny_sounds import build_tiny_ast, build_tiny_wav2vec2
 from tests.tiny_vision import build_tiny_vision
 
 if TYPE_CHECKING:
@@ -59,6 +60,32 @@ def pytest_configure(config: pytest.Config) -> None:
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a seeded Llama with a ChatML template."""
     return build_tiny_llama(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_wav2vec2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a seeded wav2vec2 that classifies."""
+    from transformers import Wav2Vec2ForSequenceClassification
+
+    return build_tiny_wav2vec2(
+        tmp_path_factory.mktemp("models") / "wav2vec2", weights=Wav2Vec2ForSequenceClassification
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_ctc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a seeded wav2vec2 that writes the letters a, b and c."""
+    from transformers import Wav2Vec2ForCTC
+
+    return build_tiny_wav2vec2(tmp_path_factory.mktemp("models") / "ctc", letters="abc", weights=Wav2Vec2ForCTC)
+
+
+@pytest.fixture(scope="session")
+def tiny_ast(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a seeded AST."""
+    from transformers import ASTForAudioClassification
+
+    return build_tiny_ast(tmp_path_factory.mktemp("models") / "ast", weights=ASTForAudioClassification)
 
 
 @pytest.fixture

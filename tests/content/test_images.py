@@ -9,7 +9,7 @@ import numpy
 import pytest
 from PIL import Image
 
-from onecurve.content.images import decode_image, image_size, plain_png
+from onecurve.content.images import boxed_png, decode_image, image_size, plain_png
 from onecurve.errors import BadRow
 
 CORNERS = numpy.zeros((4, 6, 3), numpy.uint8)
@@ -142,6 +142,13 @@ NOISE = numpy.random.default_rng(0).integers(0, 256, (64, 64, 3), numpy.uint8)
 def test_what_cannot_be_read_is_told_why(data, why):
     with pytest.raises(BadRow, match=rf"^photo.png .*{why}"):
         decode_image(data, "photo.png")
+
+
+def test_a_box_is_where_it_was_asked_for():
+    expected = numpy.zeros((5, 5), numpy.uint8)
+    expected[1:4, 2:4] = 7
+    drawn = Image.open(io.BytesIO(boxed_png(b"\7", b"\0", (2, 1, 2, 3), 5)))
+    assert drawn.mode == "L" and numpy.array_equal(numpy.asarray(drawn), expected)
 
 
 def test_a_plain_image_is_one_that_pillow_reads():

@@ -80,12 +80,33 @@ def image_size(data: bytes, name: str = "image") -> tuple[int, int]:
 
 def plain_png(colour: tuple[int, int, int], size: int = 16) -> bytes:
     """Return a square PNG file of one colour, made without Pillow: a sample for a task to begin with."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", size, size, 8, 2, 0, 0, 0)
-    pixels = b"IDAT" + zlib.compress((b"\0" + bytes(colour) * size) * size)
+    return boxed_png(bytes(colour), bytes(colour), (0, 0, 0, 0), size)
+
+
+def boxed_png(inside: bytes, outside: bytes, box: tuple[int, int, int, int], size: int = 32) -> bytes:
+    """Return a square PNG file with a filled box, made without Pillow: a sample for a task to begin with.
+
+    Args:
+        inside: The pixels in the box: one byte, grey, or three, RGB.
+        outside: The others.
+        box: Left, top, width, height.
+        size: Of the square.
+    """
+    left, top, width, height = box
+    plain, crossed = outside * size, outside * left + inside * width + outside * (size - left - width)
+    lines = b"".join(b"\0" + (crossed if top <= number < top + height else plain) for number in range(size))
+    header = b"IHDR" + struct.pack(">IIBBBBB", size, size, 8, 0 if len(inside) == 1 else 2, 0, 0, 0)
+    pixels = b"IDAT" + zlib.compress(lines)
     chunks = (header, pixels, b"IEND")
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks
     )
+
+
+def boxed_samples() -> list[tuple[tuple[int, int, int, int], bytes]]:
+    """Return a few boxes, each with an image of it."""
+    boxes = ((4, 4, 12, 12), (10, 6, 16, 12), (2, 16, 10, 10), (14, 14, 14, 16)) * 3
+    return [(box, boxed_png(b"\xc8\x28\x28", b"\x14\x14\x14", box)) for box in boxes]
 
 
 def _open(data: bytes) -> Any:

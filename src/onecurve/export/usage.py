@@ -67,10 +67,13 @@ def _auto_class(model: Any) -> str:
 def _transformers_loads(model: Any) -> bool:
     """Whether transformers can put the adapter on a base without PEFT's own model class around it."""
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+    from transformers import PreTrainedModel
 
     config = model.peft_config["default"]
     if config.is_prompt_learning or config.is_adaption_prompt or config.peft_type.value == "BOTTLENECK":
         return False
+    if type(model.get_base_model()).load_adapter is not PreTrainedModel.load_adapter:
+        return False  # wav2vec2 and its kin load adapters of another kind by that name
     return not PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type].uses_shared_state
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, model_validator
 
 from onecurve.config import nearest
-from onecurve.content.images import decode_image
+from onecurve.content.images import boxed_samples, decode_image
 from onecurve.content.labels import in_natural_order, label_name
 from onecurve.content.media import read_media
 from onecurve.content.objects import Object, inside, read_objects
@@ -76,6 +76,9 @@ class Task(base.Task):
         "image": "an image file",
         "objects": 'objects: {"bbox": [[x, y, width, height], ...], "category": [...]} in pixels, or a list of such',
     }
+    sample: ClassVar[Sequence[Row]] = [
+        {"image": image, "objects": {"bbox": [list(box)], "category": ["square"]}} for box, image in boxed_samples()
+    ]
     media: ClassVar[Mapping[str, str]] = {"image": "image"}
     targets: ClassVar[frozenset[str]] = frozenset({"objects"})
     terms: Mapping[str, float] = {"boxes": 1.0, "classes": 1.0}
@@ -255,16 +258,11 @@ class Task(base.Task):
         return {"loss": loss, **score_detections(pairs, survey.labels)}
 
     def answers(self, outputs: Any, batch: Batch, examples: Sequence[Example], survey: Survey) -> list[Answer]:
-        return [
-            {
-                "objects": [
-                    {"label": survey.labels[label], "score": score, "box": _named(box)}
-                    for label, score, box in one
-                    if score >= self.settings.threshold
-                ]
-            }
-            for one in _best(outputs, batch)
-        ]
+        def told(label: int, score: float, box: Any) -> Answer:
+            return {"label": survey.labels[label], "score": score, "box": _named(box)}
+
+        least = self.settings.threshold
+        return [{"objects": [told(*each) for each in one if each[1] >= least]} for one in _best(outputs, batch)]
 
     def reference(self, example: Example, survey: Survey) -> Answer:
         pairs = zip(example["classes"], example["boxes"], strict=True)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import model_validator
 
-from onecurve.content.images import decode_image
+from onecurve.content.images import boxed_png, boxed_samples, decode_image
 from onecurve.content.labels import are_placeholders, label_name
 from onecurve.content.masks import UNLABELLED, PixelClasses, decode_mask, run_lengths
 from onecurve.content.media import read_media
@@ -71,6 +71,9 @@ class Task(base.Task):
         "image": "an image file",
         "mask": "an image file of one channel and the same size, whose pixels are the numbers of classes",
     }
+    sample: ClassVar[Sequence[Row]] = [
+        {"image": image, "mask": boxed_png(b"\1", b"\0", box)} for box, image in boxed_samples()
+    ]
     media: ClassVar[Mapping[str, str]] = {"image": "image", "mask": "image"}
     targets: ClassVar[frozenset[str]] = frozenset({"mask"})
     metric_names: Sequence[str] = ("loss", "mean_iou", "pixel_accuracy", "mean_accuracy")

@@ -73,5 +73,5 @@ def test_less_memory_draws_the_same_curve(forks, recipe, kept, tmp_path, how, le
 
 def test_selective_is_refused_under_zero_3(forks, recipe, tmp_path):
     run = forks.launch(recipe, tmp_path / "run", "zero3", "--train.activations", "selective")
-    assert "train.activations: selective does not work where ZeRO-3" in run.stderr
+    assert "train.activations: selective does not work with ZeRO-3" in run.stderr
     assert not run.output_dir.exists()

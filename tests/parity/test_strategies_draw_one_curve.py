@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from onecurve.config import TaskSection
 from onecurve.tasks import load_task
 from tests.launching import write_recipe
-from tests.tasks.contract import all_cases
+from tests.tasks.contract import all_cases, rows_of
 
 pytestmark = pytest.mark.distributed
 
@@ -30,8 +30,9 @@ def recipes(tmp_path_factory, request):
 
 
 def _recipe(folder, case, model):
+    rows = rows_of(case, load_task(TaskSection(name=case.task, **case.settings)))
     data = folder / f"{case.task}.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in islice(cycle(case.rows), 46)))
+    data.write_text("".join(json.dumps(row) + "\n" for row in islice(cycle(rows), 46)))
     return write_recipe(
         folder / f"{case.task}.yaml",
         output_dir="unused",

@@ -121,7 +121,7 @@ class Runs:
         if ended.exit_code == 0:
             return False
         self.kills += 1
-        self.hits += any(path.suffix for path in (self.output_dir / "checkpoints").iterdir())
+        self.hits += any(path.suffix for path in (self.output_dir / "checkpoints").glob("*"))
         return True
 
     def _check_where_it_went_on(self, run: Finished) -> None:

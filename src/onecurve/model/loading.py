@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from onecurve.adapters import add_adapter, check_adapter, continued_by, try_adapter
 from onecurve.config import ModelSection, Recipe
@@ -186,7 +187,7 @@ def _load_pretrained(
         fit, axes, remark = settle_head(read_fit(from_pretrained, section.path), head, auto_model, config)
         if section is recipe.model:  # an adapter that is trained further fits: it has been trained
             try_adapter(fit.skeleton, recipe.peft, task_type, fit.new_modules)
-    with _partitioned_in(options["dtype"]):
+    with whole_parameters() if _reads_its_weights(fit.skeleton) else _partitioned_in(options["dtype"]):
         model, found = from_pretrained(
             ignore_mismatched_sizes=True,  # of the head, which `read_fit` has made sure of
             key_mapping=_set_aside(fit),
@@ -229,6 +230,14 @@ def _pad_without_effect(model: Any, recipe: Recipe) -> None:
             module.padding_idx = None
     if generation := getattr(model, "generation_config", None):
         generation.pad_token_id = getattr(model.config.get_text_config(), "pad_token_id", None)
+
+
+def _reads_its_weights(skeleton: nn.Module) -> bool:
+    """Whether building a model reads weights, so that ZeRO-3 cannot partition them meanwhile: its engine does later.
+
+    DETR and its kin copy those of batch normalisation; wav2vec2 and its kin compute those of a convolution.
+    """
+    return any(is_parametrized(module) or "FrozenBatchNorm" in type(module).__name__ for module in skeleton.modules())
 
 
 def _set_aside(fit: Fit) -> dict[str, str] | None:

@@ -62,6 +62,7 @@ def test_it_trains_alike_everywhere_and_its_statistics_move_along(recipe, forks,
     moved = [name for name, value in before.items() if not torch.equal(value, after[name])]
     assert moved == ([] if what == "frozen" else [*before])
     run = wholes["zero3"].output_dir
-    assert main(["checkpoint", "convert", str(run / "checkpoints/step-00000006"), str(tmp_path / "converted")]) == 0
+    step, target = str(run / "checkpoints/step-00000006"), str(tmp_path / "converted")
+    assert main(["checkpoint", "convert", step, target, "--trust_remote_code"]) == 0
     ours, written = (load_file(folder / "model.safetensors") for folder in (tmp_path / "converted", run / "model"))
     assert ours.keys() == written.keys() and all(torch.equal(ours[name], written[name]) for name in ours)

@@ -85,6 +85,7 @@ def test_forms_that_draw_the_curve_pass(parity, capsys):
     assert said.out.rstrip().endswith("passed")
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_form_that_parts_later_is_seen_and_the_step_and_the_tensor_are_named(parity, tmp_path, monkeypatch, capsys):
     """From step 3 on several ranks get one tensor's gradient wrong."""

@@ -118,6 +118,7 @@ def learnt(forks, recipe, tmp_path_factory):
     return forks.train(recipe, tmp_path_factory.mktemp("learnt") / "run", "ddp", "--peft.method", "lora", *steps)
 
 
+@pytest.mark.slow  # tests/prediction says so of every task, whose runs are shorter
 def test_predict_says_what_plain_transformers_computes(learnt, finished, tmp_path):
     from transformers import pipeline
 

@@ -1,4 +1,4 @@
-"""What a model that finds places in an image reads of it: all of it, resized and normalised as its processor says."""
+"""The sizes in which a model that finds places in images reads them: all of an image, resized as its processor says."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,7 +6,6 @@ from onecurve.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy
-    from PIL import Image
 
 
 def size_read(processor: Any) -> tuple[int, int]:
@@ -56,11 +55,3 @@ def on_canvas(pixels: "numpy.ndarray", canvas: tuple[int, int]) -> tuple["numpy.
     padded[:, :height, :width] = pixels
     mask[:height, :width] = 1
     return padded, mask
-
-
-def normalised(image: "Image.Image", processor: Any) -> "numpy.ndarray":
-    """Return an image that has its final size as the model reads it: float32 [channels, height, width]."""
-    import numpy
-
-    found = processor(images=image, do_resize=False, do_center_crop=False, do_pad=False, return_tensors="np")
-    return numpy.asarray(found["pixel_values"][0], dtype="float32")

@@ -11,7 +11,8 @@ from onecurve.content.images import boxed_samples, decode_image
 from onecurve.content.labels import in_natural_order, label_name
 from onecurve.content.media import read_media
 from onecurve.content.objects import Object, inside, read_objects
-from onecurve.content.placed_pixels import normalised, on_canvas, sizes_read
+from onecurve.content.pixel_values import pixel_values
+from onecurve.content.placed_pixels import on_canvas, sizes_read
 from onecurve.errors import ConfigError, DataError
 from onecurve.losses.detection import (
     CRITERIA,
@@ -167,7 +168,7 @@ class Task(base.Task):
         image = decode_image(read_media(example["image"]))
         output, canvas = sizes_read(reading.processor, image.size)
         image, geometry = augmented(image, rng, self.settings, training, output)
-        pixels = normalised(geometry.image(image, reading.processor.resample), reading.processor)
+        pixels = pixel_values(geometry.image(image, reading.processor.resample), reading.processor)
         padded, mask = on_canvas(pixels, canvas)
         found: Example = {"pixel_values": padded, "sizes": geometry.size, "num_items": example["num_items"]}
         if canvas != output or reading.processor.size.get("longest_edge"):

@@ -9,7 +9,8 @@ from onecurve.content.images import boxed_png, boxed_samples, decode_image
 from onecurve.content.labels import are_placeholders, label_name
 from onecurve.content.masks import UNLABELLED, PixelClasses, decode_mask, run_lengths
 from onecurve.content.media import read_media
-from onecurve.content.placed_pixels import normalised, size_read
+from onecurve.content.pixel_values import pixel_values
+from onecurve.content.placed_pixels import size_read
 from onecurve.errors import ConfigError
 from onecurve.tasks import base
 from onecurve.tasks._placing import PlacingSettings, augmented, label_config, stacked
@@ -131,7 +132,7 @@ class Task(base.Task):
         image = decode_image(read_media(example["image"]))
         image, geometry = augmented(image, rng, self.settings, training, size_read(reading.processor))
         seen = geometry.image(image, reading.processor.resample)
-        found = {"pixel_values": normalised(seen, reading.processor), "sizes": image.size, "num_items": 0}
+        found = {"pixel_values": pixel_values(seen, reading.processor), "sizes": image.size, "num_items": 0}
         if "mask" not in example:
             return found
         classes = self._classes(example["num_labels"], reading)

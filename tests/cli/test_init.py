@@ -126,6 +126,13 @@ def test_a_task_without_a_sample_gives_its_columns(folder, tmp_path, capsys):
     assert set(rows(folder, "train")[0]) == {"text", "label"}
 
 
+def test_a_project_has_every_folder_that_its_recipe_names(folder):
+    assert main(["init", "project", "--task", "seq2seq_lm"]) == 0
+    model = YAML(typ="safe", pure=True).load((folder / "recipe.yaml").read_text())["model"]
+    assert (folder / model["path"] / "config.json").is_file()
+    assert (folder / model["tokenizer"] / "tokenizer.json").is_file()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", task_names())
 def test_the_written_recipe_trains(folder, monkeypatch, task):
@@ -133,6 +140,8 @@ def test_the_written_recipe_trains(folder, monkeypatch, task):
     recipe = folder / "recipe.yaml"
     tiny = YAML(typ="safe", pure=True).load(recipe.read_text())["model"]["path"]
     paths = {"model.path": tiny, "data.train": "data/train.jsonl", "data.eval": "data/eval.jsonl"}
+    if task == "seq2seq_lm":
+        paths["model.tokenizer"] = "tiny-llama"
     here = [word for key, path in paths.items() for word in (f"--{key}", str(folder / path))]
     run = train(recipe, folder / "run", "python", *here, "--data.cache_dir", str(folder / "cache"))
     losses = [step["loss"] for step in run.events("train")]

@@ -31,7 +31,7 @@ _START = {
     "checkpoint": {"every": 0},
 }
 """Where the task's recipe in recipes/ does not say otherwise, or there is none."""
-_FOR_FEW_ROWS = {"optim": {"warmup_steps": 2}, "train": {"epochs": 10}, "eval": {"every": 10}}
+_FOR_FEW_ROWS = {"optim": {"warmup_steps": 2}, "train": {"epochs": 20}, "eval": {"every": 10}}
 """Whatever that recipe says."""
 
 
@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the folder and say how to go on."""
+    from onecurve.config import BY_SPLIT
     from onecurve.config.commented import commented_recipe
     from onecurve.machine import files
     from onecurve.tasks import find_task
@@ -63,8 +64,12 @@ def run(arguments: argparse.Namespace) -> int:
     tiny = tiny if (files.root() / tiny).is_dir() and tiny.startswith("recipes/") else _TINY_MODEL
     values = _merge(_merge(_START, template), _merge(_FOR_FEW_ROWS, _chosen(arguments, Path(tiny).name)))
     values["data"] |= {"columns": {name: name for name in splits["train"][0]}}
-    for section, key in (("data", "test"), ("train", "max_steps")):
-        values[section].pop(key, None)
+    for key in ("data.test", "train.max_steps", *BY_SPLIT):  # the sample is JSON lines
+        section, _, name = key.partition(".")
+        values[section].pop(name, None)
+    tokenizer = values["model"].pop("tokenizer", "")  # of the tiny model; a pretrained one brings its own
+    if tokenizer and not arguments.model:
+        values["model"]["tokenizer"] = Path(tokenizer).name
     recipe = commented_recipe(values, task.Settings, _notes(task, arguments.model))
 
     (folder / "data").mkdir(parents=True, exist_ok=True)
@@ -73,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         rows = [_with_files(row, f"{name}-{number:02d}", folder / "data") for number, row in enumerate(rows)]
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / "data" / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    copied = [*_LAUNCH_FILES, *([] if arguments.model else [tiny])]
+    copied = [*_LAUNCH_FILES, *([] if arguments.model else filter(None, [tiny, tokenizer]))]
     for name in copied:
         shutil.copytree(files.root() / name, folder / Path(name).name)
     print(f"{folder} has recipe.yaml, data/, {', '.join(f'{Path(name).name}/' for name in copied)}. Now:")  # noqa: T201

@@ -108,7 +108,7 @@ def test_a_form_that_parts_later_is_seen_and_the_step_and_the_tensor_are_named(p
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_a_form_that_trains_nothing_is_seen(parity, tmp_path, monkeypatch, capsys):
-    plant(tmp_path, "strategy.update = lambda: (strategy.optimizer.zero_grad() or 1.0, False)")
+    plant(tmp_path, "strategy.update = lambda norm: (strategy.optimizer.zero_grad() or 1.0, False)")
     monkeypatch.chdir(tmp_path)
     words = ["--steps", "2", "--forms", "ddp", "--ranks", "2", "--micro_batch_sizes", "4", "--optim.name", "sgd"]
     code, report = parity(*words)

@@ -30,6 +30,7 @@ def read_media(media: Mapping[str, str]) -> bytes:
         raise DataError(
             "has changed since the data were read.",
             where=str(path),
-            fix="Put the old file back; or, to use the new one, touch the file that lists it and launch again.",
+            fix="Put the old file back. To use the new one, touch the table that lists it, if one does, and launch "
+            "again; a run that has begun then needs data in train.allow_changes.",
         )
     return content

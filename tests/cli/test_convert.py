@@ -178,6 +178,7 @@ def test_an_adapter_whose_base_is_gone_is_refused_by_the_base_s_name(adapted, tm
         assert f"no such folder: '{tmp_path / 'gone' / 'llama'}'" in said
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_converted_checkpoint(folder, classified, tmp_path):
     assert convert(classified.output_dir, tmp_path / "model", "--which", "best") == 0
     path = recipe(folder, "text_classification", tmp_path / "model", optim={"lr": 1e-12})

@@ -111,7 +111,8 @@ def test_where_tokens_are_counted_it_says_to_halve_them(launch_short, tmp_path):
     assert "train.micro_batch_size auto, in place of micro_batch_tokens, finds" in run.stderr
 
 
-@pytest.mark.parametrize(("how", "ranks"), [("python", 1), pytest.param("ddp", 2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "ranks"), [("python", 1), ("ddp", 2)])
 def test_auto_finds_a_size_that_fits_and_draws_the_same_curve(launch_short, forks, recipe, tmp_path, how, ranks):
     run = launch_short(TIGHT, tmp_path / "auto", how, ranks, "--train.micro_batch_size", "auto")
     assert run.exit_code == 0, run.stderr[-3000:]

@@ -130,6 +130,7 @@ def graphs():
     return counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.slow
 def test_another_length_is_no_other_graph_and_too_many_graphs_end_the_run(traced, monkeypatch):
     monkeypatch.setattr(compilation, "_GRAPHS", 1)
     sizes = {"num_hidden_layers": 2}

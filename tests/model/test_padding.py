@@ -157,6 +157,7 @@ def test_an_end_token_that_pads_is_learnt_from_as_where_it_does_not(tmp_path: Pa
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_run_starts_the_same_with_any_micro_batch_and_saves_what_it_padded_with(forks: Any, tmp_path: Path) -> None:
     model = without_padding(build_tiny_llama(tmp_path / "llama", attention_dropout=0.0), pad_token_id=0)
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))

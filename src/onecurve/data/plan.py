@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onecurve.config import Recipe
+from onecurve.config import DataSection, Recipe, weights_of
 from onecurve.data.micro_batches import Cut
-from onecurve.data.mixture import Mixture
+from onecurve.data.mixture import Mixture, weights_at, whole_weights
 from onecurve.data.order import shuffled
 from onecurve.data.position import Position
 from onecurve.errors import ConfigError
@@ -219,7 +219,16 @@ def plan_run(splits: "Sequence[Split]", recipe: Recipe) -> BatchPlan:
         _check_longest(_scoring_cut(other, recipe), other.name)
     plan = BatchPlan(split.num_items, recipe.seed, train.global_batch_size, train.examples_a_pass)
     plan = replace(plan, max_steps=train.max_steps or plan.num_steps(train.epochs or 1))
+    plan = replace(plan, mixture=_mixture({one.title: len(one) for one in split.sets}, recipe.data))
     return replace(plan, cut=cut) if cut.by_length or cut.tokens else plan
+
+
+def _mixture(sizes: dict[str, int], data: DataSection) -> Mixture | None:
+    """Return the mixture of named sources of these sizes; None where they are only joined."""
+    if data.temperature is not None:
+        return Mixture(sizes, weights_at(data.temperature, sizes))
+    weights = weights_of(data.train)
+    return Mixture(sizes, whole_weights(weights)) if weights else None
 
 
 def plan_scoring(split: "Split", recipe: Recipe) -> Step:

@@ -1,4 +1,4 @@
-"""Writes posts-train.csv and posts-dev.csv: short posts on invented companies, made of patterns, with how good the news is."""
+"""Writes posts-train.csv and posts-dev.csv: posts on invented companies, made of patterns, with the mood of each."""
 
 import csv
 import random
@@ -7,7 +7,7 @@ from pathlib import Path
 NAMES = "Curavela Brennoco Tillmar Ostervik Pallanto Quillfen Marrowby Zephlin Dorrance Inkwell".split()
 PATTERNS = {
     "positive": ["{} up again today, love it", "huge quarter for {}!", "{} beats everyone this year", "buying more {}"],
-    "negative": ["{} down again today, ouch", "awful quarter for {}", "{} loses to everyone this year", "dumping my {}"],
+    "negative": ["{} down again today", "awful quarter for {}", "{} loses to everyone this year", "dumping my {}"],
     "neutral": ["{} reports on Thursday", "who runs {} these days?", "reading the annual report of {}"],
 }
 

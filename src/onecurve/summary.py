@@ -177,7 +177,9 @@ def _describe_columns(splits: list[Split], task: Task) -> str:
     read: dict[str, str] = {}
     for split in splits:
         read = split.columns.read | read
-    others = {_mapped(one.columns.read): one.title for one in splits if one.columns.read.items() - read.items()}
+    others = {
+        _mapped(one.columns.read): one.title for one in splits if one.title and one.columns.read.items() - read.items()
+    }
     differing = "".join(f"; in {name} {mapped}" for mapped, name in others.items())
     unread = list(dict.fromkeys(name for split in splits for name in split.columns.unread))
     more = f" and {len(unread) - _NAMED} more" if len(unread) > _NAMED else ""

@@ -128,6 +128,7 @@ REFUSED = [
     ({"news": "news.jsonl", "tweets": "tweets.csv"}, {}, r"Set data.train.tweets.columns.text or .*label to the col"),
     ({"news": "news.jsonl", "empty": "empty.jsonl"}, {}, r"^data.train.empty: '.*empty.jsonl' has no rows"),
     ({"news": "news.jsonl", "long": "long.jsonl"}, {"on_long": "drop"}, r"^data.train.long: no example is left of"),
+    ({"n": "news.jsonl"}, {"eval": {"n": {"path": "5%", "max_samples": 1}}}, r"^data.eval.n: .* write n: 5%"),
     ("news.jsonl", {"eval": {"news": "5%"}}, r"^data.eval.news: 5% is a share of a training source"),
 ]
 

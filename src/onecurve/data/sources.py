@@ -199,7 +199,7 @@ def _settings_of(settings: DataSection, split: str, name: str) -> tuple[frozense
     """Return the keys that a named source or set has for itself, and the data section as if there were no other.
 
     Raises:
-        ConfigError: A share of a training source that there is not.
+        ConfigError: A share of a training source that there is not, or one with settings of its own.
     """
     if not name:
         return frozenset(), settings
@@ -211,6 +211,11 @@ def _settings_of(settings: DataSection, split: str, name: str) -> tuple[frozense
         if of not in entries:
             raise ConfigError(
                 f"{paths[split]} is a share of a training source, and data.train has none of this name.",
+                where=f"data.{split}.{name}",
+            )
+        if isinstance(entries[split], NamedSet):
+            raise ConfigError(
+                f"a share is read as its training source is: write {name}: {paths[split]}.",
                 where=f"data.{split}.{name}",
             )
     entry = entries[of]

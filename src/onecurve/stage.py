@@ -79,7 +79,7 @@ def _weight_files(name: str, revision: str | None) -> list[str]:
 
 
 def _examples(data: Data, root: Path) -> Iterator[str]:
-    for split in data.splits:
+    for split in data.parts:
         folder = split.examples.folder
         tokens = int(split.num_tokens.sum())
         yield f"{split.name}: {len(split):,} examples, {tokens:,} tokens, {_size(folder)} in {folder}"

@@ -15,8 +15,9 @@ from onecurve.config.suggest import meant
 from onecurve.errors import ConfigError
 
 _OPEN = {"task", "peft", "optim"}
-_BESIDE_KEYS = {"data", "model.weights", "model.code"}
-"""What a resumed run compares besides keys: the examples, the frozen weights, and a model's own code."""
+_BESIDE_KEYS = {"data", "data.weights", "model.weights", "model.code"}
+"""What a resumed run compares besides keys: the examples and a mixture's weights, the frozen weights, and a model's own
+code."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ NEEDS: dict[str, Needs] = {
         lambda r: r.model.tokenizer and not _is_folder(r.model.tokenizer),
         "it is for a model.tokenizer that is a hub name (model.revision also counts for the tokenizer of model.path)",
         "",
+    ),
+    "data.temperature": Needs(
+        lambda r: isinstance(r.data.train, dict), "data.train names no sources to divide the draws among", "name some"
     ),
     "optim.decay_steps": Needs(
         lambda r: r.optim.schedule == "wsd", "it is for optim.schedule wsd", "set optim.schedule to wsd"

@@ -17,8 +17,8 @@ class Wanted(NamedTuple):
     """The examples of a micro-batch, and what their draws are keyed by."""
 
     seed: int
-    epoch: int
-    """Pass over the data, 0-based."""
+    passes: bytes
+    """Of each example, the pass over its source, 0-based: int64 [examples]."""
     ids: bytes
     """int64 [examples]."""
 
@@ -35,8 +35,11 @@ class Collation:
         """Return the batch, on the CPU."""
         ids = np.frombuffer(wanted.ids, np.int64)
         training = self.split.name == "train"
-        within: tuple[str | int, ...] = ("example", wanted.epoch) if training else ("example", self.split.name)
-        keys = (stream_key(wanted.seed if training else 0, *within, number) for number in ids.tolist())
+        seed, passes = wanted.seed if training else 0, np.frombuffer(wanted.passes, np.int64)
+        keys = (
+            stream_key(seed, "example", number if training else self.split.name, example)
+            for number, example in zip(passes.tolist(), ids.tolist(), strict=True)
+        )
         examples = transformed(self.task, self.split.take(ids), keys, training, self.reading)
         return self.task.collate(examples, self.reading)
 

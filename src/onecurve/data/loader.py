@@ -1,7 +1,7 @@
 """Yields this rank's micro-batches of a step, on its device."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -50,7 +50,7 @@ class Loader:
             following = list(islice(self._after(step, number), workers.count if workers else 1))
             if workers:
                 workers.expect(self.split.name, following)
-            wanted = _wanted(step, ids)
+            wanted = _wanted(step, position, ids)
             batch = self._ahead.get(wanted, next(iter(following), None)) if self._ahead else self._read(wanted)
             yield MicroBatch(position, batch, counts)
 
@@ -62,7 +62,7 @@ class Loader:
         current: Step | None = step
         start = number + 1
         while current:
-            yield from (_wanted(current, ids) for _, ids, _ in self._of_rank(current)[start:])
+            yield from (_wanted(current, place, ids) for place, ids, _ in self._of_rank(current)[start:])
             current, start = current.following(), 0
 
     def _read(self, wanted: Wanted) -> Batch:
@@ -85,10 +85,15 @@ class Loader:
             return None
         return Ahead(self._read, device.enter)
 
+    @cached_property
+    def sets(self) -> tuple["Loader", ...]:
+        """A loader of each named set of the split; none where it has none."""
+        return tuple(replace(self, split=one) for one in self.split.sets)
+
     def num_tokens(self, step: Step) -> int:
         """Tokens of a step on all ranks, without padding."""
         return int(self.split.num_tokens[step.sample_ids].sum())
 
 
-def _wanted(step: Step, ids: np.ndarray) -> Wanted:
-    return Wanted(step.seed, step.epoch, ids.tobytes())
+def _wanted(step: Step, position: int, ids: np.ndarray) -> Wanted:
+    return Wanted(step.seed, step.passes_at(position).tobytes(), ids.tobytes())

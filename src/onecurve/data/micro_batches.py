@@ -34,11 +34,15 @@ class Cut:
         Returns:
             The ids of each, int64.
         """
-        if self.by_length:
-            ids = ids[np.argsort(-self.lengths[ids], kind="stable")]
-        starts = range(0, len(ids), size) if self.tokens is None else self._starts(self.lengths[ids], self.tokens)
-        parts = [ids[start:stop] for start, stop in pairwise([*starts, len(ids)])]
-        return [parts[i] for i in np.argsort([-self.cost(part) for part in parts], kind="stable")]
+        return [ids[places] for places in self.places(ids, size)]
+
+    def places(self, ids: np.ndarray, size: int) -> list[np.ndarray]:
+        """Return the same as places in `ids`: where an example comes twice, they tell its occurrences apart."""
+        order = np.argsort(-self.lengths[ids], kind="stable") if self.by_length else np.arange(len(ids))
+        lengths = self.lengths[ids[order]]
+        starts = range(0, len(ids), size) if self.tokens is None else self._starts(lengths, self.tokens)
+        parts = [order[start:stop] for start, stop in pairwise([*starts, len(ids)])]
+        return [parts[i] for i in np.argsort([-self.cost(ids[part]) for part in parts], kind="stable")]
 
     def cost(self, ids: np.ndarray) -> int:
         """Return the tokens that a micro-batch of these examples computes."""

@@ -23,9 +23,9 @@ class Best:
 
     def __init__(self, task: Task, section: EvalSection, strategy: Strategy, dev: Split | None) -> None:
         self.metric, self.patience = section.best_metric, section.patience
-        self.dev = dev.examples.folder.name if dev else ""
+        self.dev = (dev.key if dev.sets else dev.examples.folder.name) if dev else ""
         """Fingerprint of the dev examples (their cache key)."""
-        self.sign = -1 if self.metric == "loss" or self.metric in task.lower_is_better else 1
+        self.sign = -1 if _of_any_set(self.metric, dev) in {"loss", *task.lower_is_better} else 1
         self.snapshot = Snapshot(strategy)
         self._forget()
 
@@ -95,3 +95,9 @@ class Best:
 
     def __str__(self) -> str:
         return f"no improvement in {self.without} evaluations: best {self.metric} {self.value} at step {self.step}"
+
+
+def _of_any_set(metric: str | None, dev: Split | None) -> str | None:
+    """Return a metric without the name of the dev set that it is of: `loss` for `tweets/loss`."""
+    prefixes = [f"{one.title}/" for one in dev.sets] if dev and metric else []
+    return next((metric.removeprefix(prefix) for prefix in prefixes if metric and metric.startswith(prefix)), metric)

@@ -35,10 +35,22 @@ class Evaluator:
     def __call__(self, loader: Loader) -> Scores:
         """Return `loss` (exact mean over items) and the task's metrics on the split that `loader` reads.
 
-        Where the task writes texts, their scores follow, and `samples` of them.
+        Where the task writes texts, their scores follow, and `samples` of them. Where the split has named sets, the
+        scores of each follow too, as `NAME/loss`; each example is scored once.
 
         For a task with several loss terms, `loss/NAME` is the mean of each term.
         """
+        outcomes = {one.split.title: self._outcome(one) for one in loader.sets or (loader,)}
+        if not loader.sets:
+            return self._scores(loader, *outcomes.values())
+        scored = self._scores(loader, _together(outcomes))
+        for one in loader.sets:
+            own = self._scores(one, outcomes[one.split.title])
+            scored |= {f"{one.split.title}/{name}": value for name, value in own.items() if name != "samples"}
+        return scored
+
+    def _outcome(self, loader: Loader) -> "_Outcome":
+        """Run the model over a split or a set."""
         task, accelerator, counts = loader.task, loader.accelerator, loader.split.num_items
         step = plan_scoring(loader.split, self.recipe)
         total = torch.zeros(len(task.terms), dtype=torch.float64, device=accelerator.device)
@@ -54,32 +66,61 @@ class Evaluator:
                     pairs.append((micro_batch.position, task.predict(outputs, micro_batch.batch)))
                 del outputs  # large: not beside the next ones
         beat("evaluation")
-        losses = terms.means(task.terms, accelerator.reduce(total, "sum").tolist(), step.num_items)
-        loss = terms.total(task.terms, losses)
+        sums = accelerator.reduce(total, "sum").tolist()
         of_ids = {
             number: pair
             for position, part in gather_object(pairs)
             for number, pair in zip(step.micro_batches[position].tolist(), part, strict=bool(part))
         }
         assert not of_ids or len(of_ids) == len(counts), (len(of_ids), len(counts))
-        flat = [of_ids[number] for number in sorted(of_ids)]
-        return_memory()  # metrics import what they need
-        scores = [task.metrics(flat, loss, self.survey)] if accelerator.is_main_process else [None]
-        of_terms = {f"loss/{name}": value for name, value in losses.items()} if len(losses) > 1 else {}
-        scored: Scores = _broadcast(scores, accelerator) | of_terms
-        if loader.split.prompts:
-            scored |= self._texts(loader)
-        return scored | left_out(loader.split.report)
+        texts = write_texts(self.strategy, self.recipe, loader) if loader.split.prompts else []
+        written = [(text, prompt.reference) for text, prompt in zip(texts, loader.split.prompts, strict=True)]
+        samples = samples_of(loader, texts, self.recipe.eval.samples) if texts else []
+        return _Outcome(sums, step.num_items, [of_ids[number] for number in sorted(of_ids)], written, samples)
 
-    def _texts(self, loader: Loader) -> Scores:
-        """Have texts written, and return their scores and a few `samples`."""
-        task, split = loader.task, loader.split
-        assert isinstance(task, Writes)
-        texts = write_texts(self.strategy, self.recipe, loader)
-        pairs = [(text, prompt.reference) for text, prompt in zip(texts, split.prompts, strict=True)]
-        scores = [task.score_texts(pairs)] if loader.accelerator.is_main_process else [None]
-        samples = samples_of(loader, texts, self.recipe.eval.samples)
-        return _broadcast(scores, loader.accelerator) | ({"samples": samples} if samples else {})
+    def _scores(self, loader: Loader, outcome: "_Outcome") -> Scores:
+        """Return the scores of what the model said of a split or a set."""
+        task, accelerator = loader.task, loader.accelerator
+        losses = terms.means(task.terms, outcome.sums, outcome.num_items)
+        loss = terms.total(task.terms, losses)
+        return_memory()  # metrics import what they need
+        scores: list[Any] = [None]
+        if accelerator.is_main_process:
+            scores = [task.metrics(outcome.pairs, loss, self.survey)]
+            if outcome.written:
+                assert isinstance(task, Writes)
+                scores[0] |= task.score_texts(outcome.written)
+        of_terms = {f"loss/{name}": value for name, value in losses.items()} if len(losses) > 1 else {}
+        samples = {"samples": outcome.samples} if outcome.samples else {}
+        return _broadcast(scores, accelerator) | of_terms | samples | left_out(loader.split.report)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a model said of a split or a set, on every rank."""
+
+    sums: list[float]
+    """Of the loss, one a term."""
+    num_items: int | list[int]
+    pairs: list[Any]
+    """What the task predicted of each example, with the reference."""
+    written: list[tuple[str, str]]
+    """The texts that were generated, with the references."""
+    samples: list[dict[str, Any]]
+
+
+def _together(outcomes: dict[str, _Outcome]) -> _Outcome:
+    """Return the outcome of all sets of a split, from those of each."""
+    every = list(outcomes.values())
+    items = [one.num_items if isinstance(one.num_items, list) else [one.num_items] for one in every]
+    num_items = [sum(of_term) for of_term in zip(*items, strict=True)]
+    return _Outcome(
+        [sum(of_term) for of_term in zip(*(one.sums for one in every), strict=True)],
+        num_items if isinstance(every[0].num_items, list) else num_items[0],
+        [pair for one in every for pair in one.pairs],
+        [pair for one in every for pair in one.written],
+        [{"set": name, **sample} for name, one in outcomes.items() for sample in one.samples],
+    )
 
 
 def left_out(report: Report) -> Scores:

@@ -65,7 +65,7 @@ def _train(argv: list[str], start: Path, folder: Path, steps: int) -> None:
     def collate(rows: list[tuple[int, Any]]) -> dict[str, torch.Tensor]:
         # The Trainer does not say which pass over the data it is in: what is drawn is that of the first one
         ids = np.array([number for number, _ in rows])
-        batch = Collation(data.train, task, reading)(Wanted(recipe.seed, 0, ids.tobytes()))
+        batch = Collation(data.train, task, reading)(Wanted(recipe.seed, np.zeros_like(ids).tobytes(), ids.tobytes()))
         return {**batch, "sample_ids": torch.tensor([number for number, _ in rows])}
 
     recorder = Recorder(folder, steps)

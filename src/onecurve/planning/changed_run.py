@@ -12,7 +12,7 @@ from onecurve.errors import ConfigError
 from onecurve.optim import lr_at
 from onecurve.run.directory import LENGTH
 
-_MOVING = ("data", "seed", "train.global_batch_size")
+_MOVING = ("data", "data.weights", "seed", "train.global_batch_size")
 """Settings that decide which examples a step has."""
 
 Changes = dict[str, list[Any]]
@@ -72,6 +72,11 @@ def describe_changes(state: Mapping[str, Any], changes: Changes, plan: BatchPlan
             f"{'; '.join(moving)}: the run continues after {start.samples:,} samples, in pass {start.epoch + 1} over "
             f"the data, of whose {plan.num_examples:,} examples it has seen {start.offset:,}"
         )
+        if plan.mixture:
+            yield (
+                "each source goes on at the place that its share of all draws so far gives, and until its next pass "
+                "some of its examples may come once more or once less than others"
+            )
     before = state.get("max_steps", plan.max_steps)
     rates = [lr_at(state["step"] + 1, steps, recipe.optim) for steps in (before, plan.max_steps)]
     if plan.max_steps != before:

@@ -189,7 +189,7 @@ def test_a_base_of_the_hub_keeps_its_name_and_its_commit(tiny_bert, tiny_llama, 
         shutil.copytree(source, repository / "snapshots" / COMMIT)
     monkeypatch.setenv("HF_HUB_CACHE", str(cache))
     parent.mkdir()
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", HUB, parent], check=True, cwd=root, env={**os.environ, "PYTHONPATH": "."})
     for name, base in (("labels-3", "org/bert"), ("language", "org/llama")):
         settings = json.loads((parent / name / "adapter_config.json").read_text())

@@ -230,3 +230,9 @@ def test_images_that_a_table_may_refer_to_are_not_named_as_left_out(tmp_path: Pa
     (folder / "rows.jsonl").unlink()
     each = open_source("data.train", str(folder), DataSection(train="x"), columns, media=media)
     assert left_out_files([each]) == {folder: [Path("about.pdf")]}
+
+
+def test_a_folder_without_data_is_refused_with_what_it_has(tmp_path: Path) -> None:
+    folder = put(tmp_path, "README.md", *(f"{number}.docx" for number in range(6)))
+    with pytest.raises(ConfigError, match=r"has no data files, but 0.docx, 1.docx, 2.docx, 3.docx, 4.docx, \.\.\.\."):
+        open_source("data.train", str(folder), DataSection(train="x"), {"text": ""})

@@ -25,6 +25,7 @@ SPLITS = {
 """Split -> the words that stand for it in the names of files and folders."""
 _WORDS = {word: split for split, words in SPLITS.items() for word in words}
 _ABOUT = re.compile(r"(readme|license|licence|notice|citation|changelog|contributing|requirements)\b.*", re.IGNORECASE)
+_NAMED = 5
 _STATE = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _FRONT_MATTER = re.compile(r"---\s*\n(.*?)\n---\s*(\n|$)", re.DOTALL)
 
@@ -51,7 +52,11 @@ def files_of(key: str, folder: Path, split: str, is_named: bool, format: str, co
     else:
         found = list(_data_files(folder, format))
         if not found:
-            raise ConfigError(f"the folder '{folder}' has no data files.", where=key, fix=_KNOWN)
+            there = [path.as_posix() for path in left_out(folder, ())]
+            shown = ", ".join(there[:_NAMED]) + (", ..." if len(there) > _NAMED else "")
+            raise ConfigError(
+                f"the folder '{folder}' has no data files{f', but {shown}' if shown else ''}.", where=key, fix=_KNOWN
+            )
         by_split = _by_split(found)
         if not by_split and not is_named:
             return [folder / path for path in found]

@@ -72,7 +72,11 @@ def read_fit(from_pretrained: Callable[..., tuple[Any, dict[str, Any]]], path: s
         )
     except RuntimeError as error:  # a damaged file, or stored weights that cannot be converted to today's names
         line = str(error).strip().split("\n")[0]
-        raise ConfigError(f"the weights of {path!r} cannot be read: {line}", where="model.path") from None
+        raise ConfigError(
+            f"the weights of {path!r} cannot be read: {line}.",
+            where="model.path",
+            fix="If a file is cut off or damaged, copy or download it again.",
+        ) from None
     shapes = {name: (tuple(there), tuple(here)) for name, there, here in found["mismatched_keys"]}
     head = _Head(skeleton)
     wrong = _Wrong(

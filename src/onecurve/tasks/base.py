@@ -255,12 +255,7 @@ class Task(ABC):
 
 
 def unread_keys(task: Task, adapted: bool = False) -> Mapping[str, str]:
-    """Return the keys of the recipe that a task does not read, and why.
-
-    Args:
-        task: The task.
-        adapted: Whether the recipe trains an adapter.
-    """
+    """Return the keys of the recipe that a task does not read, and why; `adapted`: under an adapter."""
     own = {} if isinstance(task, Transforms) else {"data.workers": "this task's examples are read as they are kept"}
     return {**own, **task.without_effect(), **(task.needs_whole_model if adapted else {})}
 

@@ -52,8 +52,8 @@ def files_of(key: str, folder: Path, split: str, is_named: bool, format: str, co
     else:
         found = list(_data_files(folder, format))
         if not found:
-            there = [path.as_posix() for path in left_out(folder, ())]
-            shown = ", ".join(there[:_NAMED]) + (", ..." if len(there) > _NAMED else "")
+            others = [path.as_posix() for path in left_out(folder, ())]
+            shown = ", ".join(others[:_NAMED]) + (", ..." if len(others) > _NAMED else "")
             raise ConfigError(
                 f"the folder '{folder}' has no data files{f', but {shown}' if shown else ''}.", where=key, fix=_KNOWN
             )

@@ -44,7 +44,7 @@ def read(argv: list[str]) -> Checked:
     task = load_task(recipe.task)
     _check_metric(recipe, task)
     owned = {"task": resolve_task(task), "optim": check_optim(recipe.optim)}
-    check_effects(recipe, {"task": task.settings}, unread_keys(task))
+    check_effects(recipe, {"task": task.settings}, unread_keys(task, adapted=recipe.peft is not None))
     resolved = resolve(recipe, owned)
     return Checked(recipe, task, RunDirectory(Path(recipe.output_dir)), resolved, dump_recipe(resolved, sources))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from onecurve.config import Recipe, beyond_the_end
 from onecurve.data.plan import BatchPlan, num_passes
+from onecurve.data.sources import left_out_files
 from onecurve.data.splits import Data, Split
 from onecurve.machine.cores import describe_threads
 from onecurve.model.float8 import describe_float8
@@ -61,6 +62,7 @@ def describe_run(
         *_describe_partial(data),
         *_describe_splits(data, plan),
         f"columns   {_describe_columns(data.parts, task)}",
+        *_describe_left_out(data.parts),
         *_describe_tally(data.splits),
         f"items     {int(train.num_items.sum()):,} terms of the loss from {int(train.num_tokens.sum()):,} tokens "
         f"({train.num_items.sum() / train.num_tokens.sum():.1%}){_limit(data)}"
@@ -165,6 +167,12 @@ def _describe_split(split: Split, name: str = "") -> str:
     why = f" ({report.reason})" if report.not_chosen else ""
     texts = f"; {len(split.prompts):,} texts to generate" if split.prompts else ""
     return f"{name or split.name:<9} {len(split):,} examples from {report.rows:,}{total} rows{why}{notes}{texts}"
+
+
+def _describe_left_out(splits: list[Split]) -> Iterator[str]:
+    """Name files of the data's folders that no split reads."""
+    for folder, paths in left_out_files([split.source for split in splits if split.source]).items():
+        yield f"files     {len(paths)} of {folder} not read: {shown([path.as_posix() for path in paths])}"
 
 
 def _describe_tally(splits: list[Split]) -> Iterator[str]:

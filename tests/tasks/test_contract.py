@@ -1,5 +1,6 @@
 import copy
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -115,8 +116,9 @@ def test_a_split_is_scored_in_plain_values_and_always_has_its_loss(case: Prepare
 
 @every_case
 def test_an_example_can_be_shown(case: Prepared) -> None:
-    for example in case.examples:
-        assert "«" in case.task.describe(example, case.survey, case.reading.tokenizer)
+    told = [case.task.describe(example, case.survey, case.reading.tokenizer) for example in case.examples]
+    assert all("«" in one for one in told) and re.search("«[^»]+»", " ".join(told)), "what is learnt is marked"
+    assert len(set(told)) > 1, "examples differ"
 
 
 # Planted bugs

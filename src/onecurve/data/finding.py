@@ -55,6 +55,12 @@ def _setting(key: str) -> str:
     return ".".join(key.split(".")[:2])
 
 
+def folder_of(spec: str) -> Path | None:
+    """Return the folder of data files that a value names; None where it names none, or a saved dataset."""
+    path, _ = _with_split(spec)
+    return path if path.is_dir() and not is_saved(path) else None
+
+
 def is_local(spec: str) -> bool:
     """Whether a value names something on this machine, or a share of what another one names."""
     path, _ = _with_split(spec)

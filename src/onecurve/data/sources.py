@@ -1,14 +1,18 @@
 """The rows of what `data.train`, `data.eval` or `data.test` names, in a fixed order."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 from onecurve.config import BY_SPLIT, DataSection, NamedSet, default_of, path_of, refuse_without_effect
-from onecurve.data.finding import Part, find
+from onecurve.data.files import DataFile
+from onecurve.data.finding import Part, find, folder_of
+from onecurve.data.folders import left_out
 from onecurve.data.formats import check_encoding
-from onecurve.data.media import MediaColumns
+from onecurve.data.media import SUFFIXES, MediaColumns
+from onecurve.data.media_folder import MediaFolder
 from onecurve.data.rows import Broken, Columns, ColumnUse, Located
 from onecurve.data.selection import Selection, share
 from onecurve.errors import ConfigError, DataError
@@ -37,6 +41,8 @@ class Source:
     """Which rows it has; None: every one."""
     own: frozenset[str] = frozenset()
     """The settings of `data` that it has for itself, as a named source may."""
+    folders: tuple[Path, ...] = ()
+    """Those that `spec` names."""
 
     @property
     def split(self) -> str:
@@ -90,6 +96,12 @@ class Source:
             raise DataError(self.columns.missing(last.row, *missing), where=part.name)
         others = [name for name in part.columns() if name not in self.columns.wanted]
         self.use.note(dict.fromkeys(others, True), self.columns)
+
+    @property
+    def files(self) -> set[Path]:
+        """The files that are read; where rows refer to media, only the tables that list them."""
+        tables = {part.path for part in self.parts if isinstance(part, DataFile)}
+        return tables.union(*(part.files for part in self.parts if isinstance(part, MediaFolder)))
 
     @property
     def reads(self) -> frozenset[str]:
@@ -148,7 +160,8 @@ def open_source(
     resolved = replace(Columns.resolve(settings.columns, columns, shapes, setting), media=media or {})
     specs = [spec] if isinstance(spec, str) else spec
     parts = tuple(part for one in specs for part in find(key, one, settings, resolved))
-    return Source(key, ", ".join(specs), parts, resolved, settings)
+    folders = tuple(folder for one in specs if (folder := folder_of(one)))
+    return Source(key, ", ".join(specs), parts, resolved, settings, folders=folders)
 
 
 def open_splits(
@@ -225,6 +238,21 @@ def _settings_of(settings: DataSection, split: str, name: str) -> tuple[frozense
     limit = {"max_samples": {split: most}} if most and of == split else {}
     update = dict.fromkeys(_SPLITS) | paths | read | limit
     return frozenset(own), settings.model_copy(update=update)
+
+
+def left_out_files(sources: Collection[Source]) -> dict[Path, list[Path]]:
+    """Return the files of each folder that is given as data, relative to it, that no split reads.
+
+    Images and sounds beside a table are not among them: its rows may refer to any of them.
+    """
+    read = set[Path]().union(*(source.files for source in sources))
+    found: dict[Path, list[Path]] = {}
+    for folder, source in {folder: each for each in sources for folder in each.folders}.items():
+        tabled = source.media and not any(isinstance(part, MediaFolder) for part in source.parts)
+        media = set[str]().union(*(SUFFIXES[kind] for kind in source.columns.media.values())) if tabled else set[str]()
+        if paths := [path for path in left_out(folder, read) if path.suffix.lower() not in media]:
+            found[folder] = paths
+    return found
 
 
 def refuse_unread(settings: DataSection, sources: Iterable[Source]) -> None:

@@ -72,7 +72,11 @@ def read_fit(from_pretrained: Callable[..., tuple[Any, dict[str, Any]]], path: s
         )
     except RuntimeError as error:  # a damaged file, or stored weights that cannot be converted to today's names
         line = str(error).strip().split("\n")[0]
-        raise ConfigError(f"the weights of {path!r} cannot be read: {line}", where="model.path") from None
+        raise ConfigError(
+            f"the weights of {path!r} cannot be read: {line}.",
+            where="model.path",
+            fix="If a file is cut off or damaged, copy or download it again.",
+        ) from None
     shapes = {name: (tuple(there), tuple(here)) for name, there, here in found["mismatched_keys"]}
     head = _Head(skeleton)
     wrong = _Wrong(
@@ -81,6 +85,7 @@ def read_fit(from_pretrained: Callable[..., tuple[Any, dict[str, Any]]], path: s
         dropped=sorted(name for name in found["unexpected_keys"] if head.would_drop(name)),
         unused=sorted(found["unexpected_keys"]),
     )
+    _check_mask_vector(wrong.missing, path)
     if wrong.missing or wrong.reshaped or wrong.dropped:
         raise ConfigError(
             f"the weights of {path!r} are not those of the {type(skeleton).__name__} that its config.json describes: "
@@ -94,6 +99,17 @@ def read_fit(from_pretrained: Callable[..., tuple[Any, dict[str, Any]]], path: s
         {name: tuple(p.shape) for name, p in skeleton.named_parameters() if name in new},
         {name: there for name, (there, _) in shapes.items()},
     )
+
+
+def _check_mask_vector(missing: list[str], path: str) -> None:
+    """Refuse masks of sounds where the checkpoint lacks only the vector that stands in place of masked frames."""
+    if missing and all(name.endswith("masked_spec_embed") for name in missing):
+        raise ConfigError(
+            f"{path!r} has no {missing[0]}, the trained vector that replaces masked frames, and frames are masked here "
+            "(by this setting, or by mask_time_prob or mask_feature_prob in the model's config.json).",
+            where="task.spec_augment",
+            fix="Set it to {time_prob: 0}, with feature_prob to mask features, or use a checkpoint with the vector.",
+        )
 
 
 class _Head:

@@ -40,8 +40,12 @@ def checkpoint_bytes(strategy: Strategy, recipe: Recipe, accelerator: Accelerato
 
 
 def model_bytes(model: Any, recipe: Recipe) -> int:
-    """Return what the final model takes: with PEFT what is trained, else everything; twice where the best is kept."""
-    parameters = [p for p in model.parameters() if is_trained(p) or is_left_out(p) or recipe.peft is None]
+    """Return what the final model takes: with PEFT what is trained, else everything; twice where the best is kept.
+
+    A base whose files have other shapes than the model is saved beside its adapter.
+    """
+    whole = recipe.peft is None or getattr(model, "has_other_shapes", False)
+    parameters = [p for p in model.parameters() if is_trained(p) or is_left_out(p) or whole]
     num_bytes = sum((getattr(p, "ds_numel", None) or p.numel()) * p.element_size() for p in parameters)
     return (num_bytes + _buffer_bytes(model)) * (2 if recipe.eval.best_metric else 1)
 

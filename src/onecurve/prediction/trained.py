@@ -9,7 +9,7 @@ from onecurve.config import ModelSection, TaskSection
 from onecurve.errors import ConfigError
 from onecurve.export.task_file import NAME, TaskFile, is_model_folder
 from onecurve.machine.distributed import computes_natively
-from onecurve.model.generation import read_generation_config
+from onecurve.model.adapted import load_adapted
 from onecurve.model.reading import Reading, load_config
 from onecurve.model.remote_code import check_trusted, told_by_flag
 from onecurve.tasks import load_task, task_names
@@ -156,7 +156,7 @@ def _load_model(folder: Path, task: Task, survey: Survey, trusted: bool) -> Any:
 
 
 def _load_adapter(folder: Path, auto: Any, told: dict[str, Any], trusted: bool) -> Any:
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
 
     import onecurve.adapters.bottleneck  # noqa: F401  registers the bottleneck adapter with PEFT
 
@@ -165,9 +165,7 @@ def _load_adapter(folder: Path, auto: Any, told: dict[str, Any], trusted: bool) 
     dtype = _dtype(base, told, trusted, revision)
     if (described / "config.json").is_file():
         told = {"config": load_config(ModelSection(path=str(described), trust_remote_code=trusted))}
-    model = auto.from_pretrained(base, dtype=dtype, revision=revision, trust_remote_code=trusted, **told)
-    read_generation_config(model, described)
-    return PeftModel.from_pretrained(model, str(folder))
+    return load_adapted(folder, auto, base, dtype=dtype, revision=revision, trust_remote_code=trusted, **told)
 
 
 def _dtype(path: str, told: dict[str, Any], trusted: bool, revision: str = "main") -> str:

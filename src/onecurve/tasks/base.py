@@ -113,6 +113,8 @@ class Task(ABC):
     terms: Mapping[str, float] = {"loss": 1.0}
     """The terms of the loss by name, each with its weight: the loss is the weighted sum of their means, each mean over
     the global batch's items of that term."""
+    needs_whole_model: ClassVar[Mapping[str, str]] = {}
+    """Keys of the recipe that have no effect under an adapter, and why."""
     packages: frozenset[str] = frozenset()
     """Packages, beyond what onecurve itself needs, that the task imports under these settings."""
     scoring_settings: ClassVar[frozenset[str]] = frozenset()
@@ -252,10 +254,10 @@ class Task(ABC):
         raise NotImplementedError
 
 
-def unread_keys(task: Task) -> Mapping[str, str]:
-    """Return the keys of the recipe that a task does not read, and why."""
+def unread_keys(task: Task, adapted: bool = False) -> Mapping[str, str]:
+    """Return the keys of the recipe that a task does not read, and why; `adapted`: under an adapter."""
     own = {} if isinstance(task, Transforms) else {"data.workers": "this task's examples are read as they are kept"}
-    return {**own, **task.without_effect()}
+    return {**own, **task.without_effect(), **(task.needs_whole_model if adapted else {})}
 
 
 def check_text(value: Any, column: str) -> None:

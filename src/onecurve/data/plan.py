@@ -60,6 +60,14 @@ class Step:
         for position in range(rank, num_passes(len(self.micro_batches), world_size) * world_size, world_size):
             yield position, *self.at(position)
 
+    def partners(self, ids: np.ndarray) -> np.ndarray:
+        """Return the id of another example of the step for each id, by a permutation keyed by the step: int64."""
+        order = np.argsort(
+            np.random.Philox(key=stream_key(self.seed, "partners", self.number)).random_raw(len(self.sample_ids))
+        )
+        others = dict(zip(self.sample_ids.tolist(), self.sample_ids[order].tolist(), strict=True))
+        return np.array([others[number] for number in ids.tolist()], np.int64)
+
     def at(self, position: int) -> tuple[np.ndarray, bool]:
         """Return the example ids computed at a position, and whether they count."""
         counts = position < len(self.micro_batches)
@@ -86,6 +94,8 @@ class BatchPlan:
     shuffle: bool = True
     cut: Cut | None = None
     """How a step is cut; None: in plan order."""
+    sweeps: int = 1
+    """Passes over each micro-batch, of an objective that takes several."""
     start: Position = field(default_factory=Position)
     """Where the plan begins. Steps before it are not the plan's: they may have had another size or other data."""
 
@@ -152,9 +162,9 @@ class BatchPlan:
         return self.seed if earlier is None else earlier
 
     def most_passes(self, world_size: int) -> int:
-        """Passes each rank makes in a full step; where tokens are counted, at most."""
+        """Passes each rank makes in a full step, all sweeps; where tokens are counted, at most."""
         examples, size = min(self.global_batch_size, self.num_examples), self.micro_batch_size
-        return num_passes(ceil(examples / (self.cut.fewest(size) if self.cut else size)), world_size)
+        return num_passes(ceil(examples / (self.cut.fewest(size) if self.cut else size)), world_size) * self.sweeps
 
     def steps(self, first: int, last: int) -> Iterator[Step]:
         """Yield steps `first` to `last`, both included."""
@@ -198,6 +208,7 @@ def plan_run(splits: "Sequence[Split]", recipe: Recipe) -> BatchPlan:
     for other in splits[1:]:
         _check_longest(_scoring_cut(other, recipe), other.name)
     plan = BatchPlan(split.num_items, recipe.seed, train.global_batch_size, train.examples_a_pass)
+    plan = replace(plan, sweeps=recipe.regularization.sweeps)
     plan = replace(plan, max_steps=train.max_steps or plan.num_steps(train.epochs or 1))
     return replace(plan, cut=cut) if cut.by_length or cut.tokens else plan
 

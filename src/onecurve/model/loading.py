@@ -32,6 +32,8 @@ from onecurve.model.quantization import quantized_loading, require_bitsandbytes,
 from onecurve.model.reading import load_tokenizer
 from onecurve.model.unloadable import explained
 from onecurve.model.vocabulary import grow
+from onecurve.regularization.preparation import check_model as check_cures
+from onecurve.regularization.preparation import prepare
 from onecurve.seeds import start_stream
 from onecurve.strategies.precision import DTYPES
 from onecurve.tasks.base import Survey, Task
@@ -96,6 +98,8 @@ def load_model(
     head = HeadRows.find(config, survey)
     head.check_continued(continued, survey.order == "recipe")
     config.update(task.model_config(survey))
+    with whole_parameters():
+        check_cures(recipe, auto_model, config)
     dtype = _dtype(recipe, precision)
     options: dict[str, Any] = {"dtype": dtype}
     options |= quantized_loading(section, auto_model, config, DTYPES.get(precision, dtype))
@@ -117,6 +121,7 @@ def load_model(
             model, fit = _load_pretrained(section, recipe, auto_model, config, options, head, task.peft_task_type)
     _pad_without_effect(model, recipe)
     settle_batch_norm(model, section.batch_norm)
+    prepare(model, recipe)
     model.task_remark = task.settle(model, pretrained=fit is not None)
     tokens = _new_tokens(recipe)
     grown = grow(model, tokens, recipe.seed) if tokens and fit else ""
@@ -143,7 +148,7 @@ def load_model(
     check_adapted(adapted)
     del model.enable_input_require_grads
     if recipe.train.logits == "chunked":
-        chunk_logits(adapted)
+        chunk_logits(adapted, recipe.regularization.label_smoothing or 0.0)
     if recipe.train.compile:
         compile_layers(adapted)
     return adapted

@@ -26,6 +26,7 @@ CURES = [
     ("label", {"neftune_alpha": 5.0, "fgm": 1.0}),
     ("image", {"mixup_alpha": 0.4, "cutmix_alpha": 1.0, "label_smoothing": 0.1}),
 ]
+REST = ("labels", "tags", "tokens")
 SLOW_CURES = [
     ("tags", {"label_smoothing": 0.1, "focal_gamma": 0.5}),
     ("tokens", {"label_smoothing": 0.1}),

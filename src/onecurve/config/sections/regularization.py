@@ -11,8 +11,8 @@ def _none_for_zero(value: Any) -> Any:
     return None if value == 0 and type(value) in (int, float) else value
 
 
-_Positive = Annotated[float | None, BeforeValidator(_none_for_zero), Field(gt=0)]
-_Share = Annotated[float | None, BeforeValidator(_none_for_zero), Field(gt=0, lt=1)]
+_Positive = Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_none_for_zero)]
+_Share = Annotated[Annotated[float, Field(gt=0, lt=1)] | None, BeforeValidator(_none_for_zero)]
 
 
 class RegularizationSection(Section):

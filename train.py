@@ -16,7 +16,6 @@ def main(argv: list[str], run: Run) -> None:
     checked = preflight(argv)
     recipe, task = checked.recipe, checked.task
     with heavy_imports(checked):  # the recipe is valid: only now what takes seconds
-        from onecurve.adapters import virtual_tokens
         from onecurve.data import Loader, load_data, plan_run
         from onecurve.evaluation import Best, Evaluator, write_predictions
         from onecurve.export.model_folder import Exporter
@@ -26,21 +25,22 @@ def main(argv: list[str], run: Run) -> None:
         from onecurve.model.packing import pack
         from onecurve.model.reach import probe
         from onecurve.model.reading import Reading
+        from onecurve.regularization.building import build_objective
         from onecurve.resume import Checkpoints
         from onecurve.step import train_step
         from onecurve.summary import describe_run
         from onecurve.tracking import Tracker
 
         precision, remark = check_model(recipe)  # which imports PEFT where the recipe asks for it
-    reading = Reading(recipe.model, recipe.data.max_length, task.auto_processor, virtual_tokens(recipe.peft))
+    reading = Reading.of(recipe, task)
     data = load_data(recipe.data, task, reading, recipe.seed)
-    plan = plan_run(data.splits, recipe)
+    plan, objective = plan_run(data.splits, recipe), build_objective(task, recipe, data.survey, data.label_counts)
     accelerator = start(recipe.tracking.trackers, recipe.output_dir, recipe.train)
     model = load_model(recipe, task, reading.config, data.survey, precision, accelerator.device)
     strategy, run.explain = build_strategy(accelerator, recipe, precision), OutOfMemory(recipe, model, accelerator)
     unused, partial = probe(model, recipe, task, data.train, reading, precision, accelerator)
     strategy.prepare(model, build_optimizer(model, recipe.optim), plan.most_passes(accelerator.num_processes), partial)
-    loaders = {split.name: Loader(split, task, reading, accelerator) for split in data.splits}
+    loaders = {split.name: Loader(split, task, reading, accelerator, objective) for split in data.splits}
     packed = pack(strategy, recipe, precision, task, data.splits, reading)
     checked, recipe, plan = fit(checked, plan, strategy, loaders["train"])
     evaluate, best = Evaluator(strategy, recipe, data.survey), Best(task, recipe.eval, strategy, data.eval)

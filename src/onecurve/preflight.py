@@ -12,6 +12,7 @@ from onecurve.errors import ConfigError
 from onecurve.machine.distributed import asked_world_size
 from onecurve.machine.optional_packages import keep_out_unused, require, require_trackers
 from onecurve.optim import check_optim
+from onecurve.regularization.checks import check_regularization
 from onecurve.run.directory import RunDirectory
 from onecurve.strategies import check_strategy
 from onecurve.tasks import load_task, resolve_task
@@ -45,6 +46,7 @@ def read(argv: list[str]) -> Checked:
     _check_metric(recipe, task)
     owned = {"task": resolve_task(task), "optim": check_optim(recipe.optim)}
     check_effects(recipe, {"task": task.settings}, unread_keys(task, adapted=recipe.peft is not None))
+    check_regularization(recipe, task)
     resolved = resolve(recipe, owned)
     return Checked(recipe, task, RunDirectory(Path(recipe.output_dir)), resolved, dump_recipe(resolved, sources))
 

@@ -1,6 +1,8 @@
 """One optimizer step: the only place where a loss becomes a gradient and a gradient an update."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from math import isfinite
 from time import perf_counter
 from typing import Any
@@ -16,9 +18,11 @@ from onecurve.machine.accelerator import to_device
 from onecurve.model.attention_kernels import fastest_attention
 from onecurve.model.batch_norm import statistics_of
 from onecurve.ranks.heartbeat import beat
+from onecurve.regularization.base import Objective, Pass, plain
 from onecurve.run.history import History
 from onecurve.seeds import start_stream
 from onecurve.strategies.base import Strategy
+from onecurve.tasks.base import Batch, Task
 
 
 def train_step(
@@ -122,26 +126,35 @@ def accumulate(strategy: Strategy, loader: Loader, step: Step, seed: int) -> lis
     factor `world_size` cancels that.
 
     Returns:
-        (position in the step, loss summed over its items, float32 [terms]) of each micro-batch that this rank computed;
-        zero for one that only kept it in step with the others.
+        (position in the step, loss summed over its items, float32 [terms]) of each pass that this rank made: of each
+        micro-batch, one for each sweep; zero for one that only kept it in step with the others.
     """
     task, world_size = loader.task, loader.accelerator.num_processes
+    objective = loader.objective or Objective(plain(task))
     factors = [world_size * scale for scale in terms.scales(task.terms, step.num_items)]
-    last = num_passes(len(step.micro_batches), world_size) - 1
-    sums, statistics = [], statistics_of(strategy.unwrapped())
+    last = num_passes(len(step.micro_batches), world_size) * objective.sweeps - 1
+    sums: list[tuple[int, Tensor]] = []
+    statistics = statistics_of(strategy.unwrapped())
     statistics.forget()
     strategy.model.train()
     beat("data", step.number)
     with fastest_attention(loader.accelerator.device):
-        for i, micro_batch in enumerate(loader.micro_batches(step)):
-            strategy.begin_pass(last=i == last)
+        micro_batches = loader.micro_batches(step)
+        for micro_batch, sweep in ((one, sweep) for one in micro_batches for sweep in range(objective.sweeps)):
+            strategy.begin_pass(last=len(sums) == last)
             start_stream(seed, "micro_batch", step.number, micro_batch.position)
             beat("forward")
-            with strategy.autocast(), statistics.observed(micro_batch.counts):
-                outputs = task.forward(strategy.model, micro_batch.batch)
-            loss_sums = task.loss_sum(outputs, micro_batch.batch).view(-1) * micro_batch.counts
-            del outputs  # large, and the backward pass has kept what it needs
+            observed = statistics.observed(micro_batch.counts) if sweep == 0 else nullcontext()
+            forward = partial(_forward, strategy, task, observed)
+            keys = micro_batch.wanted.keys("noise")
+            one = Pass(strategy.unwrapped(), forward, micro_batch.batch, keys, sweep)
+            loss_sums = objective.loss(one).view(-1) * micro_batch.counts
             beat("backward")
             strategy.backward(terms.weighted(loss_sums, factors))
             sums.append((micro_batch.position, loss_sums.detach()))
     return sums
+
+
+def _forward(strategy: Strategy, task: Task, observed: AbstractContextManager[Any], batch: Batch) -> Any:
+    with strategy.autocast(), observed:
+        return task.forward(strategy.model, batch)

@@ -15,6 +15,7 @@ from onecurve.model.float8 import describe_float8
 from onecurve.model.head import shown
 from onecurve.model.quantization import num_weights
 from onecurve.model.reading import UNLIMITED
+from onecurve.regularization.building import describe
 from onecurve.tasks.base import Processing, Recognises, Survey, Task
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def describe_run(
         + (f", the last with {plan.short_last_batch}" if plan.short_last_batch else "")
         + (f"; {idle} rank(s) without a micro-batch" if idle else ""),
         *filter(None, [describe_float8(model)]),
+        *describe(recipe, model, data.survey, data.label_counts),
         f"threads   {describe_threads()}",
         *(["compile   layers: the first passes may take minutes"] if recipe.train.compile else []),
         *_describe_labels(data.survey, getattr(model, "head_remark", "")),

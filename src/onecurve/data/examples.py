@@ -165,6 +165,15 @@ class Examples:
         rows = [_view(batch.column("num_items").values).reshape(len(batch), -1) for batch in self._batches]
         return np.concatenate(rows, dtype=np.int32, casting="same_kind")
 
+    def counts(self, name: str, size: int) -> np.ndarray:
+        """Count the values 0 to size - 1 of a key that holds whole numbers or lists of them: int64 [size]."""
+        total = np.zeros(size, np.int64)
+        for batch in self._batches:
+            column = batch.column(name)
+            values = _view(column.flatten() if pa.types.is_list(column.type) else column)
+            total += np.bincount(values[(values >= 0) & (values < size)], minlength=size)
+        return total
+
     def optional(self) -> list[int]:
         """Return, for each key that only some examples have, the first one with it and the first without."""
         found: list[int] = []

@@ -64,6 +64,22 @@ class Step:
         for position in range(rank, num_passes(len(self.micro_batches), world_size) * world_size, world_size):
             yield position, *self.at(position)
 
+    def partners(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return another example of the step for each at a position, by a permutation keyed by the step.
+
+        Returns:
+            Their ids, and the pass over its source that each is of: int64 [examples].
+        """
+        every = range(len(self.micro_batches))
+        draws = sorted(draw for place in every for draw in self._draws(place))  # whatever the cut
+        order = np.argsort(np.random.Philox(key=stream_key(self.seed, "partners", self.number)).random_raw(len(draws)))
+        others = {draw: draws[other] for draw, other in zip(draws, order.tolist(), strict=True)}
+        passes, ids = np.array([others[draw] for draw in self._draws(position)], np.int64).T
+        return ids, passes
+
+    def _draws(self, position: int) -> list[tuple[int, int]]:
+        return list(zip(self.passes_at(position).tolist(), self.at(position)[0].tolist(), strict=True))
+
     def at(self, position: int) -> tuple[np.ndarray, bool]:
         """Return the example ids computed at a position, and whether they count."""
         counts = position < len(self.micro_batches)
@@ -98,6 +114,8 @@ class BatchPlan:
     """How a step is cut; None: in plan order."""
     mixture: Mixture | None = None
     """Which example each draw gives; None: every example once an epoch, in an order of its own."""
+    sweeps: int = 1
+    """Passes over each micro-batch, of an objective that takes several."""
     start: Position = field(default_factory=Position)
     """Where the plan begins. Steps before it are not the plan's: they may have had another size or other data."""
 
@@ -164,9 +182,9 @@ class BatchPlan:
         return self.seed if earlier is None else earlier
 
     def most_passes(self, world_size: int) -> int:
-        """Passes each rank makes in a full step; where tokens are counted, at most."""
+        """Passes each rank makes in a full step, all sweeps; where tokens are counted, at most."""
         examples, size = min(self.global_batch_size, self.num_examples), self.micro_batch_size
-        return num_passes(ceil(examples / (self.cut.fewest(size) if self.cut else size)), world_size)
+        return num_passes(ceil(examples / (self.cut.fewest(size) if self.cut else size)), world_size) * self.sweeps
 
     def steps(self, first: int, last: int) -> Iterator[Step]:
         """Yield steps `first` to `last`, both included."""
@@ -218,6 +236,7 @@ def plan_run(splits: "Sequence[Split]", recipe: Recipe) -> BatchPlan:
     for other in splits[1:]:
         _check_longest(_scoring_cut(other, recipe), other.name)
     plan = BatchPlan(split.num_items, recipe.seed, train.global_batch_size, train.examples_a_pass)
+    plan = replace(plan, sweeps=recipe.regularization.sweeps)
     plan = replace(plan, max_steps=train.max_steps or plan.num_steps(train.epochs or 1))
     plan = replace(plan, mixture=_mixture({one.title: len(one) for one in split.sets}, recipe.data))
     return replace(plan, cut=cut) if cut.by_length or cut.tokens else plan

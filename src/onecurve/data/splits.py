@@ -92,6 +92,10 @@ class Data:
     cached: bool
     """Whether nothing had to be encoded."""
 
+    def label_counts(self) -> np.ndarray:
+        """Count the items of the training split with each label, in the order of the ids: int64 [labels]."""
+        return self.train.examples.counts("labels", len(self.survey.labels))
+
     @property
     def parts(self) -> list[Split]:
         """Every named source and set, and the splits that have none."""

@@ -32,6 +32,8 @@ from onecurve.model.quantization import quantized_loading, require_bitsandbytes,
 from onecurve.model.reading import load_tokenizer
 from onecurve.model.unloadable import explained
 from onecurve.model.vocabulary import grow
+from onecurve.regularization.preparation import check_model as check_cures
+from onecurve.regularization.preparation import prepare
 from onecurve.seeds import start_stream
 from onecurve.strategies.precision import DTYPES
 from onecurve.tasks.base import Survey, Task
@@ -96,12 +98,10 @@ def load_model(
     head = HeadRows.find(config, survey)
     head.check_continued(continued, survey.order == "recipe")
     config.update(task.model_config(survey))
+    with whole_parameters():
+        check_cures(recipe, auto_model, config)
     dtype = _dtype(recipe, precision)
-    options: dict[str, Any] = {"dtype": dtype}
-    options |= quantized_loading(section, auto_model, config, DTYPES.get(precision, dtype))
-    options |= _onto(device, quantized=bool(section.quantization))
-    if section.attn_implementation:
-        options["attn_implementation"] = section.attn_implementation
+    options = _options(section, auto_model, config, dtype, DTYPES.get(precision, dtype), device)
     fit: Fit | None = None
     with explained(section.path, dtype, device):
         if section.init == "random":
@@ -117,6 +117,7 @@ def load_model(
             model, fit = _load_pretrained(section, recipe, auto_model, config, options, head, task.peft_task_type)
     _pad_without_effect(model, recipe)
     settle_batch_norm(model, section.batch_norm)
+    prepare(model, recipe)
     model.task_remark = task.settle(model, pretrained=fit is not None)
     tokens = _new_tokens(recipe)
     grown = grow(model, tokens, recipe.seed) if tokens and fit else ""
@@ -144,7 +145,7 @@ def load_model(
     check_adapted(adapted)
     del model.enable_input_require_grads
     if recipe.train.logits == "chunked":
-        chunk_logits(adapted)
+        chunk_logits(adapted, recipe.regularization.label_smoothing or 0.0)
     if recipe.train.compile:
         compile_layers(adapted)
     return adapted
@@ -155,6 +156,22 @@ def _new_tokens(recipe: Recipe) -> dict[str, int]:
     if not (names := recipe.model.add_tokens):
         return {}
     return dict(zip(names, load_tokenizer(recipe.model).convert_tokens_to_ids(names), strict=True))
+
+
+def _options(
+    section: ModelSection,
+    auto_model: Any,
+    config: Any,
+    dtype: torch.dtype,
+    computed_in: torch.dtype,
+    device: torch.device | None,
+) -> dict[str, Any]:
+    """Return the keyword arguments of `from_pretrained`."""
+    options = {"dtype": dtype, **quantized_loading(section, auto_model, config, computed_in)}
+    options |= _onto(device, quantized=bool(section.quantization))
+    if section.attn_implementation:
+        options["attn_implementation"] = section.attn_implementation
+    return options
 
 
 def _onto(device: torch.device | None, quantized: bool) -> dict[str, Any]:

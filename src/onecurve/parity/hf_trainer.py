@@ -39,7 +39,6 @@ def _train(argv: list[str], start: Path, folder: Path, steps: int) -> None:
     import torch
     import transformers
 
-    from onecurve.adapters import virtual_tokens
     from onecurve.checkpoint import load
     from onecurve.data import load_data, plan_run
     from onecurve.data.collation import Collation, Wanted
@@ -49,7 +48,7 @@ def _train(argv: list[str], start: Path, folder: Path, steps: int) -> None:
 
     transformers.logging.set_verbosity_error()
     precision, _ = check_model(recipe)
-    reading = Reading(recipe.model, recipe.data.max_length, task.auto_processor, virtual_tokens(recipe.peft))
+    reading = Reading.of(recipe, task)
     data = load_data(recipe.data, task, reading, recipe.seed)
     ranks = asked_world_size()
     words = training_arguments(recipe, precision, ranks, plan_run(data.splits, recipe).max_steps, folder)

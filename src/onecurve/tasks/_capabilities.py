@@ -1,11 +1,13 @@
 """What only some tasks can do; asked with `isinstance`, never by a task's name."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
+    from onecurve.content.mixing import Mixing
     from onecurve.tasks.base import Answer, Batch, Example, Processing, Row
 
 
@@ -100,3 +102,43 @@ class Recognises(Protocol):
     shapes: ClassVar[Mapping[str, Mapping[str, str]]]
     """Name -> task column, optional ones with `?`, -> file column. The first that a row fits is taken, where the recipe
     has no `data.columns` and the row has no column of the task's own form but those that the two share."""
+
+
+@runtime_checkable
+class Classifies(Protocol):
+    """A task that predicts classes, so that training may put another criterion in the place of cross-entropy."""
+
+    @property
+    def classes(self) -> Literal["label", "labels", "token"] | None:
+        """What it predicts of an item: one of several labels, any number of labels, or a token of a vocabulary; None:
+        no classes under these settings.
+        """
+
+    def classified(self, outputs: Any, batch: "Batch") -> "tuple[Tensor, Tensor]":
+        """Return what `loss_sum` compares, item by item in the order of the examples.
+
+        Args:
+            outputs: What `forward` returned: logits, not a loss.
+            batch: What it read.
+
+        Returns:
+            Logits, float [items, classes], and targets: int64 [items]; or shares of all classes, float32
+            [items, classes].
+        """
+        ...
+
+
+@runtime_checkable
+class Mixes(Protocol):
+    """A task whose examples can be mixed, input and target, once they are transformed."""
+
+    def mix(self, example: "Example", partner: "Example", mixing: "Mixing", rng: "np.random.Generator") -> "Example":
+        """Return an example mixed with another, as `collate` takes it; `num_items` stays.
+
+        Args:
+            example: What `transform` returned.
+            partner: Likewise.
+            mixing: How.
+            rng: Keyed by the seed, the step and the example.
+        """
+        ...

@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict
 from onecurve.content.survey import Survey as Survey
 from onecurve.errors import BadRow as BadRow
 from onecurve.tasks._capabilities import Asked as Asked
+from onecurve.tasks._capabilities import Classifies as Classifies
 from onecurve.tasks._capabilities import Generates as Generates
+from onecurve.tasks._capabilities import Mixes as Mixes
 from onecurve.tasks._capabilities import Recognises as Recognises
 from onecurve.tasks._capabilities import Transforms as Transforms
 from onecurve.tasks._capabilities import Writes as Writes

@@ -19,6 +19,7 @@ from onecurve.ranks.heartbeat import beat
 from onecurve.run.history import History
 from onecurve.seeds import start_stream
 from onecurve.strategies.base import Strategy
+from onecurve.strategies.rates import set_rates
 
 
 def train_step(
@@ -52,8 +53,7 @@ def train_step(
     if step.number in history.left_out:
         return {"fault": history.left_out[step.number]}
     started, accelerator = perf_counter(), loader.accelerator
-    for group in strategy.optimizer.param_groups:
-        group["lr"] = lr
+    set_rates(strategy.optimizer, lr)
     sums = torch.stack([loss_sums for _, loss_sums in accumulate(strategy, loader, step, seed)])
     beat("update")
     shares, asked, norm = _known(strategy, accelerator, sums, requests())

@@ -107,6 +107,7 @@ ALWAYS = frozenset(
     "data.train data.eval data.test data.max_samples data.columns data.on_bad_row data.max_length data.cache_dir "
     "peft.method "
     "optim.name optim.lr optim.schedule optim.warmup_steps optim.weight_decay optim.max_grad_norm "
+    "regularization.layer_decay "
     "train.max_steps train.epochs train.global_batch_size train.micro_batch_size train.micro_batch_tokens "
     "train.mixed_precision train.activations train.compile train.deterministic train.packing train.on_nonfinite "
     "train.on_spike train.resume train.stop_after train.time_limit train.hang_timeout train.allow_changes "

@@ -9,6 +9,7 @@ from onecurve.config.sections.evaluation import EvalSection
 from onecurve.config.sections.model import ModelSection
 from onecurve.config.sections.optim import OptimSection
 from onecurve.config.sections.peft import PeftSection
+from onecurve.config.sections.regularization import RegularizationSection
 from onecurve.config.sections.task import TaskSection
 from onecurve.config.sections.tracking import TrackingSection
 from onecurve.config.sections.train import TrainSection
@@ -27,6 +28,7 @@ class Recipe(Section):
     peft: PeftSection | None = None
     """The adapter. Leave the section out to train every weight."""
     optim: OptimSection = OptimSection()
+    regularization: RegularizationSection = RegularizationSection()
     train: TrainSection
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()

@@ -1,6 +1,6 @@
 """Finds trained parameters that the loss does not depend on, and freezes them before the first step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -16,6 +16,7 @@ from onecurve.data.collation import as_scored
 from onecurve.data.splits import Split
 from onecurve.errors import ConfigError, TrainingError
 from onecurve.losses.chunked_head import whole_logits
+from onecurve.model.depth import layer_rates
 from onecurve.model.float8 import in_full_precision
 from onecurve.model.moving_buffers import describe_moving, moving
 from onecurve.seeds import start_stream
@@ -74,6 +75,7 @@ def probe(
 
         # Rounding may route a token to another expert on another kind of device
         never, sometimes = broadcast_object_list([never, sometimes])
+    told_rates = layer_rates(model, recipe.regularization, called)
     if len(never) == len(trained) > 0:
         raise ConfigError(
             f"the loss depends on none of the trained parameters: {_list(never)}.",
@@ -83,7 +85,7 @@ def probe(
     sizes = {name: int(getattr(p, "ds_numel", p.numel())) for name, p in trained.items()}
     _freeze(model, never, called)
     told = _describe({name: sizes[name] for name in never}, sum(sizes.values()), sometimes, layerdrop)
-    remarks = [told, getattr(model, "batch_norm_remark", ""), _of_task(model), describe_moving(moved)]
+    remarks = [told, getattr(model, "batch_norm_remark", ""), _of_task(model), describe_moving(moved), told_rates]
     return "\n".join(filter(None, remarks)), sometimes
 
 
@@ -194,10 +196,10 @@ class _Gathering(TorchFunctionMode):
 
 
 @contextmanager
-def _calls() -> Iterator[set[nn.Module]]:
-    """Collect the modules that are called."""
-    called: set[nn.Module] = set()
-    handle = register_module_forward_pre_hook(lambda module, _: called.add(module))
+def _calls() -> Iterator[dict[nn.Module, None]]:
+    """Collect the modules that are called, in the order of their first calls."""
+    called: dict[nn.Module, None] = {}
+    handle = register_module_forward_pre_hook(lambda module, _: called.setdefault(module))
     try:
         yield called
     finally:
@@ -223,7 +225,7 @@ def _leaves(loss: Tensor) -> set[int]:
     return found
 
 
-def _is_picked(model: nn.Module, name: str, called: set[nn.Module]) -> bool:
+def _is_picked(model: nn.Module, name: str, called: Container[nn.Module]) -> bool:
     """Whether a parameter lies in one of several like modules of which only some were called."""
     parts = name.split(".")
     module: nn.Module = model
@@ -235,11 +237,11 @@ def _is_picked(model: nn.Module, name: str, called: set[nn.Module]) -> bool:
     return False
 
 
-def _was_called(module: nn.Module, called: set[nn.Module]) -> bool:
+def _was_called(module: nn.Module, called: Container[nn.Module]) -> bool:
     return any(part in called for part in module.modules())
 
 
-def _freeze(model: nn.Module, names: list[str], called: set[nn.Module]) -> None:
+def _freeze(model: nn.Module, names: list[str], called: Container[nn.Module]) -> None:
     for name in names:
         leave_out(model.get_parameter(name))
         owner = model.get_submodule(name.rpartition(".")[0])

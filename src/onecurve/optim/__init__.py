@@ -61,26 +61,30 @@ def build_optimizer(model: "nn.Module", section: OptimSection) -> "Optimizer":
     """Build the optimizer over what is trained; weight decay leaves out biases, normalisation weights and gains.
 
     Prompts and prefixes are decayed, as embeddings are: they start around 0.
+
+    Args:
+        model: Whose trained parameters it updates; `learning_rates`, where it has them, are the parameters' shares of
+            the learning rate (see `model.depth`). Those of one share are a group of their own, with an `lr_scale`.
+        section: The recipe's `optim`.
     """
-    decayed: list[Any] = []
-    plain: list[Any] = []
+    rates: dict[str, float] = getattr(model, "learning_rates", {})
+    groups: dict[tuple[float, bool], list[Any]] = {}
     for name, parameter, module in _trained(model):
         exempt = name.endswith("bias") or "norm" in type(module).__name__.lower() or _is_gain(name)
-        (plain if exempt else decayed).append(parameter)
-    groups = [
-        {"params": params, "weight_decay": decay}
-        for params, decay in ((decayed, section.weight_decay), (plain, 0.0))
-        if params
-    ]
+        groups.setdefault((-rates.get(name, 1.0), exempt), []).append(parameter)
     if not groups:
         raise ConfigError("nothing is left to train: every weight is frozen.", where="peft")
+    of_groups = [
+        {"params": groups[kind], "weight_decay": 0.0 if kind[1] else section.weight_decay, "lr_scale": -kind[0]}
+        for kind in sorted(groups)
+    ]
     build = partial(_pick(optimizers, "optim.name", section.name), lr=section.lr, **check_optim(section))
     if section.rounding:
         from onecurve.optim.rounding import Rounded
 
         names = {parameter: name for name, parameter in model.named_parameters()}
-        return Rounded(groups, section.lr, names, build, section.rounding)
-    return build(groups)
+        return Rounded(of_groups, section.lr, names, build, section.rounding)
+    return build(of_groups)
 
 
 def _is_gain(name: str) -> bool:

@@ -19,7 +19,7 @@ from onecurve.ranks.heartbeat import beat
 from onecurve.run.history import History
 from onecurve.seeds import start_stream
 from onecurve.strategies.base import Strategy
-from onecurve.strategies.rates import set_rates
+from onecurve.strategies.rates import hold_back, set_rates
 
 
 def train_step(
@@ -53,7 +53,7 @@ def train_step(
     if step.number in history.left_out:
         return {"fault": history.left_out[step.number]}
     started, accelerator = perf_counter(), loader.accelerator
-    set_rates(strategy.optimizer, lr)
+    set_rates(strategy.optimizer, lr, step.number)
     sums = torch.stack([loss_sums for _, loss_sums in accumulate(strategy, loader, step, seed)])
     beat("update")
     shares, asked, norm = _known(strategy, accelerator, sums, requests())
@@ -70,6 +70,8 @@ def train_step(
     if not (fault or overflow):
         history.updated(loss)
         statistics_of(strategy.unwrapped()).move(accelerator, len(step.micro_batches))
+        hold_back(strategy)
+        strategy.after_update(step.number)
     beat("between steps")
     outcome = {
         "fault": fault,

@@ -14,6 +14,7 @@ from onecurve.model.float8 import describe_float8
 from onecurve.model.head import shown
 from onecurve.model.quantization import num_weights
 from onecurve.model.reading import UNLIMITED
+from onecurve.strategies.average import describe_average
 from onecurve.tasks.base import Processing, Recognises, Survey, Task
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def describe_run(
         f"{plan.steps_per_epoch} steps an epoch"
         + (f", the last with {plan.short_last_batch}" if plan.short_last_batch else "")
         + (f"; {idle} rank(s) without a micro-batch" if idle else ""),
-        *filter(None, [describe_float8(model)]),
+        *filter(None, [describe_average(recipe.regularization, 4 * trained), describe_float8(model)]),
         f"threads   {describe_threads()}",
         *(["compile   layers: the first passes may take minutes"] if recipe.train.compile else []),
         *_describe_labels(data.survey, getattr(model, "head_remark", "")),

@@ -18,10 +18,13 @@ class Depths:
     """Parameter -> 0 for the head, 1 for the top block, and so on to the embeddings, which lie below the last block."""
     num_blocks: int
 
-    def describe(self, of_depth: dict[int, str]) -> str:
+    def is_embedding(self, name: str) -> bool:
+        """Whether a parameter lies below all blocks."""
+        return self.of[name] > self.num_blocks
+
+    def describe(self, of_depths: list[str]) -> str:
         """Say what each depth that holds parameters has."""
-        held = sorted({*self.of.values()} & of_depth.keys())
-        return ", ".join(f"{self._name(depth)} {of_depth[depth]}" for depth in held)
+        return ", ".join(f"{self._name(depth)} {of_depths[depth]}" for depth in sorted({*self.of.values()}))
 
     def _name(self, depth: int) -> str:
         if depth == 0:
@@ -29,7 +32,7 @@ class Depths:
         return "embeddings" if depth > self.num_blocks else f"block {self.num_blocks - depth + 1}"
 
 
-def find_depths(model: nn.Module, called: Iterable[nn.Module], key: str) -> Depths:
+def find_depths(model: Any, called: Iterable[nn.Module], key: str) -> Depths:
     """Find the depth of each parameter.
 
     Blocks are numbered in the order in which they are first called, so an encoder lies below its decoder, and the
@@ -70,11 +73,11 @@ def find_depths(model: nn.Module, called: Iterable[nn.Module], key: str) -> Dept
     return Depths(depths, len(blocks))
 
 
-def _stacks(model: nn.Module) -> Iterator[list[nn.Module]]:
+def _stacks(model: Any) -> Iterator[list[nn.Module]]:
     """Yield the lists of blocks that lie in no other block."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    base: Any = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
+    base: Any = model.get_base_model() if hasattr(model, "peft_config") else model
     named = set(getattr(base, "_no_split_modules", None) or ())
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
     known = [
@@ -91,7 +94,7 @@ def _stacks(model: nn.Module) -> Iterator[list[nn.Module]]:
     yield from (blocks for blocks in found if not nested.intersection(blocks))
 
 
-def _owner(model: nn.Module, name: str, order: dict[nn.Module, int]) -> nn.Module:
+def _owner(model: Any, name: str, order: dict[nn.Module, int]) -> nn.Module:
     """Return the innermost module around a parameter that was called."""
     parts = name.split(".")[:-1]
     for length in range(len(parts), 0, -1):
@@ -100,18 +103,25 @@ def _owner(model: nn.Module, name: str, order: dict[nn.Module, int]) -> nn.Modul
     return model
 
 
-def layer_rates(model: Any, section: RegularizationSection, called: Iterable[nn.Module]) -> str:
-    """Tell a model, in `learning_rates`, the share of the learning rate that each of its parameters has.
+def settle_rates(model: Any, section: RegularizationSection, called: Iterable[nn.Module]) -> str:
+    """Tell a model, in `learning_rates` and `first_steps`, how fast and from which step on its parameters are trained.
 
-    Sources: Howard & Ruder, Universal language model fine-tuning, ACL 2018, section 3.2 (discriminative fine-tuning);
-    Clark et al., ELECTRA, ICLR 2020, appendix B, whose order from embeddings to head this is.
+    Sources: Howard & Ruder, Universal language model fine-tuning, ACL 2018, sections 3.2 (discriminative fine-tuning)
+    and 3.3 (gradual unfreezing, from the head down); Clark et al., ELECTRA, ICLR 2020, appendix B, whose order from
+    embeddings to head this is.
 
     Returns:
-        The shares, for the summary; empty where all parameters have the same.
+        Both for the summary, a line each; empty where all parameters are trained alike.
     """
-    if section.layer_decay is None:
-        return ""
-    depths = find_depths(model, called, "regularization.layer_decay")
-    share = [section.layer_decay**depth for depth in range(depths.num_blocks + 2)]
-    model.learning_rates = {name: share[depth] for name, depth in depths.of.items()}
-    return f"rates     {depths.describe({d: f'{factor:.3g}' for d, factor in enumerate(share)})} times optim.lr"
+    told = []
+    if section.layer_decay is not None:
+        depths = find_depths(model, called, "regularization.layer_decay")
+        share = [section.layer_decay**depth for depth in range(depths.num_blocks + 2)]
+        model.learning_rates = {name: share[depth] for name, depth in depths.of.items()}
+        told.append(f"rates     {depths.describe([f'{factor:.3g}' for factor in share])} times optim.lr")
+    if section.unfreeze_every is not None:
+        depths = find_depths(model, called, "regularization.unfreeze_every")
+        first = [1 + depth * section.unfreeze_every for depth in range(depths.num_blocks + 2)]
+        model.first_steps = {name: first[depth] for name, depth in depths.of.items()}
+        told.append(f"thaws     by step: {depths.describe([str(step) for step in first])}")
+    return "\n".join(told)

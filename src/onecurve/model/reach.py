@@ -16,8 +16,9 @@ from onecurve.data.collation import as_scored
 from onecurve.data.splits import Split
 from onecurve.errors import ConfigError, TrainingError
 from onecurve.losses.chunked_head import whole_logits
-from onecurve.model.depth import layer_rates
+from onecurve.model.depth import settle_rates
 from onecurve.model.float8 import in_full_precision
+from onecurve.model.freezing import freeze
 from onecurve.model.moving_buffers import describe_moving, moving
 from onecurve.seeds import start_stream
 from onecurve.strategies.base import leave_out
@@ -64,6 +65,8 @@ def probe(
         passes = [
             _reached_by(example, model, task, reading, recipe.seed, accelerator.device) for example in _varied(split)
         ]
+    chosen = [freeze(model, recipe.regularization, called), settle_rates(model, recipe.regularization, called)]
+    trained = {name: p for name, p in trained.items() if p.requires_grad}
     never: list[str] = []
     sometimes: list[str] = []
     for name, parameter in trained.items():
@@ -75,7 +78,6 @@ def probe(
 
         # Rounding may route a token to another expert on another kind of device
         never, sometimes = broadcast_object_list([never, sometimes])
-    told_rates = layer_rates(model, recipe.regularization, called)
     if len(never) == len(trained) > 0:
         raise ConfigError(
             f"the loss depends on none of the trained parameters: {_list(never)}.",
@@ -85,7 +87,7 @@ def probe(
     sizes = {name: int(getattr(p, "ds_numel", p.numel())) for name, p in trained.items()}
     _freeze(model, never, called)
     told = _describe({name: sizes[name] for name in never}, sum(sizes.values()), sometimes, layerdrop)
-    remarks = [told, getattr(model, "batch_norm_remark", ""), _of_task(model), describe_moving(moved), told_rates]
+    remarks = [told, getattr(model, "batch_norm_remark", ""), _of_task(model), describe_moving(moved), *chosen]
     return "\n".join(filter(None, remarks)), sometimes
 
 

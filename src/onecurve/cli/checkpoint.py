@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action.add_argument("a", help="a checkpoint, or a run's folder for its newest one")
     action.add_argument("b", help="the other")
     _add_convert(actions.add_parser("convert", help="write a plain model folder from a checkpoint"))
-    action = actions.add_parser("average", help="write the mean of several runs' models")
+    action = actions.add_parser("average", help="write the mean of several runs' models, or of their adapters")
     action.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a model folder")
     action.add_argument("--output", required=True, help="the folder to write")
     action.add_argument("--weights", help="examples: by how many each run was trained on; or numbers: 1,2,...")
@@ -163,6 +163,8 @@ def _average(arguments: argparse.Namespace) -> int:
         folder = Path(elsewhere, "model")
         how = write_mean(parts, weights, folder)
         mean = load_trained(folder, arguments.task, arguments.trust_remote_code)
+        if hasattr(mean.model, "peft_config"):
+            mean.model.set_adapter("default")  # loaded to be asked; what is saved is what requires gradients
         card = averaged_card(parts, weights, how)
         save_alone(target, mean.model, mean.processor, card, TaskFile.read(folder))
     shares = ", ".join(f"{weight:.4g} x {part.name}" for weight, part in zip(weights, parts, strict=True))

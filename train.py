@@ -28,6 +28,7 @@ def main(argv: list[str], run: Run) -> None:
         from onecurve.regularization.building import build_objective
         from onecurve.resume import Checkpoints
         from onecurve.step import train_step
+        from onecurve.strategies.average import Average
         from onecurve.summary import describe_run
         from onecurve.tracking import Tracker
 
@@ -43,7 +44,8 @@ def main(argv: list[str], run: Run) -> None:
     loaders = {split.name: Loader(split, task, reading, accelerator, objective) for split in data.splits}
     packed = pack(strategy, recipe, precision, task, data.splits, reading)
     checked, recipe, plan = fit(checked, plan, strategy, loaders["train"])
-    evaluate, best = Evaluator(strategy, recipe, data.survey), Best(task, recipe.eval, strategy, data.eval)
+    evaluate, average = Evaluator(strategy, recipe, data.survey), Average(strategy, recipe.regularization)
+    best = Best(task, recipe.eval, strategy, data.eval, average)
     checkpoints = Checkpoints(checked, data, plan, strategy, best, accelerator)
     stopping = Stopping(recipe.train, checked.directory, checkpoints, accelerator)
     run.begin(checked.directory, checked.config, recipe.train.hang_timeout, checkpoints, stopping.behind)
@@ -58,17 +60,15 @@ def main(argv: list[str], run: Run) -> None:
         if run.step < step.number:  # gone back to a checkpoint
             continue
         if scored := data.eval and due(step.number, recipe.eval.every, checkpoints.plan.max_steps):
-            best.consider(step.number, tracker.scores("eval", step.number, evaluate(loaders["eval"])))
+            with average.in_place():
+                best.consider(step.number, tracker.scores("eval", step.number, evaluate(loaders["eval"])))
         run.asked = stopping.asked(step.number, None if scored else outcome.get("requests"))
         if run.asked.save or checkpoints.due(step.number):
             tracker.event("checkpoint", step.number, stall_seconds=checkpoints.save(step.number))
     checkpoints.wait(needed=bool(run.asked.stop))
     if run.asked.stop:
         return tracker.stop(run.step, run.asked.stop)
-    chosen, final = best.step or run.step, {"eval": best.scores}
-    if chosen < run.step:  # the last weights beside the best ones
-        export("model-last", run.step, {"eval": best.last_scores})
-        best.restore()
+    chosen, final = best.settle(run.step, export), {"eval": best.scores}
     if data.test:
         final["test"] = tracker.scores("test", chosen, evaluate(loaders["test"]))
     export("model", chosen, final)

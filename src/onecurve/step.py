@@ -22,6 +22,7 @@ from onecurve.regularization.base import Objective, Pass, plain
 from onecurve.run.history import History
 from onecurve.seeds import start_stream
 from onecurve.strategies.base import Strategy
+from onecurve.strategies.rates import hold_back, set_rates
 from onecurve.tasks.base import Batch, Task
 
 
@@ -56,8 +57,7 @@ def train_step(
     if step.number in history.left_out:
         return {"fault": history.left_out[step.number]}
     started, accelerator = perf_counter(), loader.accelerator
-    for group in strategy.optimizer.param_groups:
-        group["lr"] = lr
+    set_rates(strategy.optimizer, lr, step.number)
     sums = torch.stack([loss_sums for _, loss_sums in accumulate(strategy, loader, step, seed)])
     beat("update")
     shares, asked, norm = _known(strategy, accelerator, sums, requests())
@@ -74,6 +74,8 @@ def train_step(
     if not (fault or overflow):
         history.updated(loss)
         statistics_of(strategy.unwrapped()).move(accelerator, len(step.micro_batches))
+        hold_back(strategy)
+        strategy.after_update(step.number)
     beat("between steps")
     outcome = {
         "fault": fault,

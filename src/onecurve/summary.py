@@ -16,6 +16,7 @@ from onecurve.model.head import shown
 from onecurve.model.quantization import num_weights
 from onecurve.model.reading import UNLIMITED
 from onecurve.regularization.building import describe
+from onecurve.strategies.average import describe_average
 from onecurve.tasks.base import Processing, Recognises, Survey, Task
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def describe_run(
         f"{plan.steps_per_epoch} steps an epoch"
         + (f", the last with {plan.short_last_batch}" if plan.short_last_batch else "")
         + (f"; {idle} rank(s) without a micro-batch" if idle else ""),
-        *filter(None, [describe_float8(model)]),
+        *filter(None, [describe_average(recipe.regularization, 4 * trained), describe_float8(model)]),
         *describe(recipe, model, data.survey, data.label_counts),
         f"threads   {describe_threads()}",
         *(["compile   layers: the first passes may take minutes"] if recipe.train.compile else []),

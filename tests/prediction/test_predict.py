@@ -564,8 +564,6 @@ def test_mistakes_are_one_message(trained: Trainer, capsys: Any, tmp_path: Path,
     asked = trained("single_label")
     rows = _write(tmp_path / "rows.jsonl", asked.rows)
     before = rows.read_text()
-    assert "both model folders; one model is asked" in refusal(capsys, asked.model, tiny_bert, "--input", rows)
-    assert "both model folders; one model is asked" in refusal(capsys, asked.model, tiny_bert, "--text", "the dog")
     assert "texts and --input" in refusal(capsys, asked.model, "the dog", "--input", rows)
     assert "is not a model folder" in refusal(capsys, tmp_path, "the dog")
     assert "no such file" in refusal(capsys, asked.model, "--input", tmp_path / "none.jsonl")

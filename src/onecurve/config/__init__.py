@@ -11,6 +11,7 @@ from onecurve.config.sections.evaluation import EvalSection
 from onecurve.config.sections.model import ModelSection
 from onecurve.config.sections.optim import OptimSection
 from onecurve.config.sections.peft import PeftSection
+from onecurve.config.sections.regularization import RegularizationSection
 from onecurve.config.sections.sources import NamedSet, path_of, weights_of
 from onecurve.config.sections.task import TaskSection
 from onecurve.config.sections.tracking import TrackingSection
@@ -27,6 +28,7 @@ __all__ = [
     "OptimSection",
     "PeftSection",
     "Recipe",
+    "RegularizationSection",
     "Sources",
     "TaskSection",
     "TrackingSection",

@@ -64,6 +64,17 @@ class Recipe(Section):
                 f"model.quantization ({self.model.quantization}) needs frozen pretrained weights: set "
                 "peft.method and model.init pretrained, or remove it"
             )
+        if self.model.init == "random" and self.regularization.freezes:
+            raise ValueError(
+                "regularization.freeze and freeze_blocks keep pretrained weights, but model.init is random: set it to "
+                "pretrained, or remove them"
+            )
+        if self.regularization.average in ("swa", "last") and self.model.batch_norm == "train":
+            raise ValueError(
+                f"regularization.average {self.regularization.average} averages weights that lie far apart, whose "
+                "statistics of batch normalisation would have to be measured anew: set model.batch_norm to frozen, or "
+                "use ema, which averages the statistics as they move"
+            )
         if train.packing == "on" and self.model.attn_implementation not in (None, "sdpa"):
             raise ValueError("train.packing uses its own attention: remove model.attn_implementation or train.packing")
         return self

@@ -1,11 +1,13 @@
 """The best step so far by a dev metric, and its weights."""
 
+from collections.abc import Callable
 from math import isfinite
 from typing import Any
 
 from onecurve.config import EvalSection
 from onecurve.data.splits import Split
 from onecurve.evaluation.scores import Scores
+from onecurve.strategies.average import Average
 from onecurve.strategies.base import Strategy
 from onecurve.strategies.snapshot import Snapshot
 from onecurve.tasks.base import Task
@@ -19,14 +21,17 @@ class Best:
         section: The recipe's `eval`.
         strategy: Whose weights are kept.
         dev: The dev split, if any.
+        average: Of the weights; where there is one, it is what is scored, kept and exported.
     """
 
-    def __init__(self, task: Task, section: EvalSection, strategy: Strategy, dev: Split | None) -> None:
+    def __init__(
+        self, task: Task, section: EvalSection, strategy: Strategy, dev: Split | None, average: Average
+    ) -> None:
         self.metric, self.patience = section.best_metric, section.patience
         self.dev = (dev.key if dev.sets else dev.examples.folder.name) if dev else ""
         """Fingerprint of the dev examples (their cache key)."""
         self.sign = -1 if _of_any_set(self.metric, dev) in {"loss", *task.lower_is_better} else 1
-        self.snapshot = Snapshot(strategy)
+        self.snapshot, self.average = Snapshot(strategy), average
         self._forget()
 
     def _forget(self) -> None:
@@ -84,9 +89,22 @@ class Best:
             self.consider(step, state["last_scores"])
         return f"{why}: step {state['step']}, the best so far, is dropped" if why and state["step"] else ""
 
-    def restore(self) -> None:
-        """Put the best step's weights back."""
+    def settle(self, last: int, export: Callable[[str, int, dict[str, Scores]], None]) -> int:
+        """Put what the run has come to in the model for good: the average, or the best step's weights.
+
+        Args:
+            last: The run's last step.
+            export: Writes `model-last`, the last step's weights (or average), where an earlier step is the best.
+
+        Returns:
+            The step whose weights they are.
+        """
+        self.average.put()
+        if not self.step or self.step == last:
+            return last
+        export("model-last", last, {"eval": self.last_scores})
         self.snapshot.restore()
+        return self.step
 
     @property
     def exhausted(self) -> bool:

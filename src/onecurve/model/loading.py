@@ -124,6 +124,7 @@ def load_model(
     drawn = fit.describe_new() if fit else "all weights, drawn at random: model.init"
     model.new_weights = "; ".join(filter(None, [drawn, grown]))
     model.has_other_shapes = bool(grown or (fit and fit.reshaped))  # than its checkpoint
+    model.drawn = frozenset(fit.new) if fit else frozenset()
     model.config.architectures = [type(model).__name__]  # what an adapter's folder says of its base
     # transformers and PEFT then ask for the inputs' gradients, which only reentrant checkpointing needs
     model.enable_input_require_grads = lambda: None

@@ -5,7 +5,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from onecurve.config import Recipe
+from onecurve.config import Recipe, RegularizationSection
 from onecurve.data.plan import BatchPlan
 from onecurve.data.position import stored_position
 from onecurve.errors import ConfigError
@@ -14,6 +14,9 @@ from onecurve.run.directory import LENGTH
 
 _MOVING = ("data", "data.weights", "seed", "train.global_batch_size")
 """Settings that decide which examples a step has."""
+
+_LATER = {f"regularization.{name}": value for name, value in RegularizationSection().model_dump(mode="json").items()}
+"""Settings that checkpoints of earlier versions lack, and what those runs did."""
 
 Changes = dict[str, list[Any]]
 """Setting -> [earlier, now]."""
@@ -103,6 +106,7 @@ def _check_longer(told: str, state: Mapping[str, Any], plan: BatchPlan, recipe: 
 
 
 def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
+    earlier = _LATER | dict(earlier)
     keys = sorted(earlier.keys() | now.keys())
     return {key: [earlier.get(key), now.get(key)] for key in keys if earlier.get(key) != now.get(key)}
 

@@ -32,10 +32,11 @@ def moments_per_parameter(section: OptimSection) -> float:
 
 
 def checkpoint_bytes(strategy: Strategy, recipe: Recipe, accelerator: Accelerator) -> int:
-    """Return what one checkpoint takes on all ranks together: parameters, moments, and the best weights so far."""
+    """Return what one checkpoint takes on all ranks together: parameters, moments, averages, and the best weights."""
     held = sum(window.view.nbytes for window in strategy.windows(once=True) if window.key == "param")
     parameters = accelerator.reduce(torch.tensor(held, dtype=torch.int64, device=accelerator.device), "sum")
     copies = 1 + moments_per_parameter(recipe.optim) + bool(recipe.eval.best_metric)
+    copies += recipe.regularization.copies * (2 if recipe.optim.rounding else 1)  # in float32
     return int(int(parameters) * copies) + _buffer_bytes(strategy.unwrapped())
 
 

@@ -109,7 +109,7 @@ def _save(
         if main:
             problem = _finish(unfinished, folder, strategy.unwrapped(), values, processor, card)
             if task:
-                task.write(unfinished)
+                task.write(unfinished, strategy.unwrapped().config)
             if not problem:
                 shutil.rmtree(folder, ignore_errors=True)
                 unfinished.rename(folder)

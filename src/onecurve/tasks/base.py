@@ -11,6 +11,8 @@ from onecurve.content.survey import Survey as Survey
 from onecurve.errors import BadRow as BadRow
 from onecurve.tasks._capabilities import Asked as Asked
 from onecurve.tasks._capabilities import Generates as Generates
+from onecurve.tasks._capabilities import Packaged as Packaged
+from onecurve.tasks._capabilities import Pools as Pools
 from onecurve.tasks._capabilities import Recognises as Recognises
 from onecurve.tasks._capabilities import Transforms as Transforms
 from onecurve.tasks._capabilities import Writes as Writes
@@ -115,6 +117,8 @@ class Task(ABC):
     the global batch's items of that term."""
     packages: frozenset[str] = frozenset()
     """Packages, beyond what onecurve itself needs, that the task imports under these settings."""
+    is_guessed: ClassVar[bool] = True
+    """Whether a model folder that does not say its task is taken for this one's, where the kind of model fits."""
     scoring_settings: ClassVar[frozenset[str]] = frozenset()
     """The settings that change neither examples nor training, only how the model is scored."""
 
@@ -255,6 +259,8 @@ class Task(ABC):
 def unread_keys(task: Task) -> Mapping[str, str]:
     """Return the keys of the recipe that a task does not read, and why."""
     own = {} if isinstance(task, Transforms) else {"data.workers": "this task's examples are read as they are kept"}
+    if isinstance(task, Pools):
+        own["eval.predictions"] = "an example has no loss of its own: it depends on all others of its split"
     return {**own, **task.without_effect()}
 
 

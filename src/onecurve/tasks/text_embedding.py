@@ -202,7 +202,8 @@ class Task(SequencesTask):
     def beside(self, config: Any, max_length: int) -> Mapping[str, Any]:
         """Return what sentence-transformers needs to build the model: its modules, their settings, the prompts."""
         settings, text = self.settings, config.get_text_config()
-        modules = {"": "Transformer", "1_Pooling": "Pooling"} | ({"2_Normalize": "Normalize"} * settings.normalize)
+        modules = {"": "Transformer", "1_Pooling": "Pooling"}
+        modules |= {"2_Normalize": "Normalize"} if settings.normalize else {}
         return {
             "modules.json": [
                 {"idx": at, "name": str(at), "path": path, "type": f"sentence_transformers.models.{kind}"}

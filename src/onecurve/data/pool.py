@@ -1,7 +1,7 @@
 """Puts what ranks computed of a step's examples together, in plan order, on every rank."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -53,10 +53,10 @@ class Pool:
         joined = torch.cat([by_position[at, :size] for at, size in enumerate(self.sizes)])
         return joined[torch.from_numpy(self.order).to(joined.device)]
 
-    def _largest(self, shapes: "Sequence[Sequence[int]]", device: object) -> list[int]:
+    def _largest(self, shapes: "Sequence[Sequence[int]]", device: Any) -> list[int]:
         import torch
 
-        own = torch.tensor([list(shape) for shape in shapes], dtype=torch.int64, device=device)  # type: ignore[call-overload]
+        own = torch.tensor([list(shape) for shape in shapes], dtype=torch.int64, device=device)
         if not own.numel():
             return []
         found: list[int] = self.accelerator.gather(own.amax(0)[None]).amax(0).tolist()

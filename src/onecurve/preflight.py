@@ -15,7 +15,7 @@ from onecurve.optim import check_optim
 from onecurve.run.directory import RunDirectory
 from onecurve.strategies import check_strategy
 from onecurve.tasks import load_task, resolve_task
-from onecurve.tasks.base import Task, unread_keys
+from onecurve.tasks.base import Pools, Task, unread_keys
 from onecurve.user_code import locate
 
 
@@ -43,6 +43,13 @@ def read(argv: list[str]) -> Checked:
     recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"name": located})})
     task = load_task(recipe.task)
     _check_metric(recipe.eval.best_metric, task)
+    if isinstance(task, Pools) and recipe.train.compile:
+        raise ConfigError(
+            f"{recipe.task.name} computes each step twice, without gradients and with them. Compiled, these are two "
+            "graphs, whose dropout need not be the same.",
+            where="train.compile",
+            fix="Set it to false.",
+        )
     owned = {"task": resolve_task(task), "optim": check_optim(recipe.optim)}
     check_effects(recipe, {"task": task.settings}, unread_keys(task))
     resolved = resolve(recipe, owned)

@@ -174,3 +174,19 @@ def test_a_model_that_has_no_vector_for_a_text_is_refused() -> None:
         _task(matryoshka=[64, 32])._check_model(BertConfig())
     with pytest.raises(ConfigError, match="distinct numbers"):
         _task(matryoshka=[64, 64])
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        (["--train.compile", "true"], "train.compile: text_embedding computes each step twice"),
+        (["--eval.predictions", "true"], "eval.predictions: has no effect: an example has no loss of its own"),
+        (["--train.micro_batch_size", "null", "--train.micro_batch_tokens", "99"], "hold several sequences each"),
+        (["--eval.best_metric", "ndcg@5"], r"no metric 'ndcg@5'.* Did you mean 'ndcg@10'"),
+    ],
+)
+def test_a_setting_that_does_not_suit_is_refused_before_anything_is_loaded(setting: list[str], why: str) -> None:
+    from onecurve.preflight import read
+
+    with pytest.raises(ConfigError, match=why):
+        read(["recipes/text_embedding.yaml", *setting])

@@ -58,15 +58,15 @@ class Task(SequencesTask):
         "negative?": "a text that does not, or a list of them",
     }
     shapes: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "sentence-transformers (`anchor`, `positive`, `negative`)": {
+        "sentence-transformers (anchor)": {
             "query": "anchor",
             "positive": "positive",
             "negative?": "negative",
         },
-        "`question`, `answer`": {"query": "question", "positive": "answer"},
-        "`query`, `answer`": {"query": "query", "positive": "answer"},
-        "a `query` alone, to be embedded": {"query": "query"},
-        "a `document` alone, to be embedded": {"positive": "document"},
+        "question and answer": {"query": "question", "positive": "answer"},
+        "query and answer": {"query": "query", "positive": "answer"},
+        "a query alone": {"query": "query"},
+        "a document alone": {"positive": "document"},
     }
     targets: ClassVar[frozenset[str]] = frozenset({"negative"})
     sample: ClassVar[Sequence[Row]] = (

@@ -15,8 +15,8 @@ from onecurve.optim import check_optim
 from onecurve.regularization.checks import check_regularization
 from onecurve.run.directory import RunDirectory
 from onecurve.strategies import check_strategy
-from onecurve.tasks import load_task, resolve_task
-from onecurve.tasks.base import Task, unread_keys
+from onecurve.tasks import load_task, resolve_task, unread_keys
+from onecurve.tasks.base import Pools, Task
 from onecurve.user_code import locate
 
 
@@ -44,6 +44,13 @@ def read(argv: list[str]) -> Checked:
     recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"name": located})})
     task = load_task(recipe.task)
     _check_metric(recipe, task)
+    if isinstance(task, Pools) and recipe.train.compile:
+        raise ConfigError(
+            f"{recipe.task.name} computes each step twice, without gradients and with them. Compiled, these are two "
+            "graphs, whose dropout need not be the same.",
+            where="train.compile",
+            fix="Set it to false.",
+        )
     owned = {"task": resolve_task(task), "optim": check_optim(recipe.optim)}
     check_effects(recipe, {"task": task.settings}, unread_keys(task, adapted=recipe.peft is not None))
     check_regularization(recipe, task)

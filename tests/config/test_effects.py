@@ -11,8 +11,8 @@ from onecurve.config.sections.base import Section
 from onecurve.data.formats import READS
 from onecurve.errors import ConfigError
 from onecurve.preflight import read
-from onecurve.tasks import find_task, task_names
-from onecurve.tasks.base import Transforms, unread_keys
+from onecurve.tasks import find_task, task_names, unread_keys
+from onecurve.tasks.base import Transforms
 
 RECIPE = """
 output_dir: runs/x

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from onecurve.data.collation import transformed
 from onecurve.errors import BadRow, ConfigError
 from onecurve.tasks import task_names
-from onecurve.tasks.base import IGNORE_INDEX, Transforms
+from onecurve.tasks.base import IGNORE_INDEX, Pools, Transforms
 from tests.tasks.contract import (
     CHECKS,
     Prepared,
@@ -84,8 +84,9 @@ def test_examples_are_plain_and_batches_are_by_example(case: Prepared) -> None:
     batch = case.batch()
     assert {len(tensor) for tensor in batch.values()} == {len(case.examples)}
     if "input_ids" in batch:
-        assert {"attention_mask", "labels"} <= set(batch)
-        assert batch["attention_mask"].sum(-1).tolist() == [len(example["input_ids"]) for example in case.examples]
+        assert isinstance(case.task, Pools) or "labels" in batch
+        tokens = batch["attention_mask"].flatten(1).sum(-1)  # of all of an example's sequences
+        assert tokens.tolist() == [len(example["input_ids"]) for example in case.examples]
 
 
 @every_case
@@ -207,7 +208,7 @@ def _draws_in_transform(case: Prepared) -> bool:
 
 def _labels_tokens(case: Prepared) -> bool:
     batch = case.batch()
-    return "input_ids" in batch and batch["labels"].shape == batch["input_ids"].shape
+    return {"input_ids", "labels"} <= batch.keys() and batch["labels"].shape == batch["input_ids"].shape
 
 
 def _predicts_next_tokens(case: Prepared) -> bool:
@@ -240,6 +241,11 @@ def _always(case: Prepared) -> bool:
     return True
 
 
+def _adds_up(case: Prepared) -> bool:
+    """Whether the loss is a sum over examples, none of which looks at another."""
+    return not isinstance(case.task, Pools)
+
+
 def _scores_more_than_it_tells(task: Any) -> None:
     right = task.metrics
     task.metrics = lambda *arguments: {**right(*arguments), "f2": None}
@@ -250,14 +256,14 @@ def _tells_more_than_it_scores(task: Any) -> None:
 
 
 PLANTED = [
-    (_divides_by_the_count, check_batch_is_the_sum_of_its_examples, _always),
+    (_divides_by_the_count, check_batch_is_the_sum_of_its_examples, _adds_up),
     (_counts_one_too_many, check_num_items_counts_the_terms, _always),
     (_counts_tokens_read, check_num_items_counts_the_terms, _reads_more_than_it_counts),
     (_predicts_the_token_it_reads, check_the_oracle_computes_the_same, _predicts_next_tokens),
     (_learns_padding, check_batch_is_the_sum_of_its_examples, _is_padded_at_labels),
     (_reads_padding, check_batch_is_the_sum_of_its_examples, _padding_is_seen),
     (_mistakes_the_label, check_the_oracle_computes_the_same, _has_several_labels),
-    (_looks_at_its_neighbours, check_another_cut_has_the_same_gradient, _always),
+    (_looks_at_its_neighbours, check_another_cut_has_the_same_gradient, _adds_up),
     (_draws_without_a_key, check_another_cut_has_the_same_gradient, _always),
     (_transforms_without_a_key, check_another_cut_has_the_same_gradient, _draws_in_transform),
     (_scores_more_than_it_tells, check_the_metrics_told_are_those_scored, _always),

@@ -1,5 +1,6 @@
 """Evaluates a split: each example exactly once at any world size, by adding up sums and counts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +12,14 @@ from onecurve.config import Recipe
 from onecurve.data.checking import Report
 from onecurve.data.loader import Loader
 from onecurve.data.plan import plan_scoring
+from onecurve.data.pool import Pool
 from onecurve.evaluation.writing import samples_of, write_texts
 from onecurve.losses import terms
 from onecurve.machine.cores import return_memory
 from onecurve.model.attention_kernels import fastest_attention
 from onecurve.ranks.heartbeat import beat
 from onecurve.strategies.base import Strategy
-from onecurve.tasks.base import Survey, Writes
+from onecurve.tasks.base import Pools, Survey, Writes
 
 Scores = dict[str, Any]
 
@@ -38,7 +40,8 @@ class Evaluator:
         Where the task writes texts, their scores follow, and `samples` of them. Where the split has named sets, the
         scores of each follow too, as `NAME/loss`; each example is scored once.
 
-        For a task with several loss terms, `loss/NAME` is the mean of each term.
+        For a task with several loss terms, `loss/NAME` is the mean of each term. Of a task that compares examples,
+        each is compared with those of the whole split.
         """
         outcomes = {one.split.title: self._outcome(one) for one in loader.sets or (loader,)}
         if not loader.sets:
@@ -55,16 +58,22 @@ class Evaluator:
         step = plan_scoring(loader.split, self.recipe)
         total = torch.zeros(len(task.terms), dtype=torch.float64, device=accelerator.device)
         pairs: list[tuple[int, list[Any]]] = []
+        parts: list[list[torch.Tensor]] = []
         self.strategy.model.eval()
         with torch.no_grad(), fastest_attention(accelerator.device):
             for micro_batch in loader.micro_batches(step):
                 beat("evaluation")
                 with self.strategy.autocast():
                     outputs = task.forward(self.strategy.model, micro_batch.batch)
-                if micro_batch.counts:
+                if isinstance(task, Pools):
+                    parts.append([outputs.float(), *(micro_batch.batch[name] for name in task.pooled)])
+                elif micro_batch.counts:
                     total += task.loss_sum(outputs, micro_batch.batch).view(-1)
                     pairs.append((micro_batch.position, task.predict(outputs, micro_batch.batch)))
                 del outputs  # large: not beside the next ones
+            if isinstance(task, Pools):
+                sums, pairs = _score_pool(task, Pool(step, accelerator), parts)
+                total += sums
         beat("evaluation")
         sums = accelerator.reduce(total, "sum").tolist()
         of_ids = {
@@ -121,6 +130,28 @@ def _together(outcomes: dict[str, _Outcome]) -> _Outcome:
         [pair for one in every for pair in one.written],
         [{"set": name, **sample} for name, one in outcomes.items() for sample in one.samples],
     )
+
+
+def _score_pool(
+    task: Any, pool: Pool, parts: Sequence[Sequence[torch.Tensor]]
+) -> tuple[torch.Tensor | float, list[tuple[int, list[Any]]]]:
+    """Score all examples of a split together, on rank 0; every rank calls it.
+
+    Args:
+        task: `Pools`.
+        pool: The split's examples.
+        parts: Of each of this rank's passes, the outputs and what of its batch is pooled.
+
+    Returns:
+        The sums of the losses, [terms], and the predictions of each micro-batch; nothing on other ranks.
+    """
+    outputs, *others = (pool.joined(of_one) for of_one in zip(*parts, strict=True))
+    if not pool.accelerator.is_main_process:
+        return 0.0, []
+    batch = dict(zip(task.pooled, others, strict=True))
+    told = task.predict(outputs, batch)
+    pairs = [(at, [told[place] for place in pool.of(at).tolist()]) for at in range(len(pool.sizes))]
+    return task.loss_sum(outputs, batch).view(-1), pairs
 
 
 def left_out(report: Report) -> Scores:

@@ -16,7 +16,7 @@ from typing import Any
 from transformers.dynamic_module_utils import custom_object_save
 
 from onecurve.adapters.folder import BASE, WEIGHTS
-from onecurve.model.loading import whole_parameters
+from onecurve.model.construction import whole_parameters
 
 _MAGNITUDE = ".lora_magnitude_vector"
 

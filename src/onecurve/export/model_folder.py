@@ -22,8 +22,8 @@ from onecurve.export.card import TrainedOn, model_card
 from onecurve.export.task_file import TaskFile
 from onecurve.export.usage import usage
 from onecurve.machine.cores import return_memory
+from onecurve.model.construction import whole_parameters
 from onecurve.model.generation import settle_generation
-from onecurve.model.loading import whole_parameters
 from onecurve.preflight import Checked
 from onecurve.ranks.heartbeat import beat
 from onecurve.strategies.base import Strategy
@@ -109,7 +109,7 @@ def _save(
         if main:
             problem = _finish(unfinished, folder, strategy.unwrapped(), values, processor, card)
             if task:
-                task.write(unfinished)
+                task.write(unfinished, strategy.unwrapped().config)
             if not problem:
                 shutil.rmtree(folder, ignore_errors=True)
                 unfinished.rename(folder)

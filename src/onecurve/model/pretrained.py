@@ -122,6 +122,8 @@ class _Head:
         self.is_pretrained = self.predicts_tokens and not _only_fills_masks(model)
 
     def may_be_missing(self, name: str) -> bool:
+        if self.base is self.model:  # an encoder alone, whose last hidden states are read: nothing reads its pooler
+            return name.startswith("pooler.")
         return self.may_be_reshaped(name) or (not self.is_pretrained and name.startswith(f"{self.prefix}pooler."))
 
     def may_be_reshaped(self, name: str) -> bool:

@@ -146,13 +146,18 @@ def plain(told: Answer, text: Any) -> str:
 def _said(told: Answer) -> str:
     if "error" in told:
         return f"error: {told['error']}"
-    if "value" in told:
-        return f"{told['value']:.4f}"
+    for name in ("value", "score", "scores", "embedding"):
+        if name in told:
+            return _numbers(told[name])
     if "entities" in told:
         return ", ".join(f"{one['type']} {one['text']!r}" for one in told["entities"]) or "(none)"
     if "tags" in told:
         return " ".join(told["tags"])
     return _fills(told["fills"]) if "fills" in told else _labels(told)
+
+
+def _numbers(told: float | list[float]) -> str:
+    return " ".join(f"{number:.4f}" for number in (told if isinstance(told, list) else [told]))
 
 
 def _fills(masks: list[list[Answer]]) -> str:

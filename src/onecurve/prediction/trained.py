@@ -12,7 +12,7 @@ from onecurve.machine.distributed import computes_natively
 from onecurve.model.adapted import load_adapted
 from onecurve.model.reading import Reading, load_config
 from onecurve.model.remote_code import check_trusted, told_by_flag
-from onecurve.tasks import load_task, task_names
+from onecurve.tasks import find_task, load_task, task_names
 from onecurve.tasks.base import Survey, Task
 
 _HEADS = (".classifier.weight", ".score.weight", ".classifier.out_proj.weight")
@@ -108,7 +108,7 @@ def _guess(folder: Path, task_name: str | None, trusted: bool) -> TaskFile:
 def _read_model(folder: Path, trusted: bool) -> tuple[Any, list[str]]:
     """Return a whole model's config, and the tasks whose kind of model it is."""
     config = load_config(ModelSection(path=str(folder), trust_remote_code=trusted))
-    return config, [name for name in task_names() if loads_as(name, config)]
+    return config, [name for name in task_names() if find_task(name).is_guessed and loads_as(name, config)]
 
 
 def _read_adapter(folder: Path, trusted: bool) -> tuple[Any, list[str]]:
@@ -125,7 +125,8 @@ def _read_adapter(folder: Path, trusted: bool) -> tuple[Any, list[str]]:
             rows = {stored.get_slice(key).get_shape()[0] for key in stored.keys() if key.endswith(_HEADS)}
         if len(rows) == 1 and config.num_labels not in rows:
             config.num_labels = rows.pop()
-    names = [name for name in task_names() if load_task(TaskSection(name=name)).peft_task_type == adapter.task_type]
+    kinds = {name: find_task(name) for name in task_names()}
+    names = [name for name, kind in kinds.items() if kind.is_guessed and kind.peft_task_type == adapter.task_type]
     return config, names if adapter.task_type else []
 
 

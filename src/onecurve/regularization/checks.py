@@ -4,7 +4,7 @@ from typing import NoReturn
 
 from onecurve.config import Recipe
 from onecurve.errors import ConfigError
-from onecurve.tasks.base import Classifies, Mixes, Task
+from onecurve.tasks.base import Classifies, Mixes, Pools, Task
 
 _SUITS = {
     "label_smoothing": {"label", "token"},
@@ -44,6 +44,8 @@ def check_regularization(recipe: Recipe, task: Task) -> None:
 
 def _check_embeddings(recipe: Recipe, task: Task) -> None:
     for name in recipe.regularization.on_embeddings:
+        if isinstance(task, Pools):
+            _refuse(name, f"changes embeddings pass by pass, and {recipe.task.name} compares those of a whole step")
         if task.media:
             _refuse(name, f"changes token embeddings, and {recipe.task.name} reads no text")
         if recipe.train.packing == "on":

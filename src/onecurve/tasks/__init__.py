@@ -1,6 +1,7 @@
 """The tasks: the files of this folder, or a task of the user's own."""
 
 import pkgutil
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from onecurve import user_code
 from onecurve.config import TaskSection, closest, explain
 from onecurve.errors import ConfigError
-from onecurve.tasks.base import Task
+from onecurve.tasks.base import Pools, Task, Transforms
 
 
 def task_names() -> list[str]:
@@ -87,3 +88,11 @@ def _complete(kind: Any, name: str) -> Any:
 
 def _has(kind: type, member: str) -> bool:
     return hasattr(kind, member) and member not in getattr(kind, "__abstractmethods__", ())
+
+
+def unread_keys(task: Task, adapted: bool = False) -> Mapping[str, str]:
+    """Return the keys of the recipe that a task does not read, and why; `adapted`: under an adapter."""
+    own = {} if isinstance(task, Transforms) else {"data.workers": "this task's examples are read as they are kept"}
+    if isinstance(task, Pools):
+        own["eval.predictions"] = "an example has no loss of its own: it depends on all others of its split"
+    return {**own, **task.without_effect(), **(task.needs_whole_model if adapted else {})}

@@ -142,3 +142,44 @@ class Mixes(Protocol):
             rng: Keyed by the seed, the step and the example.
         """
         ...
+
+
+@runtime_checkable
+class Pools(Protocol):
+    """A task whose loss compares each example with others: in training with all of the global batch.
+
+    `forward` returns one tensor, float [examples, ...]: what represents each example of a micro-batch, whichever others
+    are there. The micro-batch is seldom the global batch, and how that is cut must not change the loss. So `losses`,
+    `loss_sum` and `predict` are given a pool: the outputs of all examples of the step, in plan order, and in scoring
+    those of the whole split. Where an example has fewer rows than another, zeros follow.
+    """
+
+    pooled: ClassVar[Sequence[str]]
+    """The tensors of a batch that are pooled beside the outputs."""
+
+    def forward(self, model: Any, batch: "Batch") -> "Tensor":
+        """Return what represents each example of a micro-batch."""
+        ...
+
+    def losses(self, outputs: "Tensor", batch: "Batch") -> "Tensor":
+        """Return each example's loss, float32 [examples], or [examples, terms]; `loss_sum` is their sum.
+
+        Args:
+            outputs: Of the pool: float32 [examples, ...].
+            batch: Its tensors that `pooled` names.
+        """
+        ...
+
+
+@runtime_checkable
+class Packaged(Protocol):
+    """A task whose model folders hold further files, by which other tools know how the model is to be used."""
+
+    def beside(self, config: Any, max_length: int) -> "Mapping[str, Any]":
+        """Return what to write as JSON: path within the folder -> content.
+
+        Args:
+            config: The model's.
+            max_length: The length that a text might have in training.
+        """
+        ...

@@ -13,6 +13,8 @@ from onecurve.tasks._capabilities import Asked as Asked
 from onecurve.tasks._capabilities import Classifies as Classifies
 from onecurve.tasks._capabilities import Generates as Generates
 from onecurve.tasks._capabilities import Mixes as Mixes
+from onecurve.tasks._capabilities import Packaged as Packaged
+from onecurve.tasks._capabilities import Pools as Pools
 from onecurve.tasks._capabilities import Recognises as Recognises
 from onecurve.tasks._capabilities import Transforms as Transforms
 from onecurve.tasks._capabilities import Writes as Writes
@@ -119,6 +121,8 @@ class Task(ABC):
     """Keys of the recipe that have no effect under an adapter, and why."""
     packages: frozenset[str] = frozenset()
     """Packages, beyond what onecurve itself needs, that the task imports under these settings."""
+    is_guessed: ClassVar[bool] = True
+    """Whether a model folder that does not say its task is taken for this one's, where the kind of model fits."""
     scoring_settings: ClassVar[frozenset[str]] = frozenset()
     """The settings that change neither examples nor training, only how the model is scored."""
 
@@ -254,12 +258,6 @@ class Task(ABC):
         A task that `Generates` or is `Asked` need not; one that does none of these cannot be asked.
         """
         raise NotImplementedError
-
-
-def unread_keys(task: Task, adapted: bool = False) -> Mapping[str, str]:
-    """Return the keys of the recipe that a task does not read, and why; `adapted`: under an adapter."""
-    own = {} if isinstance(task, Transforms) else {"data.workers": "this task's examples are read as they are kept"}
-    return {**own, **task.without_effect(), **(task.needs_whole_model if adapted else {})}
 
 
 def check_text(value: Any, column: str) -> None:

@@ -72,7 +72,7 @@ def main(argv: list[str], run: Run) -> None:
     if data.test:
         final["test"] = tracker.scores("test", chosen, evaluate(loaders["test"]))
     export("model", chosen, final)
-    write_predictions(loaders, strategy, recipe, data.survey, checked.directory)
+    write_predictions(loaders, strategy, recipe, data.survey, checked.directory, final)
     tracker.close(chosen)
 
 

@@ -1,5 +1,6 @@
 """Evaluates a split: each example exactly once at any world size, by adding up sums and counts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,12 @@ from onecurve.ranks.heartbeat import beat
 from onecurve.strategies.base import Strategy
 from onecurve.tasks.base import Survey, Writes
 
-Scores = dict[str, Any]
+
+class Scores(dict[str, Any]):
+    """Scores by name."""
+
+    texts: Sequence[str] | None = None
+    """The text that was written for each of the split's prompts, kept where `eval.predictions` will ask for them."""
 
 
 @dataclass(frozen=True)
@@ -66,23 +72,25 @@ class Evaluator:
         return_memory()  # metrics import what they need
         scores = [task.metrics(flat, loss, self.survey)] if accelerator.is_main_process else [None]
         of_terms = {f"loss/{name}": value for name, value in losses.items()} if len(losses) > 1 else {}
-        scored: Scores = _broadcast(scores, accelerator) | of_terms
+        scored = Scores(_broadcast(scores, accelerator) | of_terms)
         if loader.split.prompts:
-            scored |= self._texts(loader)
-        return scored | left_out(loader.split.report)
+            texts = write_texts(self.strategy, self.recipe, loader)
+            scored |= self._of_texts(texts, loader)
+            scored.texts = texts if self.recipe.eval.predictions else None
+        scored |= left_out(loader.split.report)
+        return scored
 
-    def _texts(self, loader: Loader) -> Scores:
-        """Have texts written, and return their scores and a few `samples`."""
+    def _of_texts(self, texts: Sequence[str], loader: Loader) -> dict[str, Any]:
+        """Return the scores of texts and a few `samples`."""
         task, split = loader.task, loader.split
         assert isinstance(task, Writes)
-        texts = write_texts(self.strategy, self.recipe, loader)
         pairs = [(text, prompt.reference) for text, prompt in zip(texts, split.prompts, strict=True)]
         scores = [task.score_texts(pairs)] if loader.accelerator.is_main_process else [None]
         samples = samples_of(loader, texts, self.recipe.eval.samples)
         return _broadcast(scores, loader.accelerator) | ({"samples": samples} if samples else {})
 
 
-def left_out(report: Report) -> Scores:
+def left_out(report: Report) -> dict[str, Any]:
     """Return how many of a split's rows no score is of, and why; nothing where every row was scored."""
     reasons = {"invalid": report.skipped, "too_long": report.dropped, "nothing_to_score": report.empty}
     told = {why: count for why, count in reasons.items() if count}

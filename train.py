@@ -18,7 +18,7 @@ def main(argv: list[str], run: Run) -> None:
     with heavy_imports(checked):  # the recipe is valid: only now what takes seconds
         from onecurve.adapters import virtual_tokens
         from onecurve.data import Loader, load_data, plan_run
-        from onecurve.evaluation import Best, Evaluator, write_predictions
+        from onecurve.evaluation import scoring, write_predictions
         from onecurve.export.model_folder import Exporter
         from onecurve.faults import BadSteps, BlackBox, OutOfMemory, Stopping, fit
         from onecurve.machine.distributed import start
@@ -43,7 +43,7 @@ def main(argv: list[str], run: Run) -> None:
     loaders = {split.name: Loader(split, task, reading, accelerator) for split in data.splits}
     packed = pack(strategy, recipe, precision, task, data.splits, reading)
     checked, recipe, plan = fit(checked, plan, strategy, loaders["train"])
-    evaluate, best = Evaluator(strategy, recipe, data.survey), Best(task, recipe.eval, strategy, data.eval)
+    evaluate, best = scoring(strategy, recipe, task, data, loaders)
     checkpoints = Checkpoints(checked, data, plan, strategy, best, accelerator)
     stopping = Stopping(recipe.train, checked.directory, checkpoints, accelerator)
     run.begin(checked.directory, checked.config, recipe.train.hang_timeout, checkpoints, stopping.behind)

@@ -7,7 +7,14 @@ from torch import nn
 
 from onecurve.config import DataSection, Recipe
 from onecurve.data.splits import Split
-from onecurve.summary import _describe_columns, _describe_counts, _describe_tally, _describe_trained, _unread
+from onecurve.summary import (
+    _describe_columns,
+    _describe_counts,
+    _describe_prompts,
+    _describe_tally,
+    _describe_trained,
+    _unread,
+)
 from onecurve.tasks.sft import Task
 from onecurve.tasks.text_classification import Task as TextClassification
 from tests.data.byte_level import byte_tokenizer, load, write_jsonl
@@ -123,3 +130,11 @@ def test_many_labels_of_one_row_each_are_seen(tmp_path: Path) -> None:
     told = counts(tmp_path, ["often", "often", *names], ["often"])
     assert told[0].startswith("counts    train: often 2, text number 000 1, text number 001 1, ..., ")
     assert told[1] == "          with a single one in training: 479 of 480 labels"
+
+
+def test_prompts_that_are_not_padded_are_told() -> None:
+    model = nn.Linear(1, 1)
+    assert not list(_describe_prompts(model))
+    model.prompts_apart = True  # type: ignore[assignment]
+    (line,) = _describe_prompts(model)
+    assert line.startswith("prompts   of one length in a pass")

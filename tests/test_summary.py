@@ -133,8 +133,8 @@ def test_many_labels_of_one_row_each_are_seen(tmp_path: Path) -> None:
 
 
 def test_prompts_that_are_not_padded_are_told() -> None:
-    model = nn.Linear(1, 1)
+    model: Any = nn.Linear(1, 1)
     assert not list(_describe_prompts(model))
-    model.prompts_apart = True  # type: ignore[assignment]
+    model.prompts_apart = True
     (line,) = _describe_prompts(model)
     assert line.startswith("prompts   of one length in a pass")

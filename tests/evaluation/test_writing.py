@@ -132,7 +132,7 @@ def test_a_model_that_reads_the_padding_before_a_prompt_is_given_none(tiny_llama
     together = write("sft", tiny_llama, GREEDY, 6, change)
     assert together.model.prompts_apart
     assert together.texts == alone.texts
-    counted = {"micro_batch_size": None, "micro_batch_tokens": 60, "global_batch_size": 12}
+    counted: dict[str, Any] = {"micro_batch_size": None, "micro_batch_tokens": 60, "global_batch_size": 12}
     assert write("sft", tiny_llama, GREEDY, change=change, **counted).texts == alone.texts
 
 

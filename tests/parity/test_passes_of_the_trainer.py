@@ -25,7 +25,8 @@ def test_examples_are_drawn_anew_in_each_pass(tmp_path: Path, tiny_masked_bert: 
     rows = write_jsonl(tmp_path / "rows.jsonl", [{"text": f"the quick brown fox {i} jumps"} for i in range(ROWS)])
     train = load_data(DataSection(train=rows, cache_dir=str(tmp_path / "cache")), task, reading, 0).train
     collation, recorder = Collation(train, task, reading), Recorder(tmp_path, steps=99)
-    collate, batches = collator(collation, 7, recorder), []
+    collate = collator(collation, 7, recorder)
+    batches: list[dict[str, Any]] = []
 
     def kept(examples: list[tuple[int, Any]]) -> dict[str, Any]:
         batches.append({name: tensor.clone() for name, tensor in collate(examples).items()})

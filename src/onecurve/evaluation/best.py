@@ -1,6 +1,5 @@
 """The best step so far by a dev metric, and its weights."""
 
-from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
@@ -38,14 +37,14 @@ class Best:
         self.step = 0
         """The best step; 0 before the first evaluation."""
         self.value: float | None = None
-        self.scores: Mapping[str, Any] = {}
+        self.scores: dict[str, Any] = {}
         """The metric at the best step; before there is one, at the last evaluation."""
         self.without = 0
         """Evaluations since the best step."""
         self.last_step = 0
-        self.last_scores: Mapping[str, Any] = {}
+        self.last_scores: dict[str, Any] = {}
 
-    def consider(self, step: int, scores: Mapping[str, Any]) -> None:
+    def consider(self, step: int, scores: dict[str, Any]) -> None:
         """Record the scores after `step`."""
         self.last_step, self.last_scores = step, scores
         if not self.step:

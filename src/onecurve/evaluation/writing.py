@@ -41,7 +41,8 @@ def settle_prompts(strategy: Strategy, loaders: Mapping[str, Loader]) -> None:
         pair = unequal([prompt.length for prompt in loader.split.prompts])
         if pair is None:
             continue
-        task, accelerator, model = loader.task, loader.accelerator, strategy.unwrapped()
+        task, accelerator = loader.task, loader.accelerator
+        model: Any = strategy.unwrapped()
         assert isinstance(task, Writes)
         settle_generation(model, task, loader.reading.tokenizer)
         prompts = [loader.split.prompts[place].example for place in pair]

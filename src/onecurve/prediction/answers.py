@@ -62,7 +62,8 @@ def _of_one_length(trained: Trained, examples: Mapping[int, Example], lengths: M
         prompts = [list(examples.values())[place] for place in pair]
         with torch.inference_mode():
             model.prompts_apart = reads_prompt_padding(model, task, prompts, trained)
-    return getattr(model, "prompts_apart", False)
+    apart: bool = getattr(model, "prompts_apart", False)
+    return apart
 
 
 def _batches(lengths: Mapping[int, int], batch_size: int, of_one_length: bool) -> Iterator[list[int]]:

@@ -17,7 +17,7 @@ def main(argv: list[str], run: Run) -> None:
     recipe, task = checked.recipe, checked.task
     with heavy_imports(checked):  # the recipe is valid: only now what takes seconds
         from onecurve.data import Loader, load_data, plan_run
-        from onecurve.evaluation import Best, Evaluator, write_predictions
+        from onecurve.evaluation import scoring, write_predictions
         from onecurve.export.model_folder import Exporter
         from onecurve.faults import BadSteps, BlackBox, OutOfMemory, Stopping, fit
         from onecurve.machine.distributed import start
@@ -28,7 +28,6 @@ def main(argv: list[str], run: Run) -> None:
         from onecurve.regularization.building import build_objective
         from onecurve.resume import Checkpoints
         from onecurve.step import train_step
-        from onecurve.strategies.average import Average
         from onecurve.summary import describe_run
         from onecurve.tracking import Tracker
 
@@ -44,8 +43,7 @@ def main(argv: list[str], run: Run) -> None:
     loaders = {split.name: Loader(split, task, reading, accelerator, objective) for split in data.splits}
     packed = pack(strategy, recipe, precision, task, data.splits, reading)
     checked, recipe, plan = fit(checked, plan, strategy, loaders["train"])
-    evaluate, average = Evaluator(strategy, recipe, data.survey), Average(strategy, recipe.regularization)
-    best = Best(task, recipe.eval, strategy, data.eval, average)
+    evaluate, best = scoring(strategy, recipe, task, data, loaders)
     checkpoints = Checkpoints(checked, data, plan, strategy, best, accelerator)
     stopping = Stopping(recipe.train, checked.directory, checkpoints, accelerator)
     run.begin(checked.directory, checked.config, recipe.train.hang_timeout, checkpoints, stopping.behind)
@@ -60,7 +58,7 @@ def main(argv: list[str], run: Run) -> None:
         if run.step < step.number:  # gone back to a checkpoint
             continue
         if scored := data.eval and due(step.number, recipe.eval.every, checkpoints.plan.max_steps):
-            with average.in_place():
+            with best.average.in_place():
                 best.consider(step.number, tracker.scores("eval", step.number, evaluate(loaders["eval"])))
         run.asked = stopping.asked(step.number, None if scored else outcome.get("requests"))
         if run.asked.save or checkpoints.due(step.number):
@@ -72,7 +70,7 @@ def main(argv: list[str], run: Run) -> None:
     if data.test:
         final["test"] = tracker.scores("test", chosen, evaluate(loaders["test"]))
     export("model", chosen, final)
-    write_predictions(loaders, strategy, recipe, data.survey, checked.directory)
+    write_predictions(loaders, strategy, recipe, data.survey, checked.directory, final)
     tracker.close(chosen)
 
 

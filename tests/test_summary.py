@@ -12,6 +12,7 @@ from onecurve.summary import (
     _describe_columns,
     _describe_counts,
     _describe_left_out,
+    _describe_prompts,
     _describe_tally,
     _describe_trained,
     _unread,
@@ -141,3 +142,11 @@ def test_of_many_files_that_are_left_out_ten_are_named(tmp_path: Path) -> None:
     split = Split("train", None, None, source=source)  # type: ignore[arg-type]
     ten = ", ".join(f"{number:02}.docx" for number in range(10))
     assert list(_describe_left_out([split])) == [f"files     12 of {tmp_path} not read: {ten} and 2 more"]
+
+
+def test_prompts_that_are_not_padded_are_told() -> None:
+    model: Any = nn.Linear(1, 1)
+    assert not list(_describe_prompts(model))
+    model.prompts_apart = True
+    (line,) = _describe_prompts(model)
+    assert line.startswith("prompts   of one length in a pass")

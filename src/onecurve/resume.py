@@ -163,10 +163,11 @@ class Checkpoints:
         self.strategy.create_state(
             (key, name, shape, getattr(torch, dtype)) for key, name, shape, dtype in kinds if is_state(key)
         )
-        # Checkpoints of earlier versions do not name the metric of the best step: take it from their recipe
+        # Checkpoints of earlier versions do not say what the best step was scored by: take it from their recipe
         best = {
             "metric": state["recipe"]["eval"]["best_metric"],
             "dev": self.best.dev,
+            "scoring": state["recipe"]["task"],
             "last_step": 0,
             "last_scores": {},
         }

@@ -59,6 +59,7 @@ def describe_run(
         *filter(None, [describe_average(recipe.regularization, 4 * trained), describe_float8(model)]),
         *describe(recipe, model, data.survey, data.label_counts),
         f"threads   {describe_threads()}",
+        *_describe_prompts(model),
         *(["compile   layers: the first passes may take minutes"] if recipe.train.compile else []),
         *_describe_labels(data.survey, getattr(model, "head_remark", "")),
         *_describe_counts(data.survey, data.splits),
@@ -107,6 +108,12 @@ _ORDERS = {
     "model": "in the model's order",
     "recipe": "in the order of task.labels",
 }
+
+
+def _describe_prompts(model: "nn.Module") -> Iterator[str]:
+    """Say how prompts are batched, where that is not as the recipe says."""
+    if getattr(model, "prompts_apart", False):
+        yield "prompts   of one length in a pass: this model's text for a prompt depends on the padding beside it"
 
 
 def _describe_labels(survey: Survey, head: str) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """Evaluates a split: each example exactly once at any world size, by adding up sums and counts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,7 +22,13 @@ from onecurve.ranks.heartbeat import beat
 from onecurve.strategies.base import Strategy
 from onecurve.tasks.base import Pools, Survey, Writes
 
-Scores = dict[str, Any]
+
+class Scores(dict[str, Any]):
+    """Scores by name."""
+
+    texts: Mapping[str, Sequence[str]] = MappingProxyType({})
+    """Named set, or "" for a whole split, -> the text that was written for each of its prompts; kept where
+    `eval.predictions` will ask for them."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +51,9 @@ class Evaluator:
         each is compared with those of the whole split.
         """
         outcomes = {one.split.title: self._outcome(one) for one in loader.sets or (loader,)}
-        if not loader.sets:
-            return self._scores(loader, *outcomes.values())
-        scored = self._scores(loader, _together(outcomes))
+        scored = self._scores(loader, _together(outcomes) if loader.sets else outcomes[loader.split.title])
+        if self.recipe.eval.predictions:
+            scored.texts = {name: [text for text, _ in one.written] for name, one in outcomes.items() if one.written}
         for one in loader.sets:
             own = self._scores(one, outcomes[one.split.title])
             scored |= {f"{one.split.title}/{name}": value for name, value in own.items() if name != "samples"}
@@ -101,7 +108,7 @@ class Evaluator:
                 scores[0] |= task.score_texts(outcome.written)
         of_terms = {f"loss/{name}": value for name, value in losses.items()} if len(losses) > 1 else {}
         samples = {"samples": outcome.samples} if outcome.samples else {}
-        return _broadcast(scores, accelerator) | of_terms | samples | left_out(loader.split.report)
+        return Scores(_broadcast(scores, accelerator) | of_terms | samples | left_out(loader.split.report))
 
 
 @dataclass(frozen=True)
@@ -154,7 +161,7 @@ def _score_pool(
     return task.loss_sum(outputs, batch).view(-1), pairs
 
 
-def left_out(report: Report) -> Scores:
+def left_out(report: Report) -> dict[str, Any]:
     """Return how many of a split's rows no score is of, and why; nothing where every row was scored."""
     reasons = {"invalid": report.skipped, "too_long": report.dropped, "nothing_to_score": report.empty}
     told = {why: count for why, count in reasons.items() if count}

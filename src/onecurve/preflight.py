@@ -14,9 +14,8 @@ from onecurve.machine.optional_packages import keep_out_unused, require, require
 from onecurve.optim import check_optim
 from onecurve.run.directory import RunDirectory
 from onecurve.strategies import check_strategy
-from onecurve.tasks import load_task, resolve_task
+from onecurve.tasks import load_task, locate_task, resolve_task
 from onecurve.tasks.base import Task, unread_keys
-from onecurve.user_code import locate
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,7 @@ def read(argv: list[str]) -> Checked:
         UserError: The first mistake found.
     """
     recipe, sources = load_recipe(argv)
-    located = locate(recipe.task.name, Path(argv[0]).parent)
-    recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"name": located})})
+    recipe = recipe.model_copy(update={"task": locate_task(recipe.task, Path(argv[0]).parent)})
     task = load_task(recipe.task)
     _check_metric(recipe.eval.best_metric, task)
     owned = {"task": resolve_task(task), "optim": check_optim(recipe.optim)}

@@ -13,8 +13,8 @@ from onecurve.errors import ConfigError
 
 _NOT_LINEAR = {"BEFT", "BOTTLENECK", "LN_TUNING", "TRAINABLE_TOKENS"}
 """Methods whose targets are not linear layers at large: for them there is no such default."""
-_HEADS = ("classifier", "score", "qa_outputs")
-"""Heads that are trained whole or new, by the names that PEFT knows."""
+_HEADS = ("classifier", "heads", "score", "qa_outputs")
+"""Heads that are trained whole or new: by the names that PEFT knows, and the heads of a model with several."""
 
 
 def fill_targets(model: PreTrainedModel, config: Any, method: str) -> None:

@@ -17,7 +17,7 @@ from onecurve.machine.cores import return_memory
 from onecurve.model.attention_kernels import fastest_attention
 from onecurve.ranks.heartbeat import beat
 from onecurve.strategies.base import Strategy
-from onecurve.tasks.base import Survey, Writes
+from onecurve.tasks.base import Survey, Task, Writes
 
 Scores = dict[str, Any]
 
@@ -37,7 +37,8 @@ class Evaluator:
 
         Where the task writes texts, their scores follow, and `samples` of them.
 
-        For a task with several loss terms, `loss/NAME` is the mean of each term.
+        For a task with several loss terms, `loss/NAME`, or as the task calls it, is the mean of each term; None where
+        there is no item of it.
         """
         task, accelerator, counts = loader.task, loader.accelerator, loader.split.num_items
         step = plan_scoring(loader.split, self.recipe)
@@ -65,7 +66,7 @@ class Evaluator:
         flat = [of_ids[number] for number in sorted(of_ids)]
         return_memory()  # metrics import what they need
         scores = [task.metrics(flat, loss, self.survey)] if accelerator.is_main_process else [None]
-        of_terms = {f"loss/{name}": value for name, value in losses.items()} if len(losses) > 1 else {}
+        of_terms = _of_terms(task, losses, step.num_items)
         scored: Scores = _broadcast(scores, accelerator) | of_terms
         if loader.split.prompts:
             scored |= self._texts(loader)
@@ -80,6 +81,14 @@ class Evaluator:
         scores = [task.score_texts(pairs)] if loader.accelerator.is_main_process else [None]
         samples = samples_of(loader, texts, self.recipe.eval.samples)
         return _broadcast(scores, loader.accelerator) | ({"samples": samples} if samples else {})
+
+
+def _of_terms(task: Task, losses: dict[str, float], num_items: terms.Count) -> Scores:
+    """Return each term's mean under its metric's name; nothing where there is one term."""
+    if not isinstance(num_items, list) or len(losses) < 2:
+        return {}
+    counted = zip(losses.items(), num_items, strict=True)
+    return {task.metric_of_term(name): value if count else None for (name, value), count in counted}
 
 
 def left_out(report: Report) -> Scores:

@@ -12,7 +12,7 @@ from onecurve.machine.distributed import computes_natively
 from onecurve.model.generation import read_generation_config
 from onecurve.model.reading import Reading, load_config
 from onecurve.model.remote_code import check_trusted, told_by_flag
-from onecurve.tasks import load_task, task_names
+from onecurve.tasks import find_task, load_task, task_names
 from onecurve.tasks.base import Survey, Task
 
 _HEADS = (".classifier.weight", ".score.weight", ".classifier.out_proj.weight")
@@ -125,12 +125,20 @@ def _read_adapter(folder: Path, trusted: bool) -> tuple[Any, list[str]]:
             rows = {stored.get_slice(key).get_shape()[0] for key in stored.keys() if key.endswith(_HEADS)}
         if len(rows) == 1 and config.num_labels not in rows:
             config.num_labels = rows.pop()
-    names = [name for name in task_names() if load_task(TaskSection(name=name)).peft_task_type == adapter.task_type]
+    alone = [name for name in task_names() if not _needs_settings(name)]
+    names = [name for name in alone if load_task(TaskSection(name=name)).peft_task_type == adapter.task_type]
     return config, names if adapter.task_type else []
+
+
+def _needs_settings(name: str) -> bool:
+    """Whether a task is nothing without settings, which a folder that does not name them cannot tell."""
+    return any(field.is_required() for field in find_task(name).Settings.model_fields.values())
 
 
 def loads_as(name: str, config: Any) -> bool:
     """Whether a task's kind of model is the one that a config names."""
+    if _needs_settings(name):
+        return False
     auto = load_task(TaskSection(name=name)).auto_model()
     mapping, own = getattr(auto, "_model_mapping", {}), getattr(config, "auto_map", {}).get(auto.__name__)
     if own:

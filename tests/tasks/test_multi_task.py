@@ -223,6 +223,10 @@ def test_a_task_of_one_s_own_is_a_head_and_its_code_is_known(tmp_path: Path) -> 
     assert again.settings == task.settings
 
 
+def test_keys_that_no_head_reads_have_no_effect() -> None:
+    assert set(_task().without_effect()) == {"model.chat_template", "train.logits"}
+
+
 def test_heads_that_read_other_tokens_are_refused(case: Prepared) -> None:
     task = _task(**SLOTS)
     survey = task.survey(WORDS)

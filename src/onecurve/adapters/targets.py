@@ -30,6 +30,8 @@ def fill_targets(model: PreTrainedModel, config: Any, method: str) -> None:
     """
     if config.is_prompt_learning or config.is_adaption_prompt or method in _NOT_LINEAR:
         return
+    if config.target_modules == "all-linear" and isinstance(getattr(model, "heads", None), nn.ModuleDict):
+        config.target_modules = _by_shortest_names(set(suitable_layers(model)), [n for n, _ in model.named_modules()])
     if config.target_modules is not None or getattr(config, "target_parameters", None):
         return
     tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]

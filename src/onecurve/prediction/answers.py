@@ -146,6 +146,8 @@ def plain(told: Answer, text: Any) -> str:
 def _said(told: Answer) -> str:
     if "error" in told:
         return f"error: {told['error']}"
+    if heads := {name: said for name, said in told.items() if isinstance(said, dict) and name != "probabilities"}:
+        return "; ".join(f"{name}: {_said(said)}" for name, said in heads.items())
     if "value" in told:
         return f"{told['value']:.4f}"
     if "entities" in told:

@@ -183,7 +183,8 @@ def _dtype(path: str, told: dict[str, Any], trusted: bool, revision: str = "main
 
     A regression's numbers are always computed in float32: bfloat16 has nothing between 2008 and 2016.
     """
-    if told.get("problem_type") == "regression":
+    heads = [head["config"] for head in told.get("task_heads", {}).values()]
+    if any(one.get("problem_type") == "regression" for one in (told, *heads)):
         return "float32"
     config = load_config(ModelSection(path=path, revision=revision, trust_remote_code=trusted))
     stored = str(config.dtype or "float32").removeprefix("torch.")

@@ -83,7 +83,8 @@ class Task(base.Task):
 
     def without_effect(self, reading: Processing | None = None) -> Mapping[str, str]:
         told = [head.task.without_effect(reading) for head in self.heads.values()]
-        return {key: why for key, why in told[0].items() if all(key in other for other in told[1:])}
+        shared = {key: why for key, why in told[0].items() if all(key in other for other in told[1:])}
+        return {key: why for key, why in shared.items() if not key.startswith("task.")}  # looked at head by head
 
     # Rows
 

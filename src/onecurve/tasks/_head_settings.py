@@ -49,7 +49,7 @@ def load_head(name: str, settings: HeadSettings) -> Head:
             )
     targets = [column for column in known if column in task.targets]
     own = {column: name for column in targets} if len(targets) == 1 else {}
-    head = Head(name, task, {column: column for column in known} | own | settings.columns, settings.weight)
+    head = Head(name, task, {column: column for column in known} | own | dict(settings.columns), settings.weight)
     ineffective = {key: why for key, why in task.without_effect().items() if key.startswith("task.")}
     try:
         refuse_without_effect({"task": task.settings}, ineffective)

@@ -129,7 +129,7 @@ def head_class(config: Any, kind: str) -> Any:
 def model_class(config: Any) -> Any:
     """Return the class of the model with heads for a config, which lists them."""
     kinds = [head_class(config, told["kind"]) for told in config.task_heads.values()]
-    backbone = AutoModel._model_mapping[type(config)]
+    backbone: Any = AutoModel._model_mapping[type(config)]
     common = next(kind for kind in kinds[0].__mro__ if kind in backbone.__mro__ and issubclass(kind, PreTrainedModel))
     return _combined(common)
 

@@ -15,9 +15,8 @@ from onecurve.optim import check_optim
 from onecurve.regularization.checks import check_regularization
 from onecurve.run.directory import RunDirectory
 from onecurve.strategies import check_strategy
-from onecurve.tasks import load_task, resolve_task, unread_keys
+from onecurve.tasks import load_task, locate_task, resolve_task, unread_keys
 from onecurve.tasks.base import Pools, Task
-from onecurve.user_code import locate
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,7 @@ def read(argv: list[str]) -> Checked:
         UserError: The first mistake found.
     """
     recipe, sources = load_recipe(argv)
-    located = locate(recipe.task.name, Path(argv[0]).parent)
-    recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"name": located})})
+    recipe = recipe.model_copy(update={"task": locate_task(recipe.task, Path(argv[0]).parent)})
     task = load_task(recipe.task)
     _check_metric(recipe, task)
     if isinstance(task, Pools) and recipe.train.compile:

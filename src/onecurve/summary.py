@@ -117,6 +117,8 @@ def _describe_prompts(model: "nn.Module") -> Iterator[str]:
 
 
 def _describe_labels(survey: Survey, head: str) -> Iterator[str]:
+    for name, own in survey.heads.items():
+        yield from (line.replace("labels    ", f"labels    {name}: ", 1) for line in _describe_labels(own, ""))
     if survey.labels:
         unseen = f"; no training row has {shown(survey.unseen)}" if survey.unseen else ""
         yield f"labels    {len(survey.labels)}, {_ORDERS[survey.order]}: {shown(survey.labels)}{unseen}"
@@ -127,6 +129,11 @@ def _describe_labels(survey: Survey, head: str) -> Iterator[str]:
 def _describe_counts(survey: Survey, splits: list[Split]) -> Iterator[str]:
     """Say how many rows (of tags: words) of each split have each label; of many labels, the most and least frequent."""
     told = [(split.name, _counted(survey.labels, split.report.label_counts)) for split in splits]
+    for head, own in survey.heads.items():
+        known = {label: f"{head}/{label}" for label in own.labels}
+        each = [(split.name, {n: split.report.label_counts.get(k, 0) for n, k in known.items()}) for split in splits]
+        if known:
+            yield f"counts    {head}: " + "; ".join(f"{name}: {_counted(own.labels, counts)}" for name, counts in each)
     if survey.labels and any(split.report.label_counts for split in splits):
         yield "counts    " + "; ".join(f"{name}: {counts}" for name, counts in told)
     if single := sum(count == 1 for count in survey.label_counts):

@@ -20,7 +20,7 @@ from onecurve.machine.cores import return_memory
 from onecurve.model.attention_kernels import fastest_attention
 from onecurve.ranks.heartbeat import beat
 from onecurve.strategies.base import Strategy
-from onecurve.tasks.base import Pools, Survey, Writes
+from onecurve.tasks.base import Pools, Survey, Task, Writes
 
 
 class Scores(dict[str, Any]):
@@ -47,8 +47,8 @@ class Evaluator:
         Where the task writes texts, their scores follow, and `samples` of them. Where the split has named sets, the
         scores of each follow too, as `NAME/loss`; each example is scored once.
 
-        For a task with several loss terms, `loss/NAME` is the mean of each term. Of a task that compares examples,
-        each is compared with those of the whole split.
+        For a task with several loss terms, `loss/NAME`, or as the task calls it, is the mean of each term; None where
+        there is no item of it. Of a task that compares examples, each is compared with those of the whole split.
         """
         outcomes = {one.split.title: self._outcome(one) for one in loader.sets or (loader,)}
         scored = self._scores(loader, _together(outcomes) if loader.sets else outcomes[loader.split.title])
@@ -106,7 +106,7 @@ class Evaluator:
             if outcome.written:
                 assert isinstance(task, Writes)
                 scores[0] |= task.score_texts(outcome.written)
-        of_terms = {f"loss/{name}": value for name, value in losses.items()} if len(losses) > 1 else {}
+        of_terms = _of_terms(task, losses, outcome.num_items)
         samples = {"samples": outcome.samples} if outcome.samples else {}
         return Scores(_broadcast(scores, accelerator) | of_terms | samples | left_out(loader.split.report))
 
@@ -159,6 +159,14 @@ def _score_pool(
     told = task.predict(outputs, batch)
     pairs = [(at, [told[place] for place in pool.of(at).tolist()]) for at in range(len(pool.sizes))]
     return task.loss_sum(outputs, batch).view(-1), pairs
+
+
+def _of_terms(task: Task, losses: dict[str, float], num_items: terms.Count) -> dict[str, Any]:
+    """Return each term's mean under its metric's name; nothing where there is one term."""
+    if not isinstance(num_items, list) or len(losses) < 2:
+        return {}
+    counted = zip(losses.items(), num_items, strict=True)
+    return {task.metric_of_term(name): value if count else None for (name, value), count in counted}
 
 
 def left_out(report: Report) -> dict[str, Any]:

@@ -163,6 +163,8 @@ def plain(told: Answer, text: Any) -> str:
 def _said(told: Answer) -> str:
     if "error" in told:
         return f"error: {told['error']}"
+    if heads := {name: said for name, said in told.items() if isinstance(said, dict) and name != "probabilities"}:
+        return "; ".join(f"{name}: {_said(said)}" for name, said in heads.items())
     for name in ("value", "score", "scores", "embedding"):
         if name in told:
             return _numbers(told[name])

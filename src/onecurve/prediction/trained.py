@@ -125,13 +125,20 @@ def _read_adapter(folder: Path, trusted: bool) -> tuple[Any, list[str]]:
             rows = {stored.get_slice(key).get_shape()[0] for key in stored.keys() if key.endswith(_HEADS)}
         if len(rows) == 1 and config.num_labels not in rows:
             config.num_labels = rows.pop()
-    kinds = {name: find_task(name) for name in task_names()}
-    names = [name for name, kind in kinds.items() if kind.is_guessed and kind.peft_task_type == adapter.task_type]
+    alone = {name: find_task(name) for name in task_names() if not _needs_settings(name)}
+    names = [name for name, kind in alone.items() if kind.is_guessed and kind.peft_task_type == adapter.task_type]
     return config, names if adapter.task_type else []
+
+
+def _needs_settings(name: str) -> bool:
+    """Whether a task is nothing without settings, which a folder that does not name them cannot tell."""
+    return any(field.is_required() for field in find_task(name).Settings.model_fields.values())
 
 
 def loads_as(name: str, config: Any) -> bool:
     """Whether a task's kind of model is the one that a config names."""
+    if _needs_settings(name):
+        return False
     auto = load_task(TaskSection(name=name)).auto_model()
     mapping, own = getattr(auto, "_model_mapping", {}), getattr(config, "auto_map", {}).get(auto.__name__)
     if own:
@@ -174,7 +181,8 @@ def _dtype(path: str, told: dict[str, Any], trusted: bool, revision: str = "main
 
     A regression's numbers are always computed in float32: bfloat16 has nothing between 2008 and 2016.
     """
-    if told.get("problem_type") == "regression":
+    heads = [head["config"] for head in told.get("task_heads", {}).values()]
+    if any(one.get("problem_type") == "regression" for one in (told, *heads)):
         return "float32"
     config = load_config(ModelSection(path=path, revision=revision, trust_remote_code=trusted))
     stored = str(config.dtype or "float32").removeprefix("torch.")

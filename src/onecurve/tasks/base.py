@@ -238,6 +238,10 @@ class Task(ABC):
 
     # Scores
 
+    def metric_of_term(self, term: str) -> str:
+        """Return the metric's name for the mean of a term of the loss, where there are several."""
+        return f"loss/{term}"
+
     def predict(self, outputs: Any, batch: Batch) -> list[tuple[Any, Any]]:
         """Return (prediction, reference) per example as plain values; empty where only the loss is scored."""
         return []

@@ -124,7 +124,10 @@ def test_what_a_resumed_run_compares_may_be_allowed(load):
     check_effects(load("--train.allow_changes", names), {}, {})
 
 
-READ_BY = {"model.chat_template": {"sft"}, "data.on_long": set(task_names()) - {"causal_lm", "masked_lm"}}
+READ_BY = {
+    "model.chat_template": {"sft", "reward"},
+    "data.on_long": set(task_names()) - {"causal_lm", "masked_lm"},
+}
 READ_BY["train.logits"] = {"sft", "causal_lm", "seq2seq_lm"}
 READ_BY["data.workers"] = {name for name in task_names() if issubclass(find_task(name), Transforms)}
 

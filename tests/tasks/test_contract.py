@@ -82,7 +82,9 @@ def test_examples_are_plain_and_batches_are_by_example(case: Prepared) -> None:
     assert json.loads(json.dumps(case.examples)) == case.examples
     batch = case.batch()
     assert {len(tensor) for tensor in batch.values()} == {len(case.examples)}
-    if "input_ids" in batch:
+    if "chosen_ids" in case.examples[0]:
+        assert batch["attention_mask"].sum((1, 2)).tolist() == [*map(case.task.num_tokens, case.examples)]
+    elif "input_ids" in batch:
         assert {"attention_mask", "labels"} <= set(batch)
         assert batch["attention_mask"].sum(-1).tolist() == [len(example["input_ids"]) for example in case.examples]
 
@@ -205,7 +207,7 @@ def _draws_in_transform(case: Prepared) -> bool:
 
 def _labels_tokens(case: Prepared) -> bool:
     batch = case.batch()
-    return "input_ids" in batch and batch["labels"].shape == batch["input_ids"].shape
+    return {"input_ids", "labels"} <= batch.keys() and batch["labels"].shape == batch["input_ids"].shape
 
 
 def _predicts_next_tokens(case: Prepared) -> bool:

@@ -146,6 +146,8 @@ def plain(told: Answer, text: Any) -> str:
 def _said(told: Answer) -> str:
     if "error" in told:
         return f"error: {told['error']}"
+    if "score" in told:
+        return f"{told['score']:.4f}"
     if "value" in told:
         return f"{told['value']:.4f}"
     if "entities" in told:

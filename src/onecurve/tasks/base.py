@@ -117,6 +117,8 @@ class Task(ABC):
     """Packages, beyond what onecurve itself needs, that the task imports under these settings."""
     scoring_settings: ClassVar[frozenset[str]] = frozenset()
     """The settings that change neither examples nor training, only how the model is scored."""
+    loss_settings: ClassVar[frozenset[str]] = frozenset()
+    """The settings that change the loss, and not the examples."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings

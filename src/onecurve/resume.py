@@ -58,6 +58,8 @@ class Checkpoints:
     ) -> None:
         self.recipe, self.strategy, self.best, self.accelerator = checked.recipe, strategy, best, accelerator
         self.curve = curve_settings(checked.resolved) | {"data": data.fingerprint}
+        if data.train.annotations is not None:
+            self.curve["reference"] = data.train.annotations.folder.name.partition("-")[0]
         if code := code_identity(self.recipe.model):
             self.curve["model.code"] = code
         # What auto came to on this device: on another it may come to something else

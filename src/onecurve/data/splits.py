@@ -31,6 +31,8 @@ class Split:
     """What the source's was when they were read."""
     prompts: list[Prompt] = field(default_factory=list)
     """What the model is asked where evaluations generate; of the training split none."""
+    annotations: Examples | None = None
+    """What a frozen model says of each example, by the same numbers; None: nothing."""
     workers: "CollationWorkers | None" = None
     """Processes that make its batches; None: the loader does."""
 
@@ -53,11 +55,11 @@ class Split:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> Example:
-        return self.examples[index]
+        return self.examples[index] | ({} if self.annotations is None else self.annotations[index])
 
     def take(self, indices: Sequence[int] | np.ndarray) -> list[Example]:
         """Return the examples of these numbers, in this order."""
-        return [self.examples[index] for index in indices]
+        return [self[index] for index in indices]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from onecurve.content.survey import Survey as Survey
 from onecurve.errors import BadRow as BadRow
+from onecurve.tasks._capabilities import Annotates as Annotates
 from onecurve.tasks._capabilities import Asked as Asked
 from onecurve.tasks._capabilities import Generates as Generates
 from onecurve.tasks._capabilities import Recognises as Recognises

@@ -16,9 +16,8 @@ def main(argv: list[str], run: Run) -> None:
     checked = preflight(argv)
     recipe, task = checked.recipe, checked.task
     with heavy_imports(checked):  # the recipe is valid: only now what takes seconds
-        from onecurve.adapters import virtual_tokens
-        from onecurve.data import load_data, plan_run
-        from onecurve.evaluation import Best, Evaluator, annotated, write_predictions
+        from onecurve.data import Loader, load_data, plan_run
+        from onecurve.evaluation import annotated, scoring, write_predictions
         from onecurve.export.model_folder import Exporter
         from onecurve.faults import BadSteps, BlackBox, OutOfMemory, Stopping, fit
         from onecurve.machine.distributed import start
@@ -26,24 +25,26 @@ def main(argv: list[str], run: Run) -> None:
         from onecurve.model.packing import pack
         from onecurve.model.reach import probe
         from onecurve.model.reading import Reading
+        from onecurve.regularization.building import build_objective
         from onecurve.resume import Checkpoints
         from onecurve.step import train_step
         from onecurve.summary import describe_run
         from onecurve.tracking import Tracker
 
         precision, remark = check_model(recipe)  # which imports PEFT where the recipe asks for it
-    reading = Reading(recipe.model, recipe.data.max_length, task.auto_processor, virtual_tokens(recipe.peft))
+    reading = Reading.of(recipe, task)
     data = load_data(recipe.data, task, reading, recipe.seed)
-    plan = plan_run(data.splits, recipe)
+    plan, objective = plan_run(data.splits, recipe), build_objective(task, recipe, data.survey, data.label_counts)
     accelerator = start(recipe.tracking.trackers, recipe.output_dir, recipe.train)
     model = load_model(recipe, task, reading.config, data.survey, precision, accelerator.device)
     strategy, run.explain = build_strategy(accelerator, recipe, precision), OutOfMemory(recipe, model, accelerator)
     unused, partial = probe(model, recipe, task, data.train, reading, precision, accelerator)
     strategy.prepare(model, build_optimizer(model, recipe.optim), plan.most_passes(accelerator.num_processes), partial)
     packed = pack(strategy, recipe, precision, task, data.splits, reading)
-    data, loaders = annotated(data, task, recipe, checked.directory, strategy, reading, accelerator)
+    data = annotated(data, task, recipe, checked.directory, strategy, reading, accelerator)
+    loaders = {split.name: Loader(split, task, reading, accelerator, objective) for split in data.splits}
     checked, recipe, plan = fit(checked, plan, strategy, loaders["train"])
-    evaluate, best = Evaluator(strategy, recipe, data.survey), Best(task, recipe.eval, strategy, data.eval)
+    evaluate, best = scoring(strategy, recipe, task, data, loaders)
     checkpoints = Checkpoints(checked, data, plan, strategy, best, accelerator)
     stopping = Stopping(recipe.train, checked.directory, checkpoints, accelerator)
     run.begin(checked.directory, checked.config, recipe.train.hang_timeout, checkpoints, stopping.behind)
@@ -58,21 +59,19 @@ def main(argv: list[str], run: Run) -> None:
         if run.step < step.number:  # gone back to a checkpoint
             continue
         if scored := data.eval and due(step.number, recipe.eval.every, checkpoints.plan.max_steps):
-            best.consider(step.number, tracker.scores("eval", step.number, evaluate(loaders["eval"])))
+            with best.average.in_place():
+                best.consider(step.number, tracker.scores("eval", step.number, evaluate(loaders["eval"])))
         run.asked = stopping.asked(step.number, None if scored else outcome.get("requests"))
         if run.asked.save or checkpoints.due(step.number):
             tracker.event("checkpoint", step.number, stall_seconds=checkpoints.save(step.number))
     checkpoints.wait(needed=bool(run.asked.stop))
     if run.asked.stop:
         return tracker.stop(run.step, run.asked.stop)
-    chosen, final = best.step or run.step, {"eval": best.scores}
-    if chosen < run.step:  # the last weights beside the best ones
-        export("model-last", run.step, {"eval": best.last_scores})
-        best.restore()
+    chosen, final = best.settle(run.step, export), {"eval": best.scores}
     if data.test:
         final["test"] = tracker.scores("test", chosen, evaluate(loaders["test"]))
     export("model", chosen, final)
-    write_predictions(loaders, strategy, recipe, data.survey, checked.directory)
+    write_predictions(loaders, strategy, recipe, data.survey, checked.directory, final)
     tracker.close(chosen)
 
 

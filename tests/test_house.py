@@ -37,7 +37,8 @@ RECIPES_OWN = {
 HEAVY = {"torch", "transformers", "accelerate", "deepspeed", "peft", "datasets", "evaluate"}
 HEAVY |= {"numpy", "pyarrow", "pandas", "scipy", "sklearn", "tokenizers", "huggingface_hub"}
 HELPED = [
-    "", "chat", "checkpoint", "checkpoint convert", "data", "data stage", "doctor", "init", "parity", "predict",
+    "", "chat", "checkpoint", "checkpoint average", "checkpoint convert",
+    "data", "data stage", "doctor", "init", "parity", "predict",
     "train",
 ]  # fmt: skip
 

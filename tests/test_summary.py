@@ -6,8 +6,17 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from onecurve.config import DataSection, Recipe
+from onecurve.data.sources import open_source
 from onecurve.data.splits import Split
-from onecurve.summary import _describe_columns, _describe_counts, _describe_tally, _describe_trained, _unread
+from onecurve.summary import (
+    _describe_columns,
+    _describe_counts,
+    _describe_left_out,
+    _describe_prompts,
+    _describe_tally,
+    _describe_trained,
+    _unread,
+)
 from onecurve.tasks.sft import Task
 from onecurve.tasks.text_classification import Task as TextClassification
 from tests.data.byte_level import byte_tokenizer, load, write_jsonl
@@ -123,3 +132,21 @@ def test_many_labels_of_one_row_each_are_seen(tmp_path: Path) -> None:
     told = counts(tmp_path, ["often", "often", *names], ["often"])
     assert told[0].startswith("counts    train: often 2, text number 000 1, text number 001 1, ..., ")
     assert told[1] == "          with a single one in training: 479 of 480 labels"
+
+
+def test_of_many_files_that_are_left_out_ten_are_named(tmp_path: Path) -> None:
+    for number in range(12):
+        (tmp_path / f"{number:02}.docx").touch()
+    write_jsonl(tmp_path / "train.jsonl", [{"prompt": "a", "response": "b"}])
+    source = open_source("data.train", str(tmp_path), DataSection(train="x"), Task.columns)
+    split = Split("train", None, None, source=source)  # type: ignore[arg-type]
+    ten = ", ".join(f"{number:02}.docx" for number in range(10))
+    assert list(_describe_left_out([split])) == [f"files     12 of {tmp_path} not read: {ten} and 2 more"]
+
+
+def test_prompts_that_are_not_padded_are_told() -> None:
+    model: Any = nn.Linear(1, 1)
+    assert not list(_describe_prompts(model))
+    model.prompts_apart = True
+    (line,) = _describe_prompts(model)
+    assert line.startswith("prompts   of one length in a pass")

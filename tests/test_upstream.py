@@ -40,6 +40,7 @@ RELIED_ON = [
     ("torch.Tensor", "_version", "whether a buffer was written to"),
     ("torch._ops.OpOverload", "_schema", "an operator's name, and whether it writes to its argument"),
     ("torch.nn.modules.batchnorm", "_BatchNorm", "all kinds of batch normalisation"),
+    ("torch.nn.modules.dropout", "_DropoutNd", "all kinds of dropout layers"),
     ("torch.utils._pytree", "tree_leaves", "tensors within what modules take and return"),
     ("torch.utils._pytree", "tree_map", "the same"),
     ("torch.utils._pytree", "tree_map_only", "the same"),

@@ -12,11 +12,11 @@ from onecurve.errors import ConfigError
 from onecurve.machine.distributed import asked_world_size
 from onecurve.machine.optional_packages import keep_out_unused, require, require_trackers
 from onecurve.optim import check_optim
+from onecurve.regularization.checks import check_regularization
 from onecurve.run.directory import RunDirectory
 from onecurve.strategies import check_strategy
-from onecurve.tasks import load_task, resolve_task
-from onecurve.tasks.base import Task, unread_keys
-from onecurve.user_code import locate
+from onecurve.tasks import load_task, locate_task, resolve_task, unread_keys
+from onecurve.tasks.base import Pools, Task
 
 
 @dataclass(frozen=True)
@@ -39,22 +39,39 @@ def read(argv: list[str]) -> Checked:
         UserError: The first mistake found.
     """
     recipe, sources = load_recipe(argv)
-    located = locate(recipe.task.name, Path(argv[0]).parent)
-    recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"name": located})})
+    recipe = recipe.model_copy(update={"task": locate_task(recipe.task, Path(argv[0]).parent)})
     task = load_task(recipe.task)
-    _check_metric(recipe.eval.best_metric, task)
+    _check_metric(recipe, task)
+    if isinstance(task, Pools) and recipe.train.compile:
+        raise ConfigError(
+            f"{recipe.task.name} computes each step twice, without gradients and with them. Compiled, these are two "
+            "graphs, whose dropout need not be the same.",
+            where="train.compile",
+            fix="Set it to false.",
+        )
     owned = {"task": resolve_task(task), "optim": check_optim(recipe.optim)}
-    check_effects(recipe, {"task": task.settings}, unread_keys(task))
+    check_effects(recipe, {"task": task.settings}, unread_keys(task, adapted=recipe.peft is not None))
+    check_regularization(recipe, task)
     resolved = resolve(recipe, owned)
     return Checked(recipe, task, RunDirectory(Path(recipe.output_dir)), resolved, dump_recipe(resolved, sources))
 
 
-def _check_metric(asked: str | None, task: Task) -> None:
-    if asked is not None and asked not in task.metric_names:
+def _check_metric(recipe: Recipe, task: Task) -> None:
+    asked, sets = recipe.eval.best_metric, recipe.data.names("eval")
+    of_sets = [f"{name}/{metric}" for name in sets for metric in task.metric_names]
+    known = [*task.metric_names, *of_sets]
+    if twice := sorted({*task.metric_names} & {*of_sets}):
         raise ConfigError(
-            f"no metric {asked!r}; the metrics of this task are {', '.join(task.metric_names)}.",
+            f"{twice[0]!r} is a metric of this task, and one of a set of this name.",
+            where="data.eval",
+            fix="Rename the set.",
+        )
+    if asked is not None and asked not in known:
+        names = f"; of one of the sets {', '.join(sets)}: NAME/METRIC, such as {of_sets[-1]}" if sets else ""
+        raise ConfigError(
+            f"no metric {asked!r}; the metrics of this task are {', '.join(task.metric_names)}{names}.",
             where="eval.best_metric",
-            fix=closest(asked, task.metric_names),
+            fix=closest(asked, known),
         )
 
 

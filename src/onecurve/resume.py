@@ -25,7 +25,7 @@ from onecurve.checkpoint import (
     read_state,
     supersede,
 )
-from onecurve.checkpoint.absent import NO_STATE, Absent, absent_state, without
+from onecurve.checkpoint.absent import AVERAGE, Absent, absent_state, is_state, without
 from onecurve.checkpoint.adapter_buffers import buffer_pieces, stored_buffers
 from onecurve.checkpoint.manifest import Stored
 from onecurve.checkpoint.peers import on_first_rank
@@ -58,13 +58,15 @@ class Checkpoints:
     ) -> None:
         self.recipe, self.strategy, self.best, self.accelerator = checked.recipe, strategy, best, accelerator
         self.curve = curve_settings(checked.resolved) | {"data": data.fingerprint}
-        if data.train.annotations is not None:
-            self.curve["reference"] = data.train.annotations.folder.name.partition("-")[0]
+        if data.reference:
+            self.curve["reference"] = data.reference
+        if plan.mixture:
+            self.curve["data.weights"] = dict(plan.mixture.weights)
         if code := code_identity(self.recipe.model):
             self.curve["model.code"] = code
         # What auto came to on this device: on another it may come to something else
         self.curve["train.mixed_precision"] = strategy.precision
-        if self.recipe.peft:
+        if self.recipe.peft or self.recipe.regularization.freezes:
             self.curve["model.weights"] = weights_identity(self.recipe.model)
         self.described = {
             "recipe": checked.resolved,
@@ -133,7 +135,7 @@ class Checkpoints:
             "from_world_size": state["world_size"],
             "world_size": self.accelerator.num_processes,
             "changes": changes,
-            "remarks": [remark for remark in (start.remark, *moved, dropped) if remark],
+            "remarks": [remark for remark in (start.remark, *moved, *dropped) if remark],
             # Checkpoints of earlier versions have micro_batch_size only
             "from_cut": {key: state.get(key, TrainSection.model_fields[key].default) for key in self.recipe.train.cut},
         }
@@ -150,7 +152,7 @@ class Checkpoints:
         self.plan = rest_of_plan(self.plan, state, self.curve, self.recipe)
         return found.step
 
-    def _load(self, folder: Path, state: dict[str, Any]) -> str:
+    def _load(self, folder: Path, state: dict[str, Any]) -> list[str]:
         """Load a checkpoint; return what of it is dropped, and why."""
         stored = read_manifest(folder).tensors
         tensors = without(stored, self.left_out)
@@ -161,12 +163,13 @@ class Checkpoints:
         held: dict[str, Stored | Absent] = {**tensors, **absent}
         kinds = [(*name.partition("/")[::2], one.shape, one.dtype) for name, one in held.items()]
         self.strategy.create_state(
-            (key, name, shape, getattr(torch, dtype)) for key, name, shape, dtype in kinds if key not in NO_STATE
+            (key, name, shape, getattr(torch, dtype)) for key, name, shape, dtype in kinds if is_state(key)
         )
-        # Checkpoints of earlier versions do not name the metric of the best step: take it from their recipe
+        # Checkpoints of earlier versions do not say what the best step was scored by: take it from their recipe
         best = {
             "metric": state["recipe"]["eval"]["best_metric"],
             "dev": self.best.dev,
+            "scoring": state["recipe"]["task"],
             "last_step": 0,
             "last_scores": {},
         }
@@ -176,15 +179,17 @@ class Checkpoints:
             self.best.snapshot.take()  # makes room; the values are read below
         else:
             self.best.snapshot.kept.clear()
+        begun = self.best.average.load(state.get("average"), state["step"])
+        others = ("best/",) * dropped + (AVERAGE,) * bool(begun)
         pieces = [_instead(piece, absent) for piece in self._pieces(once=False)]
         pieces += stored_buffers(self.strategy.unwrapped(), tensors)
         passed_over = stored.keys() - tensors.keys()
-        unread = lambda name: name in passed_over or (dropped and name.startswith("best/"))  # noqa: E731
+        unread = lambda name: name in passed_over or name.startswith(others)  # noqa: E731
         load(folder, filter(None, pieces), self.peers, unread)
         self.strategy.loss_scale.load(state["loss_scale"])
         self.strategy.refresh()
         self.history.load(state["history"])
-        return self.best.load(best, state["step"])
+        return [begun, self.best.load(best, state["step"])]
 
     def save(self, step: int) -> float:
         """Save the run after `step`; return the seconds that training was blocked."""
@@ -196,6 +201,7 @@ class Checkpoints:
             "max_steps": self.plan.max_steps,
             "best_step": self.best.step or None,
             "best": self.best.state(),
+            "average": self.best.average.state(),
             "loss_scale": self.strategy.loss_scale.state(),
             "history": self.history.state(),
             "left_out": self.left_out,
@@ -252,7 +258,8 @@ class Checkpoints:
         on_first_rank(self.peers, lambda: require_room(self.root, self.num_bytes, final, self.keep, saves, after))
 
     def _pieces(self, once: bool) -> Iterator[Piece]:
-        windows: Iterable[Window] = [*self.strategy.windows(once), *self.best.snapshot.windows()]
+        apart = (*self.best.snapshot.windows(), *self.best.average.windows())
+        windows: Iterable[Window] = [*self.strategy.windows(once), *apart]
         for w in windows:
             yield Piece(f"{w.key}/{w.name}", w.view, w.offset, w.numel, w.shape)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from onecurve.adapters import check_adapter, continued_by, virtual_tokens
+from onecurve.adapters import check_adapter, continued_by
 from onecurve.data import Data, load_data
 from onecurve.data.cache import cache_root
 from onecurve.errors import ConfigError
@@ -34,7 +34,7 @@ def stage(checked: Checked) -> Iterator[str]:
     yield _fetch("model", section.path, section.revision, weights=section.init == "pretrained")
     if section.tokenizer:
         yield _fetch("tokenizer", section.tokenizer, section.tokenizer_revision, weights=False)
-    reading = Reading(recipe.model, recipe.data.max_length, checked.task.auto_processor, virtual_tokens(recipe.peft))
+    reading = Reading.of(recipe, checked.task)
     data = load_data(recipe.data, checked.task, reading, recipe.seed)
     yield from _examples(data, cache_root(recipe.data.cache_dir))
 
@@ -79,7 +79,7 @@ def _weight_files(name: str, revision: str | None) -> list[str]:
 
 
 def _examples(data: Data, root: Path) -> Iterator[str]:
-    for split in data.splits:
+    for split in data.parts:
         folder = split.examples.folder
         tokens = int(split.num_tokens.sum())
         yield f"{split.name}: {len(split):,} examples, {tokens:,} tokens, {_size(folder)} in {folder}"

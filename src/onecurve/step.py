@@ -1,6 +1,9 @@
 """One optimizer step: the only place where a loss becomes a gradient and a gradient an update."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from time import perf_counter
 from typing import Any
@@ -9,16 +12,20 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from onecurve.data.loader import Loader
+from onecurve.data.loader import Loader, MicroBatch
 from onecurve.data.plan import Step, num_passes
+from onecurve.data.pool import Pool
 from onecurve.losses import terms
 from onecurve.machine.accelerator import to_device
 from onecurve.model.attention_kernels import fastest_attention
 from onecurve.model.batch_norm import statistics_of
 from onecurve.ranks.heartbeat import beat
+from onecurve.regularization.base import Objective, Pass, plain
 from onecurve.run.history import History
 from onecurve.seeds import start_stream
 from onecurve.strategies.base import Strategy
+from onecurve.strategies.rates import hold_back, set_rates
+from onecurve.tasks.base import Batch, Pools, Task
 
 
 def train_step(
@@ -52,8 +59,7 @@ def train_step(
     if step.number in history.left_out:
         return {"fault": history.left_out[step.number]}
     started, accelerator = perf_counter(), loader.accelerator
-    for group in strategy.optimizer.param_groups:
-        group["lr"] = lr
+    set_rates(strategy.optimizer, lr, step.number)
     sums = torch.stack([loss_sums for _, loss_sums in accumulate(strategy, loader, step, seed)])
     beat("update")
     shares, asked, norm = _known(strategy, accelerator, sums, requests())
@@ -70,6 +76,8 @@ def train_step(
     if not (fault or overflow):
         history.updated(loss)
         statistics_of(strategy.unwrapped()).move(accelerator, len(step.micro_batches))
+        hold_back(strategy)
+        strategy.after_update(step.number)
     beat("between steps")
     outcome = {
         "fault": fault,
@@ -122,26 +130,102 @@ def accumulate(strategy: Strategy, loader: Loader, step: Step, seed: int) -> lis
     factor `world_size` cancels that.
 
     Returns:
-        (position in the step, loss summed over its items, float32 [terms]) of each micro-batch that this rank computed;
-        zero for one that only kept it in step with the others.
+        (position in the step, loss summed over its items, float32 [terms]) of each pass that this rank made: of each
+        micro-batch, one for each sweep; zero for one that only kept it in step with the others.
     """
     task, world_size = loader.task, loader.accelerator.num_processes
+    objective = loader.objective or Objective(plain(task))
     factors = [world_size * scale for scale in terms.scales(task.terms, step.num_items)]
-    last = num_passes(len(step.micro_batches), world_size) - 1
-    sums, statistics = [], statistics_of(strategy.unwrapped())
+    last = num_passes(len(step.micro_batches), world_size) * objective.sweeps - 1
+    sums: list[tuple[int, Tensor]] = []
+    statistics = statistics_of(strategy.unwrapped())
     statistics.forget()
     strategy.model.train()
     beat("data", step.number)
     with fastest_attention(loader.accelerator.device):
-        for i, micro_batch in enumerate(loader.micro_batches(step)):
-            strategy.begin_pass(last=i == last)
+        micro_batches: Iterable[MicroBatch] = loader.micro_batches(step)
+        pooled = None
+        if isinstance(task, Pools):
+            micro_batches = list(micro_batches)
+            pool = Pool(step, loader.accelerator)
+            pooled = _pooled(task, strategy, pool, micro_batches, (seed, step.number), factors)
+        for micro_batch, sweep in ((one, sweep) for one in micro_batches for sweep in range(objective.sweeps)):
+            strategy.begin_pass(last=len(sums) == last)
             start_stream(seed, "micro_batch", step.number, micro_batch.position)
             beat("forward")
-            with strategy.autocast(), statistics.observed(micro_batch.counts):
-                outputs = task.forward(strategy.model, micro_batch.batch)
-            loss_sums = task.loss_sum(outputs, micro_batch.batch).view(-1) * micro_batch.counts
-            del outputs  # large, and the backward pass has kept what it needs
+            observed = statistics.observed(micro_batch.counts) if sweep == 0 else nullcontext()
+            forward = partial(_forward, strategy, task, observed)
+            if pooled:
+                loss_sums, cost = pooled.share(micro_batch, forward(micro_batch.batch))
+            else:
+                keys = micro_batch.wanted.keys("noise")
+                one = Pass(strategy.unwrapped(), forward, micro_batch.batch, keys, sweep)
+                loss_sums = objective.loss(one).view(-1) * micro_batch.counts
+                cost = terms.weighted(loss_sums, factors)
             beat("backward")
-            strategy.backward(terms.weighted(loss_sums, factors))
+            strategy.backward(cost)
             sums.append((micro_batch.position, loss_sums.detach()))
     return sums
+
+
+def _forward(strategy: Strategy, task: Task, observed: AbstractContextManager[Any], batch: Batch) -> Any:
+    with strategy.autocast(), observed:
+        return task.forward(strategy.model, batch)
+
+
+@dataclass(frozen=True)
+class _Pooled:
+    """The loss of a global batch whose examples are compared with each other, and its gradient."""
+
+    pool: Pool
+    losses: Tensor
+    """Of each example: float32 [examples, terms]."""
+    gradient: Tensor
+    """Of the scaled loss with respect to the outputs of the task's `forward`: float32 [examples, ...]."""
+
+    def share(self, micro_batch: MicroBatch, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the losses of a pass's examples, summed, and what has the loss's gradient: outputs times gradient."""
+        places = torch.from_numpy(self.pool.of(micro_batch.position)).to(outputs.device)
+        within = tuple(slice(size) for size in outputs.shape)  # others may have had more rows an example
+        cost = (outputs.float() * self.gradient[places][within]).sum() * micro_batch.counts
+        return self.losses[places].sum(0) * micro_batch.counts, cost
+
+
+def _pooled(
+    task: Pools,
+    strategy: Strategy,
+    pool: Pool,
+    micro_batches: Sequence[MicroBatch],
+    keys: tuple[int, int],
+    factors: Sequence[float],
+) -> _Pooled:
+    """Compute a global batch's outputs without a graph, the loss of all of them, and its gradient.
+
+    A second sweep carries that gradient on into the weights, a micro-batch at a time: exactly what one pass over the
+    whole batch would do, in the memory of one micro-batch. It draws the same masks, because dropout is keyed by
+    position. Every rank computes the loss of all examples.
+
+    Source: Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup (GradCache), 2021.
+
+    Args:
+        task: Knows the loss.
+        strategy: Has the model, in training mode. The first sweep goes through it too: it autocasts there.
+        pool: The step's examples.
+        micro_batches: This rank's, stand-ins too.
+        keys: The run's seed, and the step's number.
+        factors: Of the loss's terms.
+    """
+    parts: list[list[Tensor]] = []
+    with torch.no_grad():
+        for micro_batch in micro_batches:
+            strategy.begin_pass(last=False)
+            start_stream(keys[0], "micro_batch", keys[1], micro_batch.position)
+            beat("forward")
+            with strategy.autocast():
+                outputs = task.forward(strategy.model, micro_batch.batch)
+            parts.append([outputs.float(), *(micro_batch.batch[name] for name in task.pooled)])
+    whole, *others = (pool.joined(of_one) for of_one in zip(*parts, strict=True))
+    whole.requires_grad_()
+    losses = task.losses(whole, dict(zip(task.pooled, others, strict=True))).view(len(whole), -1)
+    (gradient,) = torch.autograd.grad(terms.weighted(losses.sum(0), factors), whole)
+    return _Pooled(pool, losses.detach(), gradient)

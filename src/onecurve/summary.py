@@ -2,18 +2,21 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onecurve.config import Recipe, beyond_the_end
 from onecurve.data.plan import BatchPlan, num_passes
+from onecurve.data.sources import left_out_files
 from onecurve.data.splits import Data, Split
 from onecurve.machine.cores import describe_threads
 from onecurve.model.float8 import describe_float8
 from onecurve.model.head import shown
 from onecurve.model.quantization import num_weights
 from onecurve.model.reading import UNLIMITED
+from onecurve.regularization.building import describe
+from onecurve.strategies.average import describe_average
 from onecurve.tasks.base import Processing, Recognises, Survey, Task
 
 if TYPE_CHECKING:
@@ -53,13 +56,17 @@ def describe_run(
         f"{plan.steps_per_epoch} steps an epoch"
         + (f", the last with {plan.short_last_batch}" if plan.short_last_batch else "")
         + (f"; {idle} rank(s) without a micro-batch" if idle else ""),
-        *filter(None, [describe_float8(model)]),
+        *filter(None, [describe_average(recipe.regularization, 4 * trained), describe_float8(model)]),
+        *describe(recipe, model, data.survey, data.label_counts),
         f"threads   {describe_threads()}",
+        *_describe_prompts(model),
         *(["compile   layers: the first passes may take minutes"] if recipe.train.compile else []),
         *_describe_labels(data.survey, getattr(model, "head_remark", "")),
         *_describe_counts(data.survey, data.splits),
-        *map(_describe_split, data.splits),
-        f"columns   {_describe_columns(data.splits, task)}",
+        *_describe_partial(data),
+        *_describe_splits(data, plan),
+        f"columns   {_describe_columns(data.parts, task)}",
+        *_describe_left_out(data.parts),
         *_describe_tally(data.splits),
         f"items     {int(train.num_items.sum()):,} terms of the loss from {int(train.num_tokens.sum()):,} tokens "
         f"({train.num_items.sum() / train.num_tokens.sum():.1%}){_limit(data)}"
@@ -103,7 +110,15 @@ _ORDERS = {
 }
 
 
+def _describe_prompts(model: "nn.Module") -> Iterator[str]:
+    """Say how prompts are batched, where that is not as the recipe says."""
+    if getattr(model, "prompts_apart", False):
+        yield "prompts   of one length in a pass: this model's text for a prompt depends on the padding beside it"
+
+
 def _describe_labels(survey: Survey, head: str) -> Iterator[str]:
+    for name, own in survey.heads.items():
+        yield from (line.replace("labels    ", f"labels    {name}: ", 1) for line in _describe_labels(own, ""))
     if survey.labels:
         unseen = f"; no training row has {shown(survey.unseen)}" if survey.unseen else ""
         yield f"labels    {len(survey.labels)}, {_ORDERS[survey.order]}: {shown(survey.labels)}{unseen}"
@@ -114,6 +129,11 @@ def _describe_labels(survey: Survey, head: str) -> Iterator[str]:
 def _describe_counts(survey: Survey, splits: list[Split]) -> Iterator[str]:
     """Say how many rows (of tags: words) of each split have each label; of many labels, the most and least frequent."""
     told = [(split.name, _counted(survey.labels, split.report.label_counts)) for split in splits]
+    for head, own in survey.heads.items():
+        known = {label: f"{head}/{label}" for label in own.labels}
+        each = [(split.name, {n: split.report.label_counts.get(k, 0) for n, k in known.items()}) for split in splits]
+        if known:
+            yield f"counts    {head}: " + "; ".join(f"{name}: {_counted(own.labels, counts)}" for name, counts in each)
     if survey.labels and any(split.report.label_counts for split in splits):
         yield "counts    " + "; ".join(f"{name}: {counts}" for name, counts in told)
     if single := sum(count == 1 for count in survey.label_counts):
@@ -129,7 +149,32 @@ def _counted(labels: list[str], counts: dict[str, int]) -> str:
     return ", ".join([*(each[index] for index in most), "...", *(each[index] for index in least)])
 
 
-def _describe_split(split: Split) -> str:
+def _describe_partial(data: Data) -> Iterator[str]:
+    """Say which labels only some of the training sources have."""
+    sources, known = data.train.sets, [name for name in data.survey.labels if name not in data.survey.unseen]
+    counts = {source.title: source.report.label_counts for source in sources if source.report.label_counts}
+    absent = {name: [label for label in known if label not in seen] for name, seen in counts.items()}
+    if told := [f"{name} has no {shown(labels)}" for name, labels in absent.items() if labels]:
+        yield f"          {'; '.join(told)}"
+
+
+def _describe_splits(data: Data, plan: BatchPlan) -> Iterator[str]:
+    """Say what each split has; of named sources and sets, each, and how much of the training a source is."""
+    draws = plan.position(plan.max_steps).samples
+    mixture = plan.mixture
+    shares = mixture.shares if mixture else {one.title: len(one) / len(data.train) for one in data.train.sets}
+    for split in data.splits:
+        yield _describe_split(split)
+        for part in split.sets:
+            share = ""
+            if split is data.train:
+                weight = f"weight {mixture.weights[part.title]}, " if mixture else ""
+                share = f"; {weight}{shares[part.title]:.1%} of the draws, {draws * shares[part.title] / len(part):.3g}"
+                share += " passes"
+            yield f"  {_describe_split(part, part.title)}{share}"
+
+
+def _describe_split(split: Split, name: str = "") -> str:
     report = split.report
     bad = f"bad row{'s' * (report.skipped != 1)} skipped"
     told = {bad: report.skipped, "truncated": report.truncated, "too long, dropped": report.dropped}
@@ -138,7 +183,13 @@ def _describe_split(split: Split) -> str:
     total = f" of {report.rows + report.not_chosen:,}" if report.not_chosen else ""
     why = f" ({report.reason})" if report.not_chosen else ""
     texts = f"; {len(split.prompts):,} texts to generate" if split.prompts else ""
-    return f"{split.name:<9} {len(split):,} examples from {report.rows:,}{total} rows{why}{notes}{texts}"
+    return f"{name or split.name:<9} {len(split):,} examples from {report.rows:,}{total} rows{why}{notes}{texts}"
+
+
+def _describe_left_out(splits: list[Split]) -> Iterator[str]:
+    """Name files of the data's folders that no split reads."""
+    for folder, paths in left_out_files([split.source for split in splits if split.source]).items():
+        yield f"files     {len(paths)} of {folder} not read: {shown([path.as_posix() for path in paths])}"
 
 
 def _describe_tally(splits: list[Split]) -> Iterator[str]:
@@ -151,10 +202,18 @@ def _describe_columns(splits: list[Split], task: Task) -> str:
     read: dict[str, str] = {}
     for split in splits:
         read = split.columns.read | read
-    named = [name if name == column else f"{name} as {column}" for column, name in read.items()]
+    others = {
+        _mapped(one.columns.read): one.title for one in splits if one.title and one.columns.read.items() - read.items()
+    }
+    differing = "".join(f"; in {name} {mapped}" for mapped, name in others.items())
     unread = list(dict.fromkeys(name for split in splits for name in split.columns.unread))
     more = f" and {len(unread) - _NAMED} more" if len(unread) > _NAMED else ""
-    return _shape(read, task) + ", ".join(named) + (f"; not read: {', '.join(unread[:_NAMED])}{more}" if unread else "")
+    not_read = f"; not read: {', '.join(unread[:_NAMED])}{more}" if unread else ""
+    return _shape(read, task) + _mapped(read) + differing + not_read
+
+
+def _mapped(read: Mapping[str, str]) -> str:
+    return ", ".join(name if name == column else f"{name} as {column}" for column, name in read.items())
 
 
 def _shape(read: dict[str, str], task: Task) -> str:

@@ -77,7 +77,10 @@ def trained(folder: Path, section: dict, decoder: bool = False) -> torch.nn.Modu
     else:
         labels = {0: "low", 1: "middle", 2: "high"}
         model = AutoModelForSequenceClassification.from_pretrained(
-            folder, id2label=labels, label2id={name: i for i, name in labels.items()}
+            folder,
+            id2label=labels,
+            label2id={name: i for i, name in labels.items()},
+            ignore_mismatched_sizes=True,
         )
     task, new = ("CAUSAL_LM", []) if decoder else ("SEQ_CLS", ["classifier"])
     model = add_adapter(model, PeftSection(**section), task_type=task, new_modules=new)

@@ -11,8 +11,8 @@ from onecurve.config.sections.base import Section
 from onecurve.data.formats import READS
 from onecurve.errors import ConfigError
 from onecurve.preflight import read
-from onecurve.tasks import find_task, task_names
-from onecurve.tasks.base import Transforms, unread_keys
+from onecurve.tasks import find_task, task_names, unread_keys
+from onecurve.tasks.base import Transforms
 
 RECIPE = """
 output_dir: runs/x
@@ -26,9 +26,14 @@ BFLOAT = ["--model.dtype", "bfloat16"]
 CASES = {  # key: its value, what it needs, and what of it is said where that is missing
     "model.revision": ("v1", [], "model.path is a local folder"),
     "model.tokenizer_revision": ("v1", ["--model.tokenizer", "org/other"], "a model.tokenizer that is a hub name"),
+    "data.temperature": ("0.5", ["--data.train", "{a: a.jsonl, b: b.jsonl}"], "names no sources"),
     "optim.decay_steps": ("5", ["--optim.schedule", "wsd"], "for optim.schedule wsd"),
     "optim.min_lr_ratio": ("0.1", [], "constant never falls"),
     "optim.rounding": ("kahan", BFLOAT, "trained weights are float32 here"),
+    "regularization.average_count": ("3", ["--regularization.average", "last"], "for regularization.average last"),
+    "regularization.average_decay": ("0.9", ["--regularization.average", "ema"], "for regularization.average ema"),
+    "regularization.average_every": ("2", ["--regularization.average", "swa"], "nothing is averaged"),
+    "regularization.average_start": ("2", ["--regularization.average", "ema"], "nothing is averaged"),
     "train.emulate": ("true", ["--train.mixed_precision", "bf16"], "never emulate"),
     "train.group_by_length": ("true", [], "a step is one micro-batch"),
     "train.spike_window": ("8", ["--train.on_spike", "skip"], "losses are not compared"),
@@ -129,6 +134,8 @@ READ_BY = {
     "model.chat_template": {"sft", "reward", "dpo"},
     "data.on_long": set(task_names()) - {"causal_lm", "masked_lm"},
 }
+HEAD = {"name": "text_classification"}
+NEEDED = {"multi_task": {"heads": {"topic": HEAD, "sentiment": HEAD}}}  # settings without a default
 READ_BY["train.logits"] = {"sft", "causal_lm", "seq2seq_lm"}
 READ_BY["data.workers"] = {name for name in task_names() if issubclass(find_task(name), Transforms)}
 
@@ -137,7 +144,7 @@ def test_tasks_say_which_keys_they_do_not_read():
     assert READ_BY.keys() == BY_TASK
     for name in task_names():
         kind = find_task(name)
-        said = {key for key in unread_keys(kind(kind.Settings())) if key in BY_TASK}
+        said = {key for key in unread_keys(kind(kind.Settings(**NEEDED.get(name, {})))) if key in BY_TASK}
         assert said == {key for key, tasks in READ_BY.items() if name not in tasks}, name
 
 
@@ -182,6 +189,10 @@ def test_the_data_s_kinds_say_the_rest():
         (["--checkpoint.also", "[10, 40, 999]"], ["checkpoint.also: the run has 30 steps, so 40, 999 will not be"]),
         (["--train.on_spike", "skip"], ["train.spike_window is 64: in 30 steps no spike"]),
         ([*SCORED, "--eval.every", "50", "--eval.best_metric", "loss"], ["eval.best_metric: the dev split is evalua"]),
+        (
+            ["--regularization.average", "swa", "--regularization.average_start", "31"],
+            ["regularization.average_start is 31 and the run has 30 steps"],
+        ),
         (["--train.stop_after", "31"], ["train.stop_after is 31, beyond the run's last step, 30"]),
         (["--optim.warmup_steps", "29", "--checkpoint.also", "[30]", "--train.stop_after", "30"], []),
     ],

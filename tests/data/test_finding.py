@@ -11,7 +11,7 @@ import pytest
 
 from onecurve.config import DataSection
 from onecurve.data.rows import Located
-from onecurve.data.sources import open_source
+from onecurve.data.sources import left_out_files, open_source
 from onecurve.errors import ConfigError, DataError
 from tests.data.hub_datasets import keep
 
@@ -206,3 +206,33 @@ def test_parquet_of_the_hub_tells_its_label_names(tmp_path: Path) -> None:
         {"text": "z", "tags": ["m"]},
     ]
     assert source.declared_labels() == [["z", "a", "m"]]
+
+
+def test_files_of_a_folder_that_no_split_reads_are_named(tmp_path: Path) -> None:
+    folder = put(tmp_path, "train.jsonl", "dev.jsonl", "test.jsonl", "notes.docx", "README.md", ".cache.jsonl")
+    put(folder / "sub", "more.train.jsonl")
+    put(folder / ".git", "HEAD", "config")
+    opened = [
+        open_source(key, str(folder), DataSection(train="x"), {"text": ""}) for key in ("data.train", "data.eval")
+    ]
+    others = [".cache.jsonl", ".git", "README.md", "notes.docx"]
+    assert left_out_files(opened) == {folder: [Path(name) for name in [*others, "test.jsonl"]]}
+    opened.append(open_source("data.test", str(folder), DataSection(train="x"), {"text": ""}))
+    assert left_out_files(opened) == {folder: [Path(name) for name in others]}
+    assert left_out_files([open_source("data.train", str(folder / "train.jsonl"), DataSection(train="x"), {})]) == {}
+
+
+def test_images_that_a_table_may_refer_to_are_not_named_as_left_out(tmp_path: Path) -> None:
+    folder, media = put(tmp_path, "rows.jsonl", "1.png", "2.png", "about.pdf"), {"image": "image"}
+    columns = {"image": ""}
+    table = open_source("data.train", str(folder), DataSection(train="x"), columns, media=media)
+    assert left_out_files([table]) == {folder: [Path("about.pdf")]}
+    (folder / "rows.jsonl").unlink()
+    each = open_source("data.train", str(folder), DataSection(train="x"), columns, media=media)
+    assert left_out_files([each]) == {folder: [Path("about.pdf")]}
+
+
+def test_a_folder_without_data_is_refused_with_what_it_has(tmp_path: Path) -> None:
+    folder = put(tmp_path, "README.md", *(f"{number}.docx" for number in range(6)))
+    with pytest.raises(ConfigError, match=r"has no data files, but 0.docx, 1.docx, 2.docx, 3.docx, 4.docx, \.\.\.\."):
+        open_source("data.train", str(folder), DataSection(train="x"), {"text": ""})

@@ -139,7 +139,7 @@ def switches():
 
 def split(lengths, name="train"):
     """Of a split what the plan reads."""
-    return SimpleNamespace(name=name, lengths=np.array(lengths), num_items=np.array(lengths) + 1)
+    return SimpleNamespace(name=name, lengths=np.array(lengths), num_items=np.array(lengths) + 1, sets=())
 
 
 def computed(plan, first, last, world_size):
@@ -315,3 +315,17 @@ def test_a_split_is_scored_whole_and_by_length(lengths, settings):
     if not settings.get("micro_batch_tokens"):
         found = [split(lengths).lengths[ids].tolist() for ids in scored.micro_batches]
         assert [n for part in found for n in part] == sorted(lengths, reverse=True)
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 2)), min_size=1, max_size=40), st.integers(1, 4), st.data())
+def test_what_is_not_alike_shares_no_micro_batch(examples, size, data):
+    lengths, alike = (np.array(numbers) for numbers in zip(*examples, strict=True))
+    tokens = data.draw(st.none() | st.integers(5, 20))
+    cut = Cut(lengths, data.draw(st.booleans()), tokens, alike=alike)
+    ids = np.array(data.draw(st.permutations(range(len(examples)))))
+    parts = cut(ids, size)
+    assert sorted(np.concatenate(parts)) == sorted(ids)
+    assert all(len(set(alike[part])) == 1 for part in parts)
+    assert cut.fewest(size) <= min(map(len, parts))
+    if tokens is None:
+        assert len(parts) == sum(-(-list(alike).count(kind) // size) for kind in set(alike)), "more than there need be"

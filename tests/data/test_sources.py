@@ -197,7 +197,7 @@ def test_an_unknown_suffix_is_named_unless_the_format_is_said(tmp_path: Path) ->
     path.write_text('{"text": "one", "label": "a"}')
     with pytest.raises(ConfigError, match=r"format of '.*part-0001' is unknown.*data\.format"):
         read(path)
-    with pytest.raises(ConfigError, match=r"data\.train: the folder .* has no data files\. Known .*data\.format"):
+    with pytest.raises(ConfigError, match=r"data\.train: the folder .* has no data files.*\. Known .*data\.format"):
         read(tmp_path)
     assert rows_of(read(path, format="jsonl")) == rows_of(read(tmp_path, format="jsonl")) == ROWS[:1]
 

@@ -15,7 +15,7 @@ from onecurve.data.encoding import Split
 from onecurve.data.loader import Loader
 from onecurve.data.prompts import Prompt
 from onecurve.evaluation import predictions
-from onecurve.evaluation.writing import samples_of, write_texts
+from onecurve.evaluation.writing import samples_of, settle_prompts, write_texts
 from onecurve.losses.chunked_head import chunk_logits
 from onecurve.model.activations import keep_activations
 from onecurve.model.compilation import compile_layers
@@ -39,7 +39,13 @@ DRAWN = {"max_new_tokens": 10, "do_sample": True, "top_k": 50, "top_p": 0.9, "te
 
 
 def write(
-    task_name: str, folder: Path, generate: dict[str, Any], size: int = 6, change: Any = None, **train: Any
+    task_name: str,
+    folder: Path,
+    generate: dict[str, Any],
+    size: int = 6,
+    change: Any = None,
+    settled: bool = True,
+    **train: Any,
 ) -> Any:
     """Have a model of random weights, changed, write texts for six rows, so many a pass."""
     from transformers import AutoConfig, AutoTokenizer
@@ -68,6 +74,8 @@ def write(
         }
     )
     loader = Loader(Split("eval", Report(), None, prompts=prompts), task, reading, strategy.accelerator)  # type: ignore[arg-type]
+    if settled:
+        settle_prompts(strategy, {"eval": loader})
     return SimpleNamespace(texts=write_texts(strategy, recipe, loader), loader=loader, model=model)
 
 
@@ -79,12 +87,53 @@ def folders(tiny_llama: Path, tiny_t5: Path) -> dict[str, Path]:
 @pytest.mark.parametrize("generate", [GREEDY, BEAMS, DRAWN], ids=["greedy", "beams", "drawn"])
 @pytest.mark.parametrize("task", ["sft", "seq2seq_lm"])
 def test_a_text_does_not_depend_on_its_batch(folders: dict[str, Path], task: str, generate: dict[str, Any]) -> None:
-    together = write(task, folders[task], generate).texts
+    found = write(task, folders[task], generate)
+    together = found.texts
+    assert not found.model.prompts_apart, "their positions come from the mask: they need not be kept apart"
     assert len(set(together)) == len(TEXTS)
     assert write(task, folders[task], generate, 1).texts == together
     assert write(task, folders[task], generate, 4).texts == together
     counted = {"micro_batch_size": None, "micro_batch_tokens": 60, "global_batch_size": 12}
     assert write(task, folders[task], generate, **counted).texts == together
+
+
+def _counting_padding(llama: Any) -> Any:
+    """GPT-2 with absolute positions that do not come from the mask, as code that comes with a model may have them."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    class CountingPadding(GPT2LMHeadModel):
+        def forward(
+            self, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None, **rest: Any
+        ) -> Any:
+            return super().forward(input_ids=input_ids, attention_mask=attention_mask, **rest)
+
+    torch.manual_seed(0)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.1}
+    return CountingPadding(GPT2Config(vocab_size=llama.config.vocab_size, **sizes)).eval()
+
+
+def _recurrent(llama: Any) -> Any:
+    """A model that carries padding into its state."""
+    from transformers import RwkvConfig, RwkvForCausalLM
+
+    torch.manual_seed(0)
+    model = RwkvForCausalLM(RwkvConfig(vocab_size=llama.config.vocab_size, hidden_size=32, num_hidden_layers=2)).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(3)
+    return model
+
+
+@pytest.mark.parametrize("change", [_counting_padding, _recurrent])
+def test_a_model_that_reads_the_padding_before_a_prompt_is_given_none(tiny_llama: Path, change: Any) -> None:
+    alone = write("sft", tiny_llama, GREEDY, 1, change)
+    padded = write("sft", tiny_llama, GREEDY, 6, change, settled=False).texts
+    assert padded != alone.texts, "nothing that padding changes"
+    together = write("sft", tiny_llama, GREEDY, 6, change)
+    assert together.model.prompts_apart
+    assert together.texts == alone.texts
+    counted: dict[str, Any] = {"micro_batch_size": None, "micro_batch_tokens": 60, "global_batch_size": 12}
+    assert write("sft", tiny_llama, GREEDY, change=change, **counted).texts == alone.texts
 
 
 @pytest.mark.parametrize("task", ["sft", "seq2seq_lm"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import onecurve.export.adapter_folder
@@ -33,7 +34,9 @@ def export(base: str | Path, folder: Path, number: int | None, method: str = "lo
         model = AutoModelForCausalLM.from_pretrained(base)
         model.generation_config.eos_token_id = [2, 4]
     else:
-        model = AutoModelForSequenceClassification.from_pretrained(base, id2label=dict(enumerate(names(number))))
+        model = AutoModelForSequenceClassification.from_pretrained(
+            base, id2label=dict(enumerate(names(number))), ignore_mismatched_sizes=True
+        )
     task, new = ("CAUSAL_LM", []) if number is None else ("SEQ_CLS", ["classifier"])
     model = add_adapter(model, PeftSection(method=method, **fields), task_type=task, new_modules=new)
     for parameter in model.parameters():
@@ -50,6 +53,13 @@ def sharded(source: Path, folder: Path) -> Path:
     return folder
 
 
+def with_five_labels(source: Path, folder: Path) -> Path:
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_pretrained(source, num_labels=5).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return folder
+
+
 def refuse(*_):
     raise OSError(95, "Operation not supported")
 
@@ -60,6 +70,7 @@ def parent(tmp_path_factory, tiny_bert, tiny_llama):
     for number in (2, 3, 20):
         export(tiny_bert, parent / f"labels-{number}", number)
     export(tiny_llama, parent / "language", None)
+    export(with_five_labels(tiny_bert, parent / "five"), parent / "other-labels", 3)
     export(sharded(tiny_llama, parent / "shards"), parent / "sharded", None)
     half = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype="bfloat16")
     half.save_pretrained(parent / "half-base")
@@ -97,6 +108,20 @@ def test_every_reader_of_a_language_model_knows_where_it_stops(read, name, reade
     found = read[name][reader]
     for one in found if reader == "card" else [found]:
         assert (one[0], one[2]) == (0.0, [2, 4])
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_base_with_a_head_for_other_labels_is_copied_without_it_for_every_reader(read, parent, reader):
+    found = read["other-labels"][reader]
+    for one in found if reader == "card" else [found]:
+        assert one == [0.0, names(3), None]
+    copy = parent / "other-labels" / BASE / "model.safetensors"
+    assert not copy.is_symlink()
+    with safe_open(copy, "pt") as ours, safe_open(parent / "five" / "model.safetensors", "pt") as base:
+        assert set(base.keys()) - set(ours.keys()) == {"classifier.bias", "classifier.weight"}
+        assert all(torch.equal(ours.get_tensor(name), base.get_tensor(name)) for name in ours.keys())
+    card = " ".join((parent / "other-labels" / "README.md").read_text().split())
+    assert f"holds the weights of `{parent / 'five'}` without its head, which is for other labels" in card
 
 
 def test_transformers_rounds_an_adapter_on_a_base_in_half_precision_which_the_card_says(read, parent):
@@ -148,6 +173,7 @@ from pathlib import Path
 from tests.export.test_adapter_folder import export
 for number in (2, 3):
     export("org/bert", Path(sys.argv[1]) / f"labels-{number}", number)
+export("org/five", Path(sys.argv[1]) / "other-labels", 3)
 export("org/llama", Path(sys.argv[1]) / "language", None)
 """
 
@@ -155,14 +181,15 @@ export("org/llama", Path(sys.argv[1]) / "language", None)
 @pytest.mark.slow
 def test_a_base_of_the_hub_keeps_its_name_and_its_commit(tiny_bert, tiny_llama, tmp_path, monkeypatch):
     cache, parent = tmp_path / "cache", tmp_path / "folders"
-    for name, source in (("bert", tiny_bert), ("llama", tiny_llama)):
+    five = with_five_labels(tiny_bert, tmp_path / "five")
+    for name, source in (("bert", tiny_bert), ("five", five), ("llama", tiny_llama)):
         repository = cache / f"models--org--{name}"
         (repository / "refs").mkdir(parents=True)
         (repository / "refs" / "main").write_text(COMMIT)
         shutil.copytree(source, repository / "snapshots" / COMMIT)
     monkeypatch.setenv("HF_HUB_CACHE", str(cache))
     parent.mkdir()
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", HUB, parent], check=True, cwd=root, env={**os.environ, "PYTHONPATH": "."})
     for name, base in (("labels-3", "org/bert"), ("language", "org/llama")):
         settings = json.loads((parent / name / "adapter_config.json").read_text())
@@ -172,6 +199,8 @@ def test_a_base_of_the_hub_keeps_its_name_and_its_commit(tiny_bert, tiny_llama, 
         for reader in ("peft", "transformers", "pipeline", "autopeft with labels"):
             assert found[f"labels-{number}"][reader] == [0.0, names(number), None], reader
         assert [one[:2] for one in found[f"labels-{number}"]["card"]] == [[0.0, names(number)]] * 3
+    for reader in ("peft", "transformers", "pipeline", "autopeft"):
+        assert found["other-labels"][reader] == [0.0, names(3), None], reader
     assert "size mismatch" in found["labels-3"]["autopeft"]
     assert "give it `id2label`" in (parent / "labels-3" / "README.md").read_text()
     for reader in ("peft", "transformers", "pipeline"):

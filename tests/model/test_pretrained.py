@@ -286,8 +286,13 @@ def test_a_tied_head_is_where_the_embeddings_are(tmp_path: Path) -> None:
 
 def test_a_damaged_file_is_told(tmp_path: Path) -> None:
     save(tmp_path, "bert")
-    whole = load_file(tmp_path / "model.safetensors")
-    (tmp_path / "model.safetensors").unlink()
+    whole, file = load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(
+        ConfigError, match=r"has a weight file that is cut off or damaged: .* Copy or download it again"
+    ):
+        load(tmp_path)
+    file.unlink()
     torch.save(whole, tmp_path / "pytorch_model.bin")
     assert load(tmp_path).new_weights.startswith("bert.pooler")
     (tmp_path / "pytorch_model.bin").write_bytes((tmp_path / "pytorch_model.bin").read_bytes()[:5000])

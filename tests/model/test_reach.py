@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from onecurve.config import TaskSection
+from onecurve.config import RegularizationSection, TaskSection
 from onecurve.data import examples as stored_examples
 from onecurve.data.examples import Examples, record_batches, write_batches
 from onecurve.errors import ConfigError, TrainingError
@@ -81,7 +81,8 @@ def build(task: Any, kind: str, fields: dict[str, Any]) -> Any:
 
 
 def probe(model: Any, task: Any, split: Split, precision: str = "no") -> tuple[str, list[str]]:
-    recipe: Any = SimpleNamespace(seed=0, peft=None, model=SimpleNamespace(quantization=None))
+    section = SimpleNamespace(quantization=None)
+    recipe: Any = SimpleNamespace(seed=0, peft=None, model=section, regularization=RegularizationSection())
     accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=1, state=SimpleNamespace())
     return reach.probe(model, recipe, task, split, padding(0), precision, accelerator)
 

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -41,14 +43,34 @@ def test_frozen_weights_are_in_no_group_and_nothing_to_train_is_refused():
         build_optimizer(built.requires_grad_(False), OptimSection())
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor", "sgd"])
-def test_every_optimizer_moves_the_weights(name):
-    built = nn.Linear(3, 1)
-    before = built.weight.detach().clone()
-    optimizer = build_optimizer(built, OptimSection(name=name, lr=0.1))
-    built(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    assert not torch.equal(before, built.weight)
+@pytest.mark.parametrize(
+    ("name", "keys", "oracle"),
+    [
+        ("adamw", {"beta1": 0.5, "beta2": 0.7, "eps": 1e-3}, partial(torch.optim.AdamW, betas=(0.5, 0.7), eps=1e-3)),
+        (
+            "adafactor",
+            {"beta2_decay": -0.5, "clip_threshold": 2},
+            partial(torch.optim.Adafactor, beta2_decay=-0.5, d=2),
+        ),
+        ("sgd", {"momentum": 0.5, "nesterov": True}, partial(torch.optim.SGD, momentum=0.5, nesterov=True)),
+    ],
+)
+def test_an_optimizer_and_its_keys_are_torchs(name, keys, oracle):
+    torch.manual_seed(0)
+    ours, plain = nn.Linear(3, 2), nn.Linear(3, 2)
+    plain.load_state_dict(ours.state_dict())
+    optimizers = (
+        build_optimizer(ours, OptimSection(name=name, lr=0.1, **keys)),
+        oracle(plain.parameters(), lr=0.1, weight_decay=0.0),
+    )
+    for value in (1.0, 2.0, 0.5):
+        before = ours.weight.detach().clone()
+        for built, optimizer in zip((ours, plain), optimizers, strict=True):
+            optimizer.zero_grad()
+            built(torch.full((1, 3), value)).square().sum().backward()
+            optimizer.step()
+        assert not torch.equal(before, ours.weight)
+        torch.testing.assert_close(ours.state_dict(), plain.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,11 @@ import subprocess
 
 import pytest
 
-from onecurve.config import ModelSection, OptimSection
+from onecurve.config import ModelSection, OptimSection, Recipe
 from onecurve.model.identity import weights_identity
-from onecurve.planning.disk_forecast import moments_per_parameter
+from onecurve.planning.disk_forecast import model_bytes, moments_per_parameter
+from tests.export.test_adapter_folder import with_five_labels
+from tests.model.test_pretrained import load
 
 pytestmark = pytest.mark.distributed
 
@@ -77,3 +79,12 @@ def test_another_micro_batch_size_is_said_on_a_resume(forks, recipes, tmp_path):
     forks.train(recipes["causal_lm"], tmp_path / "run", "python", "--train.stop_after", "2")
     run = forks.train(recipes["causal_lm"], tmp_path / "run", "python", "--train.micro_batch_size", "4")
     assert "train.micro_batch_size was 2 and is 4" in run.stdout
+
+
+def test_a_base_that_is_saved_beside_its_adapter_is_counted(tiny_bert, tmp_path):
+    plain = {"output_dir": "x", "task": {"name": "text_classification"}, "data": {"train": "x"}}
+    for base, is_copied in ((tiny_bert, False), (with_five_labels(tiny_bert, tmp_path), True)):
+        peft, stored = {"method": "lora"}, (base / "model.safetensors").stat().st_size
+        recipe = Recipe.model_validate({**plain, "model": {"path": str(base)}, "train": {"max_steps": 1}, "peft": peft})
+        needed = model_bytes(load(base, peft=peft), recipe)
+        assert (needed > 0.9 * stored) == is_copied

@@ -192,7 +192,7 @@ def test_an_earlier_run_is_not_written_over(run, tmp_path):
     assert run()[0] == 0, "the same run again has nothing to do"
     code, message, _ = run("--optim.lr", "0.5")
     assert code == 2
-    assert "holds a finished run with another optim.lr" in message
+    assert "holds a finished run with another optim.lr (" in message and ", now 0.5)." in message
     code, message, _ = run("--train.resume", "never", "--train.lrr", "1")
     assert code == 2
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}

@@ -3,6 +3,7 @@
 import copy
 import math
 import tempfile
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -22,15 +23,18 @@ from onecurve.data.collation import transformed
 from onecurve.data.loader import Loader
 from onecurve.data.media import MediaColumns
 from onecurve.data.plan import BatchPlan
+from onecurve.data.pool import Pool
 from onecurve.data.rows import Located
 from onecurve.model.batch_norm import settle_batch_norm
 from onecurve.seeds import stream_key
 from onecurve.step import accumulate
 from onecurve.tasks import load_task, task_names
-from onecurve.tasks.base import Annotates, Survey
+from onecurve.tasks.base import Annotates, Pools, Survey
 from tests.readings import ReadingOf
 
 SEED = 5
+ALONE: Any = SimpleNamespace(process_index=0, num_processes=1, gather=lambda tensor: tensor)
+"""An accelerator of one rank."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,14 @@ class Prepared:
         with torch.no_grad():
             return self.task.loss_sum(self.task.forward(self.model, batch), batch).view(-1).double().numpy()
 
+    def loss_of_pool(self, batches: list[dict[str, Tensor]]) -> np.ndarray:
+        """Of the outputs of several batches together."""
+        pool = Pool(BatchPlan(np.ones(len(batches)), SEED, len(batches), 1, shuffle=False).step(1), ALONE)
+        with torch.no_grad():
+            outputs = pool.joined([self.task.forward(self.model, batch) for batch in batches])
+            told = {name: pool.joined([batch[name] for batch in batches]) for name in self.task.pooled}
+            return self.task.loss_sum(outputs, told).view(-1).double().numpy()
+
     def gradient(self, micro_batch_size: int, world_size: int = 1) -> Tensor:
         """The whole model's gradient of one step, its ranks one after another in this process."""
         items = torch.tensor([e["num_items"] for e in self.examples]).numpy()
@@ -96,11 +108,69 @@ class Prepared:
         )
         strategy: Any = OneProcess(self.model, world_size)
         self.model.zero_grad(set_to_none=True)
-        for rank in range(world_size):
-            accelerator: Any = SimpleNamespace(process_index=rank, num_processes=world_size, device=torch.device("cpu"))
+        turns = Turns(world_size)
+
+        def run(rank: int) -> None:
+            accelerator: Any = SimpleNamespace(
+                process_index=rank,
+                num_processes=world_size,
+                device=torch.device("cpu"),
+                gather=lambda tensor: turns.gather(rank, tensor),
+            )
             accumulate(strategy, Loader(split, self.task, self.reading, accelerator), step, SEED)
+
+        turns.take(run)
         self.model.eval()
         return torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
+
+
+class Turns:
+    """Ranks as threads of one process, which take turns: one runs until it gathers, and then waits for the others."""
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size, self.whose = world_size, 0
+        self.given: list[list[Tensor]] = [[] for _ in range(world_size)]
+        self.ended: set[int] = set()
+        self.changed = threading.Condition()
+        self.error: BaseException | None = None
+
+    def take(self, run: Callable[[int], None]) -> None:
+        """Run every rank to its end; raise what any of them raised."""
+        threads = [threading.Thread(target=self._one, args=(rank, run)) for rank in range(self.world_size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if self.error:
+            raise self.error
+
+    def gather(self, rank: int, tensor: Tensor) -> Tensor:
+        """Return what all ranks hand over in their like calls, rank by rank."""
+        self.given[rank].append(tensor)
+        call = len(self.given[rank]) - 1
+        self._pass_on(rank)
+        self._wait(rank)
+        assert all(len(of_rank) > call for of_rank in self.given), "ranks gather unequally often"
+        return torch.cat([of_rank[call] for of_rank in self.given])
+
+    def _one(self, rank: int, run: Callable[[int], None]) -> None:
+        self._wait(rank)
+        try:
+            run(rank)
+        except BaseException as error:  # noqa: BLE001  raised where the ranks were started
+            self.error = self.error or error
+        self.ended.add(rank)
+        self._pass_on(rank)
+
+    def _wait(self, rank: int) -> None:
+        with self.changed:
+            self.changed.wait_for(lambda: self.whose == rank)
+
+    def _pass_on(self, rank: int) -> None:
+        others = [(rank + more) % self.world_size for more in range(1, self.world_size + 1)]
+        with self.changed:
+            self.whose = next((other for other in others if other not in self.ended), -1)
+            self.changed.notify_all()
 
 
 @dataclass
@@ -165,7 +235,11 @@ def rows_of(case: Case, task: Any) -> list[dict[str, Any]]:
 
 
 def check_batch_is_the_sum_of_its_examples(case: Prepared) -> None:
-    alone = sum(case.loss_sums(case.batch([example])) for example in case.examples)
+    """Or, of a task that compares examples, what its pool makes of each example's own outputs."""
+    if isinstance(case.task, Pools):
+        alone = case.loss_of_pool(list(map(case.batch, ([example] for example in case.examples))))
+    else:
+        alone = sum(case.loss_sums(case.batch([example])) for example in case.examples)
     assert np.allclose(case.loss_sums(case.batch()), alone, rtol=1e-5)
 
 
@@ -194,7 +268,8 @@ def check_the_metrics_told_are_those_scored(case: Prepared) -> None:
         pairs = case.task.predict(case.task.forward(case.model, batch), batch)
     scores = case.task.metrics(pairs, 1.5, case.survey)
     numbers = [name for name, value in scores.items() if not isinstance(value, (dict, list))]  # None: undefined here
-    assert sorted(case.task.metric_names) == sorted(numbers)
+    of_terms = {case.task.metric_of_term(name) for name in case.task.terms}
+    assert sorted(set(case.task.metric_names) - of_terms) == sorted(numbers)
 
 
 def check_another_cut_has_the_same_gradient(case: Prepared) -> None:

@@ -65,8 +65,8 @@ def _plain(value: Any) -> str:
 
 
 def _facts(name: str, kind: Any) -> Iterator[tuple[str, str]]:
-    task = kind(kind.Settings.model_construct())
-    yield "metrics", _codes(task.metric_names)
+    task = _example(name, kind)
+    yield "metrics", _codes(task.metric_names) + " (of an example)" * _needs(kind)
     yield "read by", f"`{task.auto_processor().__name__}`"
     yield "model", f"`{task.auto_model().__name__}`"
     yield "PEFT task type", f"`{kind.peft_task_type}`" if kind.peft_task_type else "none: no prompt learning"
@@ -78,6 +78,19 @@ def _facts(name: str, kind: Any) -> Iterator[tuple[str, str]]:
     recipe = ROOT / "recipes" / f"{name}.yaml"
     yield "recipe", f"[recipes/{name}.yaml](../recipes/{name}.yaml)" if recipe.is_file() else ""
     yield "models tried", _models(name)
+
+
+def _needs(kind: Any) -> bool:
+    """Whether a task is nothing without settings."""
+    return any(field.is_required() for field in kind.Settings.model_fields.values())
+
+
+def _example(name: str, kind: Any) -> Any:
+    """Return the task under its defaults; where a setting has none, as the first case of its tests has it."""
+    if not _needs(kind):
+        return kind(kind.Settings.model_construct())
+    settings = next(case.settings for case in all_cases().values() if case.task == name)
+    return kind(kind.Settings(**settings))
 
 
 def _prediction(kind: Any, task: Any) -> str:

@@ -1,5 +1,6 @@
 import copy
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from onecurve.data.collation import transformed
 from onecurve.errors import BadRow, ConfigError
 from onecurve.tasks import task_names
-from onecurve.tasks.base import IGNORE_INDEX, Transforms
+from onecurve.tasks.base import IGNORE_INDEX, Pools, Transforms
 from tests.tasks.contract import (
     CHECKS,
     Prepared,
@@ -53,7 +54,8 @@ def test_every_task_of_the_folder_is_under_contract() -> None:
 def test_a_task_is_read_and_set_up_before_anything_heavy_is_imported() -> None:
     code = (
         "import sys; from onecurve.config import TaskSection; from onecurve.tasks import load_task, task_names\n"
-        "for name in task_names(): load_task(TaskSection(name=name))\n"
+        f"settings = { {case.task: case.settings for case in CASES.values()} }\n"
+        "for name in task_names(): load_task(TaskSection(name=name, **settings[name]))\n"
         "print(*{'torch', 'transformers', 'evaluate', 'datasets'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
@@ -85,8 +87,10 @@ def test_examples_are_plain_and_batches_are_by_example(case: Prepared) -> None:
     if "chosen_ids" in case.examples[0]:
         assert batch["attention_mask"].sum((1, 2)).tolist() == [*map(case.task.num_tokens, case.examples)]
     elif "input_ids" in batch:
-        assert {"attention_mask", "labels"} <= set(batch)
-        assert batch["attention_mask"].sum(-1).tolist() == [len(example["input_ids"]) for example in case.examples]
+        if not isinstance(case.task, Pools):
+            assert {"attention_mask", "labels"} <= {name.rpartition("/")[2] for name in batch}
+        tokens = batch["attention_mask"].flatten(1).sum(-1)  # of all of an example's sequences
+        assert tokens.tolist() == [len(example["input_ids"]) for example in case.examples]
 
 
 @every_case
@@ -118,8 +122,9 @@ def test_a_split_is_scored_in_plain_values_and_always_has_its_loss(case: Prepare
 
 @every_case
 def test_an_example_can_be_shown(case: Prepared) -> None:
-    for example in case.examples:
-        assert "«" in case.task.describe(example, case.survey, case.reading.tokenizer)
+    told = [case.task.describe(example, case.survey, case.reading.tokenizer) for example in case.examples]
+    assert all("«" in one for one in told) and re.search("«[^»]+»", " ".join(told)), "what is learnt is marked"
+    assert len(set(told)) > 1, "examples differ"
 
 
 # Planted bugs
@@ -229,7 +234,7 @@ def _padding_is_seen(case: Prepared) -> bool:
 
 def _reads_more_than_it_counts(case: Prepared) -> bool:
     batch = case.batch()
-    return "attention_mask" in batch and int(batch["attention_mask"].sum()) != case.task.num_items(batch)
+    return "attention_mask" in batch and int(batch["attention_mask"].sum()) != np.sum(case.task.num_items(batch))
 
 
 def _has_several_labels(case: Prepared) -> bool:
@@ -239,6 +244,11 @@ def _has_several_labels(case: Prepared) -> bool:
 
 def _always(case: Prepared) -> bool:
     return True
+
+
+def _adds_up(case: Prepared) -> bool:
+    """Whether the loss is a sum over examples, none of which looks at another."""
+    return not isinstance(case.task, Pools)
 
 
 def _scores_more_than_it_tells(task: Any) -> None:
@@ -251,14 +261,14 @@ def _tells_more_than_it_scores(task: Any) -> None:
 
 
 PLANTED = [
-    (_divides_by_the_count, check_batch_is_the_sum_of_its_examples, _always),
+    (_divides_by_the_count, check_batch_is_the_sum_of_its_examples, _adds_up),
     (_counts_one_too_many, check_num_items_counts_the_terms, _always),
     (_counts_tokens_read, check_num_items_counts_the_terms, _reads_more_than_it_counts),
     (_predicts_the_token_it_reads, check_the_oracle_computes_the_same, _predicts_next_tokens),
     (_learns_padding, check_batch_is_the_sum_of_its_examples, _is_padded_at_labels),
     (_reads_padding, check_batch_is_the_sum_of_its_examples, _padding_is_seen),
     (_mistakes_the_label, check_the_oracle_computes_the_same, _has_several_labels),
-    (_looks_at_its_neighbours, check_another_cut_has_the_same_gradient, _always),
+    (_looks_at_its_neighbours, check_another_cut_has_the_same_gradient, _adds_up),
     (_draws_without_a_key, check_another_cut_has_the_same_gradient, _always),
     (_transforms_without_a_key, check_another_cut_has_the_same_gradient, _draws_in_transform),
     (_scores_more_than_it_tells, check_the_metrics_told_are_those_scored, _always),

@@ -6,14 +6,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForAudioClassification, AutoModelForCTC
+from transformers import (
+    AutoConfig,
+    AutoModelForAudioClassification,
+    AutoModelForCTC,
+    Wav2Vec2ForSequenceClassification,
+)
 
 from onecurve.config import Recipe, TaskSection
 from onecurve.content.audio import frames_of
 from onecurve.content.survey import Survey
 from onecurve.errors import BadRow, ConfigError
 from onecurve.model.architectures import check_architecture
+from onecurve.model.loading import load_model
+from onecurve.preflight import read
 from onecurve.tasks import load_task
+from tests.launching import write_recipe
 from tests.readings import ReadingOf
 from tests.tiny_sounds import RATE, build_tiny_wav2vec2, clip, tone
 
@@ -221,3 +229,40 @@ def test_the_convolutions_are_frozen_where_they_are_pretrained(folder: Path) -> 
 
     assert not trained(True) and trained(False)
     assert trained(True, freeze_feature_encoder=False) and not trained(False, freeze_feature_encoder=True)
+
+
+def sound_recipe(folder: Path, **sections: Any) -> dict[str, Any]:
+    return {
+        "output_dir": "unused",
+        "model": {"path": str(folder)},
+        "data": {"train": "unused"},
+        "train": {"max_steps": 1},
+        **sections,
+    }
+
+
+@pytest.mark.parametrize("frozen", ["true", "false"])
+def test_what_an_adapter_leaves_frozen_anyway_cannot_be_set(folder: Path, tmp_path: Path, frozen: str) -> None:
+    task = {"name": "audio_classification"}
+    recipe = write_recipe(tmp_path / "recipe.yaml", **sound_recipe(folder, task=task, peft={"method": "lora"}))
+    read([str(recipe)])
+    with pytest.raises(ConfigError, match=r"task.freeze_feature_encoder: has no effect: an adapter \(peft\) leaves"):
+        read([str(recipe), "--task.freeze_feature_encoder", frozen])
+    read([str(recipe), "--task.freeze_feature_encoder", frozen, "--peft", "null"])
+
+
+def test_masks_of_frames_need_the_vector_that_replaces_them(tmp_path: Path) -> None:
+    """Published checkpoints, such as wav2vec2-base-960h, have none."""
+    kind = {"mask_time_prob": 0.0, "weights": Wav2Vec2ForSequenceClassification}
+    folder = build_tiny_wav2vec2(tmp_path, num_labels=2, **kind)
+
+    def load(**masks: float) -> Any:
+        settings = {"name": "audio_classification", "spec_augment": masks or None}
+        recipe = Recipe.model_validate(sound_recipe(folder, task=settings))
+        config = AutoConfig.from_pretrained(folder)
+        return load_model(recipe, load_task(recipe.task), config, Survey(NAMES), "no")
+
+    assert not hasattr(load().wav2vec2, "masked_spec_embed")
+    with pytest.raises(ConfigError, match=r"task.spec_augment: .* has no wav2vec2.masked_spec_embed, the trained vec"):
+        load(time_prob=0.1)
+    assert not hasattr(load(time_prob=0.0, feature_prob=0.2).wav2vec2, "masked_spec_embed")

@@ -26,6 +26,7 @@ from onecurve.preflight import Checked, read
 from onecurve.resume import Checkpoints
 from onecurve.step import accumulate, train_step
 from onecurve.strategies import build_strategy
+from onecurve.strategies.average import Average
 from onecurve.strategies.base import Strategy, is_trained
 from tests.launching import write_recipe
 from tests.tasks.contract import OneProcess, distance, without_dropout
@@ -149,7 +150,8 @@ class Trial:
         )
         optimizer = build_optimizer(model, self.recipe.optim)
         strategy.prepare(model, optimizer, self.plan.most_passes(1), sometimes)
-        best = Best(self.task, self.recipe.eval, strategy, None)
+        average = Average(strategy, self.recipe.regularization)
+        best = Best(self.task, self.recipe.eval, strategy, None, average)
         checkpoints = Checkpoints(self.checked, self.data, self.plan, strategy, best, self.accelerator)
         return strategy, checkpoints, Outcome(remarks=remarks)
 

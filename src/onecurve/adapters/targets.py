@@ -13,8 +13,8 @@ from onecurve.errors import ConfigError
 
 _NOT_LINEAR = {"BEFT", "BOTTLENECK", "LN_TUNING", "TRAINABLE_TOKENS"}
 """Methods whose targets are not linear layers at large: for them there is no such default."""
-_HEADS = ("classifier", "score", "qa_outputs")
-"""Heads that are trained whole or new, by the names that PEFT knows."""
+_HEADS = ("classifier", "heads", "score", "qa_outputs")
+"""Heads that are trained whole or new: by the names that PEFT knows, and the heads of a model with several."""
 
 
 def fill_targets(model: PreTrainedModel, config: Any, method: str) -> None:
@@ -30,6 +30,8 @@ def fill_targets(model: PreTrainedModel, config: Any, method: str) -> None:
     """
     if config.is_prompt_learning or config.is_adaption_prompt or method in _NOT_LINEAR:
         return
+    if config.target_modules == "all-linear" and isinstance(getattr(model, "heads", None), nn.ModuleDict):
+        config.target_modules = _by_shortest_names(set(suitable_layers(model)), [n for n, _ in model.named_modules()])
     if config.target_modules is not None or getattr(config, "target_parameters", None):
         return
     tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]

@@ -5,8 +5,15 @@ from dataclasses import dataclass
 
 from onecurve.checkpoint.manifest import Stored
 
-NO_STATE = ("param", "best", "buffer")
-"""The keys that are not the optimizer's."""
+AVERAGE = "average-"
+"""Begins the keys of averages of the weights; a number follows."""
+
+_NO_STATE = ("param", "best", "buffer")
+
+
+def is_state(key: str) -> bool:
+    """Whether a key of a checkpoint's tensors is the optimizer's."""
+    return key not in _NO_STATE and not key.startswith(AVERAGE)
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ def absent_state(tensors: Mapping[str, Stored]) -> dict[str, Absent]:
     held: dict[str, list[str]] = {}
     for name in tensors:
         key, _, parameter = name.partition("/")
-        if key not in NO_STATE:
+        if is_state(key):
             held.setdefault(key, []).append(parameter)
     lacking = sorted(names.difference(*held.values())) if held else []
     found: dict[str, Absent] = {}

@@ -1,4 +1,4 @@
-"""List, verify, show, compare and convert checkpoints."""
+"""List, verify, show, compare, convert and average checkpoints."""
 
 import argparse
 import json
@@ -23,11 +23,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action.add_argument("a", help="a checkpoint, or a run's folder for its newest one")
     action.add_argument("b", help="the other")
     _add_convert(actions.add_parser("convert", help="write a plain model folder from a checkpoint"))
+    action = actions.add_parser("average", help="write the mean of several runs' models, or of their adapters")
+    action.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a model folder")
+    action.add_argument("--output", required=True, help="the folder to write")
+    action.add_argument("--weights", help="examples: by how many each run was trained on; or numbers: 1,2,...")
+    action.add_argument("--task", metavar="NAME", help="the task, where the folders have no task.json")
+    action.add_argument("--trust_remote_code", action="store_true", help="run Python code that comes with the model")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the subcommand."""
-    actions = {"list": _list, "verify": _verify, "show": _show, "diff": _diff, "convert": _convert}
+    actions = {"list": _list, "verify": _verify, "show": _show, "diff": _diff, "convert": _convert, "average": _average}
     return actions[arguments.action](arguments)
 
 
@@ -137,6 +143,34 @@ def _convert(arguments: argparse.Namespace) -> int:
     else:
         convert = convert_adapter if arguments.merge else convert_weights
         print(f"{target}: {convert(source, wanted)} from {source}")  # noqa: T201
+    return 0
+
+
+def _average(arguments: argparse.Namespace) -> int:
+    hush_transformers()
+    from tempfile import TemporaryDirectory
+
+    from onecurve.conversion import check_target
+    from onecurve.conversion.averaging import Part, averaged_card, check_parts, weights_of, write_mean
+    from onecurve.export.model_folder import save_alone
+    from onecurve.export.task_file import TaskFile
+    from onecurve.prediction.trained import load_trained
+
+    target, parts = Path(arguments.output), [Part.read(name) for name in arguments.runs]
+    check_target(target)
+    unchecked, weights = check_parts(parts), weights_of(arguments.weights, parts)
+    with TemporaryDirectory() as elsewhere:
+        folder = Path(elsewhere, "model")
+        how = write_mean(parts, weights, folder)
+        mean = load_trained(folder, arguments.task, arguments.trust_remote_code)
+        if hasattr(mean.model, "peft_config"):
+            mean.model.set_adapter("default")  # loaded to be asked; what is saved is what requires gradients
+        card = averaged_card(parts, weights, how)
+        save_alone(target, mean.model, mean.processor, card, TaskFile.read(folder))
+    shares = ", ".join(f"{weight:.4g} x {part.name}" for weight, part in zip(weights, parts, strict=True))
+    print(f"{target}: {how}; {shares}")  # noqa: T201
+    if unchecked:
+        print(unchecked)  # noqa: T201
     return 0
 
 

@@ -50,16 +50,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the folder and say how to go on."""
-    from onecurve.config import BY_SPLIT
+    from onecurve.config import BY_SPLIT, TaskSection
     from onecurve.config.commented import commented_recipe
     from onecurve.machine import files
-    from onecurve.tasks import find_task
+    from onecurve.tasks import find_task, load_task
 
     task, folder = find_task(arguments.task), Path(arguments.folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{str(folder)!r} is not empty.", fix="Name a new folder.")
     template = _read(files.root() / "recipes" / f"{arguments.task}.yaml")
-    splits = _sample(task, template, files.root())
+    # A task's columns may depend on its settings
+    reader = load_task(TaskSection(**template["task"])) if template.get("task") else task
+    splits = _sample(reader, template, files.root())
     tiny = template.get("model", {}).get("path", "")
     tiny = tiny if (files.root() / tiny).is_dir() and tiny.startswith("recipes/") else _TINY_MODEL
     values = _merge(_merge(_START, template), _merge(_FOR_FEW_ROWS, _chosen(arguments, Path(tiny).name)))
@@ -70,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     tokenizer = values["model"].pop("tokenizer", "")  # of the tiny model; a pretrained one brings its own
     if tokenizer and not arguments.model:
         values["model"]["tokenizer"] = Path(tokenizer).name
-    recipe = commented_recipe(values, task.Settings, _notes(task, arguments.model))
+    recipe = commented_recipe(values, task.Settings, _notes(reader, arguments.model))
 
     (folder / "data").mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text(f"{_HEAD}\n{recipe}", encoding="utf-8")

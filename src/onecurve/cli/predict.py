@@ -1,10 +1,11 @@
-"""Ask a trained model: labels, numbers, entities or text for rows of a file, lines of standard input, or a text."""
+"""Ask a trained model, or several together: labels, numbers, entities or text for rows, lines of input, or a text."""
 
 import argparse
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     parser.add_argument("model", help="a run's directory, its model/ folder, or a PEFT adapter")
-    parser.add_argument("texts", nargs="*", metavar="TEXT", help="what to ask about")
+    parser.add_argument(
+        "texts",
+        nargs="*",
+        metavar="TEXT",
+        help="what to ask about; folders of further models, of which the mean is taken, come first",
+    )
     parser.add_argument("--text", action="append", default=[], help="a text to ask about; may be given several times")
     parser.add_argument(
         "--input",
@@ -37,13 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Write one line a row; return 1 where a row could not be used."""
     from onecurve.export.task_file import is_model_folder
 
-    for text in arguments.texts:
-        if is_model_folder(Path(text)):
-            raise ConfigError(
-                f"{arguments.model!r} and {text!r} are both model folders; one model is asked at a time.",
-                fix="As a text to ask about, it is written --text.",
-            )
-    texts = [*arguments.texts, *arguments.text]
+    further = [*takewhile(lambda text: any(map(is_model_folder, _places(text))), arguments.texts)]
+    names, texts = [arguments.model, *further], [*arguments.texts[len(further) :], *arguments.text]
     if texts and arguments.input:
         raise ConfigError("texts and --input were both given.", fix="Give one of them.")
     if arguments.batch_size < 1:
@@ -54,16 +55,19 @@ def run(arguments: argparse.Namespace) -> int:
     from onecurve.machine.log_noise import hush_transformers
 
     hush_transformers()
-    from onecurve.prediction.answers import answer, check_askable, plain
+    from onecurve.prediction.answers import check_askable, plain
+    from onecurve.prediction.ensemble import answer_together, check_together
     from onecurve.prediction.trained import load_trained
 
-    trained = load_trained(Path(arguments.model), arguments.task, arguments.trust_remote_code)
-    check_askable(trained.task, arguments.model)
+    members = [load_trained(Path(name), arguments.task, arguments.trust_remote_code) for name in names]
+    check_askable((trained := members[0]).task, arguments.model)
+    if further:
+        check_together(members, names)
     asked: list[tuple[Any, Any]] = []
     rows = _noted(_rows(trained, texts, arguments.input), asked)
     errors = 0
     with open(arguments.output, "w", encoding="utf-8") if arguments.output else nullcontext(sys.stdout) as out:
-        for number, told in enumerate(answer(trained, rows, arguments.batch_size, arguments.max_new_tokens)):
+        for number, told in enumerate(answer_together(members, rows, arguments.batch_size, arguments.max_new_tokens)):
             errors += "error" in told
             name, text = asked[number]
             line = json.dumps({"id": name, **told}, ensure_ascii=False) if arguments.json else plain(told, text)
@@ -71,6 +75,10 @@ def run(arguments: argparse.Namespace) -> int:
     if errors:
         print(f"onecurve predict: {errors} of {len(asked)} rows could not be used.", file=sys.stderr)  # noqa: T201
     return int(errors > 0)
+
+
+def _places(text: str) -> list[Path]:
+    return [Path(text), Path(text, "model")]  # a model's folder, or its run's
 
 
 def _check_output(output: str | None, given: str | None) -> None:

@@ -11,6 +11,8 @@ from onecurve.config.sections.evaluation import EvalSection
 from onecurve.config.sections.model import ModelSection
 from onecurve.config.sections.optim import OptimSection
 from onecurve.config.sections.peft import PeftSection
+from onecurve.config.sections.regularization import RegularizationSection
+from onecurve.config.sections.sources import NamedSet, path_of, weights_of
 from onecurve.config.sections.task import TaskSection
 from onecurve.config.sections.tracking import TrackingSection
 from onecurve.config.sections.train import TrainSection
@@ -22,9 +24,11 @@ __all__ = [
     "DataSection",
     "EvalSection",
     "ModelSection",
+    "NamedSet",
     "OptimSection",
     "PeftSection",
     "Recipe",
+    "RegularizationSection",
     "Sources",
     "TaskSection",
     "TrackingSection",
@@ -40,7 +44,9 @@ __all__ = [
     "manual",
     "meant",
     "nearest",
+    "path_of",
     "read_yaml",
     "refuse_without_effect",
     "resolve",
+    "weights_of",
 ]

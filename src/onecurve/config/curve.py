@@ -6,6 +6,7 @@ FREE_TO_CHANGE = (
     "output_dir",
     *(f"task.{name}" for name in ("generate", "metrics", "bleu_tokenizer", "answer_pattern")),  # scores only
     "data.train",  # the fingerprint tells whether the examples are the same
+    "data.temperature",  # the weights that it gives are compared
     "data.eval",
     "data.test",
     "data.max_samples",

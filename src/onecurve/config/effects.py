@@ -15,9 +15,9 @@ from onecurve.config.suggest import meant
 from onecurve.errors import ConfigError
 
 _OPEN = {"task", "peft", "optim"}
-_BESIDE_KEYS = {"data", "model.weights", "model.code", "reference"}
-"""What a resumed run compares besides keys: the examples, the frozen weights, a model's own code, and what a reference
-says of the examples."""
+_BESIDE_KEYS = {"data", "data.weights", "model.weights", "model.code", "reference"}
+"""What a resumed run compares besides keys: the examples and a mixture's weights, the frozen weights, a model's own
+code, and what a reference says of the examples."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ _CHECKPOINTS_ON_THE_WAY = "only the last step is saved (checkpoint.every)"
 _SPIKES = Needs(
     lambda r: r.train.on_spike != "ignore", "losses are not compared (train.on_spike is ignore)", "set train.on_spike"
 )
+_AVERAGE = Needs(lambda r: r.regularization.average, "nothing is averaged", "set regularization.average")
 
 NEEDS: dict[str, Needs] = {
     "model.revision": Needs(
@@ -44,6 +45,9 @@ NEEDS: dict[str, Needs] = {
         lambda r: r.model.tokenizer and not _is_folder(r.model.tokenizer),
         "it is for a model.tokenizer that is a hub name (model.revision also counts for the tokenizer of model.path)",
         "",
+    ),
+    "data.temperature": Needs(
+        lambda r: isinstance(r.data.train, dict), "data.train names no sources to divide the draws among", "name some"
     ),
     "optim.decay_steps": Needs(
         lambda r: r.optim.schedule == "wsd", "it is for optim.schedule wsd", "set optim.schedule to wsd"
@@ -56,6 +60,18 @@ NEEDS: dict[str, Needs] = {
         "trained weights are float32 here",
         "set model.dtype to bfloat16 and remove peft",
     ),
+    "regularization.average_count": Needs(
+        lambda r: r.regularization.average == "last",
+        "it is for regularization.average last",
+        "set regularization.average to last",
+    ),
+    "regularization.average_decay": Needs(
+        lambda r: r.regularization.average == "ema",
+        "it is for regularization.average ema",
+        "set regularization.average to ema",
+    ),
+    "regularization.average_every": _AVERAGE,
+    "regularization.average_start": _AVERAGE,
     "train.emulate": Needs(
         lambda r: r.train.mixed_precision not in ("no", "auto"),
         "train.mixed_precision no and auto never emulate",
@@ -108,6 +124,11 @@ ALWAYS = frozenset(
     "data.train data.eval data.test data.max_samples data.columns data.on_bad_row data.max_length data.cache_dir "
     "peft.method "
     "optim.name optim.lr optim.schedule optim.warmup_steps optim.weight_decay optim.max_grad_norm "
+    "regularization.class_weights regularization.cutmix_alpha regularization.dropout regularization.fgm "
+    "regularization.focal_gamma regularization.label_smoothing regularization.mixup_alpha "
+    "regularization.neftune_alpha regularization.r_drop "
+    "regularization.average regularization.freeze regularization.freeze_blocks regularization.layer_decay "
+    "regularization.unfreeze_every "
     "train.max_steps train.epochs train.global_batch_size train.micro_batch_size train.micro_batch_tokens "
     "train.mixed_precision train.activations train.compile train.deterministic train.packing train.on_nonfinite "
     "train.on_spike train.resume train.stop_after train.time_limit train.hang_timeout train.allow_changes "
@@ -212,6 +233,8 @@ def beyond_the_end(recipe: Recipe, max_steps: int) -> Iterator[str]:
             f"optim.warmup_steps is {warmup} and the run has {max_steps} steps: the learning rate is still rising at "
             f"the end, and reaches {recipe.optim.lr * (max_steps - 1) / warmup:.2e} of {recipe.optim.lr:.2e}"
         )
+    if recipe.regularization.average and (start := recipe.regularization.average_start) > max_steps:
+        yield f"regularization.average_start is {start} and the run has {max_steps} steps: nothing is averaged"
     if also:
         yield f"checkpoint.also: the run has {max_steps} steps, so {', '.join(map(str, also))} will not be saved"
     if recipe.train.on_spike != "ignore" and recipe.train.spike_window >= max_steps:

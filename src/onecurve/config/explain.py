@@ -6,7 +6,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from onecurve.config.suggest import meant
+from onecurve.config.sections.sources import NAMED, PLAIN, NamedSet, NamedSource
+from onecurve.config.suggest import meant, nearest
 from onecurve.errors import ConfigError
 
 _UNKNOWN = "extra_forbidden"
@@ -47,9 +48,12 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
 
 
 def _line(finding: Any, model: type[BaseModel], prefix: str, unknown: Mapping[str, Any]) -> str:
-    key = prefix + ".".join(str(part) for part in finding["loc"])
+    key = prefix + ".".join(str(part) for part in finding["loc"] if part not in (PLAIN, NAMED))
     value, kind = finding["input"], finding["type"]
     if kind == _UNKNOWN:
+        if NAMED in finding["loc"]:
+            schema = NamedSource if "train" in finding["loc"] else NamedSet
+            return f"Unknown setting '{key}'. {nearest(key, known_keys(schema, key.rpartition('.')[0] + '.'))}"
         return f"Unknown setting '{key}'. {meant(key, known_keys(model, prefix), unknown)}"
     if kind == "missing":
         return f"Missing setting '{key}': it has no default."

@@ -41,6 +41,12 @@ _KEYS = {
     "peft.target_modules": "target_modules lora_target lora_target_modules",
     "peft.use_dora": "use_dora",
     "peft.use_rslora": "use_rslora",
+    "regularization.class_weights": "class_weight loss_weights",
+    "regularization.cutmix_alpha": "cutmix",
+    "regularization.dropout": "hidden_dropout_prob attention_dropout dropout_rate",
+    "regularization.label_smoothing": "label_smoothing_factor smoothing",
+    "regularization.mixup_alpha": "mixup",
+    "regularization.neftune_alpha": "neftune_noise_alpha neftune",
     "seed": "data_seed random_seed",
     "task.labels": "num_labels label_names",
     "task.name": "stage task_type task_name",
@@ -91,7 +97,7 @@ _ADVICE = {
         "Task sft learns the answers only; task causal_lm learns whole texts.",
     ),
     **dict.fromkeys(
-        "neftune_noise_alpha label_smoothing_factor label_smoothing loraplus_lr_ratio push_to_hub streaming".split(),
+        "loraplus_lr_ratio push_to_hub streaming".split(),
         "There is no such feature yet.",
     ),
     **dict.fromkeys(

@@ -9,6 +9,7 @@ from onecurve.config.sections.evaluation import EvalSection
 from onecurve.config.sections.model import ModelSection
 from onecurve.config.sections.optim import OptimSection
 from onecurve.config.sections.peft import PeftSection
+from onecurve.config.sections.regularization import RegularizationSection
 from onecurve.config.sections.task import TaskSection
 from onecurve.config.sections.tracking import TrackingSection
 from onecurve.config.sections.train import TrainSection
@@ -27,6 +28,7 @@ class Recipe(Section):
     peft: PeftSection | None = None
     """The adapter. Leave the section out to train every weight."""
     optim: OptimSection = OptimSection()
+    regularization: RegularizationSection = RegularizationSection()
     train: TrainSection
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
@@ -61,6 +63,17 @@ class Recipe(Section):
             raise ValueError(
                 f"model.quantization ({self.model.quantization}) needs frozen pretrained weights: set "
                 "peft.method and model.init pretrained, or remove it"
+            )
+        if self.model.init == "random" and self.regularization.freezes:
+            raise ValueError(
+                "regularization.freeze and freeze_blocks keep pretrained weights, but model.init is random: set it to "
+                "pretrained, or remove them"
+            )
+        if self.regularization.average in ("swa", "last") and self.model.batch_norm == "train":
+            raise ValueError(
+                f"regularization.average {self.regularization.average} averages weights that lie far apart, whose "
+                "statistics of batch normalisation would have to be measured anew: set model.batch_norm to frozen, or "
+                "use ema, which averages the statistics as they move"
             )
         if train.packing == "on" and self.model.attn_implementation not in (None, "sdpa"):
             raise ValueError("train.packing uses its own attention: remove model.attn_implementation or train.packing")

@@ -15,7 +15,7 @@ from onecurve.conversion.target import Wanted, card, name_labels
 from onecurve.conversion.weights import read_weights
 from onecurve.errors import ConfigError
 from onecurve.export.model_folder import save_alone
-from onecurve.model.generation import read_generation_config
+from onecurve.model.adapted import load_adapted
 from onecurve.model.reading import load_config, load_tokenizer
 from onecurve.model.remote_code import FLAG, told_by_flag
 
@@ -59,7 +59,7 @@ def convert_adapter(folder: Path, wanted: Wanted) -> str:
         UserError: The adapter or its base cannot be read, or it cannot be merged.
     """
     import transformers
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
 
     import onecurve.adapters.bottleneck  # noqa: F401  registers the bottleneck adapter with PEFT
 
@@ -79,9 +79,7 @@ def convert_adapter(folder: Path, wanted: Wanted) -> str:
     try:
         options = {"config": config, "dtype": "float32", "revision": adapter.revision or "main"}
         options["trust_remote_code"] = trusted
-        model = getattr(transformers, kind).from_pretrained(base, **options)
-        read_generation_config(model, described_in(folder))
-        model = PeftModel.from_pretrained(model, str(folder))
+        model = load_adapted(folder, getattr(transformers, kind), base, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{folder} cannot be put on its base: {_line(error)}", fix=_CONFIG_OR_LABELS) from None
     model = merged(model)

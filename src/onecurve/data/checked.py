@@ -15,7 +15,6 @@ from time import sleep
 from typing import Any
 
 import onecurve
-from onecurve.config import DataSection
 from onecurve.data.cache import get_or_write
 from onecurve.data.cache_key import SETTINGS, cut_row, task_identity
 from onecurve.data.checking import Looked, Report, RowChecker, check_splits
@@ -64,7 +63,7 @@ class _NotPlain(Exception):
     """Its argument cannot be kept as JSON."""
 
 
-def check_once(root: Path, checkers: Mapping[str, RowChecker], settings: DataSection, task: Task) -> Checked:
+def check_once(root: Path, checkers: Mapping[str, RowChecker], task: Task) -> Checked:
     """Check every row of every split, or read what an earlier start with the same files kept.
 
     Of processes that start together one reads the rows, and the others wait for it.
@@ -72,7 +71,6 @@ def check_once(root: Path, checkers: Mapping[str, RowChecker], settings: DataSec
     Args:
         root: The cache folder.
         checkers: By split.
-        settings: How files are read.
         task: Whose rows they are.
 
     Raises:
@@ -98,7 +96,7 @@ def check_once(root: Path, checkers: Mapping[str, RowChecker], settings: DataSec
 
     about = {"rows": ", ".join(source.spec for source in sources.values()), "task": type(task).__module__}
     try:
-        entry = get_or_write(root, f"rows-{_key(sources, stamps, settings, task)}", write, about)
+        entry = get_or_write(root, f"rows-{_key(sources, stamps, task)}", write, about)
     except _NotPlain as error:
         (found,) = error.args
         return found
@@ -123,17 +121,15 @@ def _digest(source: Source, looked: Looked) -> str:
     return f"{source.digest()} {looked.files.hexdigest()}" if source.media else source.digest()
 
 
-def _key(
-    sources: Mapping[str, Source], stamps: Mapping[str, tuple[str, ...]], settings: DataSection, task: Task
-) -> str:
+def _key(sources: Mapping[str, Source], stamps: Mapping[str, tuple[str, ...]], task: Task) -> str:
+    read = lambda source: source.asked.model_dump(include={*SETTINGS, "hub_config"})  # noqa: E731
     splits = {
-        name: [source.spec, [part.name for part in source.parts], stamps[name], repr(source.selection)]
+        name: [source.spec, [part.name for part in source.parts], stamps[name], repr(source.selection), read(source)]
         for name, source in sources.items()
     }
     parts = {
         "code": _code(),
         "splits": splits,
-        "settings": settings.model_dump(include={*SETTINGS, "hub_config"}),
         "location": {name: source.location() for name, source in sources.items()},
         **task_identity(task),
     }

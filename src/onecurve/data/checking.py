@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from onecurve.data.rows import Broken, Located
@@ -172,19 +172,22 @@ def check_splits(checkers: Mapping[str, RowChecker]) -> tuple[Survey, dict[str, 
         DataError: A broken row that must not be skipped, or a split with nothing usable.
     """
     reports = {name: Report() for name in checkers}
-    looked, media = {name: Looked() for name in checkers}, checkers["train"].task.media
-    usable = looked["train"].at(checkers["train"].usable(reports["train"], None), media)
+    looked, task = {name: Looked() for name in checkers}, next(iter(checkers.values())).task
+    training = {name: checker for name, checker in checkers.items() if checker.source.split == "train"}
+    usable = chain.from_iterable(
+        looked[name].at(checker.usable(reports[name], None), task.media) for name, checker in training.items()
+    )
     try:
-        survey = checkers["train"].task.survey(usable)
+        survey = task.survey(usable)
     except BadRow as error:
         raise DataError(str(error), where="data.train") from None
-    for names in checkers["train"].source.declared_labels():
+    for names in (names for checker in training.values() for names in checker.source.declared_labels()):
         survey = survey.in_dataset_order(names)
     deque(usable, maxlen=0)  # a task that asks nothing has not read them
     if survey.labels and not survey.label_counts:
-        counts = reports["train"].label_counts
+        counts = sum((Counter(reports[name].label_counts) for name in training), Counter[str]())
         survey = replace(survey, label_counts=[counts.get(name, 0) for name in survey.labels])
     for name, checker in checkers.items():
-        if name != "train":
-            deque(looked[name].at(checker.usable(reports[name], survey), media), maxlen=0)
+        if name not in training:
+            deque(looked[name].at(checker.usable(reports[name], survey), task.media), maxlen=0)
     return survey, reports, looked

@@ -1,26 +1,50 @@
 """From the numbers of examples to a batch: read, transformed where the task does that, and collated."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from onecurve.content.mixing import Mixing
 from onecurve.seeds import stream_key
-from onecurve.tasks.base import Batch, Example, Processing, Task, Transforms
+from onecurve.tasks.base import Batch, Example, Mixes, Processing, Task, Transforms
 
 if TYPE_CHECKING:
     from onecurve.data.splits import Split
+
+
+class Mixed(NamedTuple):
+    """What each example of a micro-batch is mixed with."""
+
+    mixing: Mixing
+    step: int
+    """Keys the draws."""
+    partners: bytes
+    """int64 [examples]."""
+    passes: bytes
+    """Of each partner: int64 [examples]."""
 
 
 class Wanted(NamedTuple):
     """The examples of a micro-batch, and what their draws are keyed by."""
 
     seed: int
-    epoch: int
-    """Pass over the data, 0-based."""
+    passes: bytes
+    """Of each example, the pass over its source, 0-based: int64 [examples]."""
     ids: bytes
     """int64 [examples]."""
+    mixed: Mixed | None = None
+
+    @property
+    def numbers(self) -> list[int]:
+        """The ids."""
+        return np.frombuffer(self.ids, np.int64).tolist()
+
+    def keys(self, purpose: str) -> list[int]:
+        """Return the key of the stream that each example's draws in training are taken from."""
+        passes = np.frombuffer(self.passes, np.int64).tolist()
+        return [stream_key(self.seed, purpose, *of_one) for of_one in zip(passes, self.numbers, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -33,12 +57,21 @@ class Collation:
 
     def __call__(self, wanted: Wanted) -> Batch:
         """Return the batch, on the CPU."""
-        ids = np.frombuffer(wanted.ids, np.int64)
-        training = self.split.name == "train"
-        within: tuple[str | int, ...] = ("example", wanted.epoch) if training else ("example", self.split.name)
-        keys = (stream_key(wanted.seed if training else 0, *within, number) for number in ids.tolist())
-        examples = transformed(self.task, self.split.take(ids), keys, training, self.reading)
+        examples = self._ready(wanted)
+        if wanted.mixed is not None:
+            mixing, step, partners, passes = wanted.mixed
+            others = self._ready(wanted._replace(ids=partners, passes=passes))
+            keys = [stream_key(wanted.seed, "mixing", step, number) for number in wanted.numbers]
+            assert isinstance(self.task, Mixes), "checked before anything was loaded"
+            pairs = zip(examples, others, _streams(keys), strict=True)
+            examples = [self.task.mix(example, partner, mixing, rng) for example, partner, rng in pairs]
         return self.task.collate(examples, self.reading)
+
+    def _ready(self, wanted: Wanted) -> Sequence[Example]:
+        name, numbers = self.split.name, wanted.numbers
+        training = name == "train"
+        keys = wanted.keys("example") if training else [stream_key(0, "example", name, number) for number in numbers]
+        return transformed(self.task, self.split.take(numbers), keys, training, self.reading)
 
 
 def transformed(
@@ -55,9 +88,13 @@ def transformed(
     """
     if not isinstance(task, Transforms):
         return examples
+    pairs = zip(examples, _streams(keys), strict=False)
+    return [task.transform(example, rng, training, reading) for example, rng in pairs]
+
+
+def _streams(keys: Iterable[int]) -> Iterator[np.random.Generator]:
     # Philox: its streams are frozen, and keys that differ by one bit are unrelated
-    streams = (np.random.Generator(np.random.Philox(key=key)) for key in keys)
-    return [task.transform(example, rng, training, reading) for example, rng in zip(examples, streams, strict=False)]
+    return (np.random.Generator(np.random.Philox(key=key)) for key in keys)
 
 
 def as_scored(task: Task, examples: Sequence[Example], reading: Processing, training: bool = False) -> Batch:

@@ -1,6 +1,6 @@
 """From rows to examples: each split is checked, encoded once, and then read from the cache."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -20,7 +20,7 @@ from onecurve.data.examples import ROW, Examples, record_batches, write_batches
 from onecurve.data.prompts import read_prompts
 from onecurve.data.rows import Broken, Located
 from onecurve.data.sources import open_splits, refuse_unread
-from onecurve.data.splits import Data, Split
+from onecurve.data.splits import Data, Split, joined
 from onecurve.data.workers import in_order
 from onecurve.errors import DataError
 from onecurve.tasks.base import TALLY, BadRow, Example, Processing, Recognises, Row, Survey, Task
@@ -50,34 +50,45 @@ def load_data(settings: DataSection, task: Task, reading: Processing, seed: int)
     checkers = {name: RowChecker(source, task, settings.on_bad_row == "skip") for name, source in sources.items()}
     stamps = {name: checker.source.stamp() for name, checker in checkers.items()}
     root = cache_root(settings.cache_dir)
-    checked = check_once(root, checkers, settings, task)
+    checked = check_once(root, checkers, task)
     survey = checked.survey.in_model_order(reading.labels)
     encoder = _Encoder(task, survey, reading, settings.on_long, settings.on_bad_row)
     processor_hash = processor_digest(reading.processor)  # before any call: a tokenizer remembers its latest one
-    splits, keys, hits = {}, {}, []
+    parts, keys, hits = {}, {}, []
     for name, checker in checkers.items():
         hashes = checked.digests[name], sample_digest(checked.samples[name], encoder.encode_whole), processor_hash
         keys[name] = content_key(*hashes, task, survey, checker.source.settings, reading.max_length)
-        writing = _Writing(encoder, checker, None if name == "train" else survey, stamps[name])
+        training = checker.source.split == "train"
+        writing = _Writing(encoder, checker, None if training else survey, stamps[name])
         about = {"split": name, "data": checker.source.spec, "task": type(task).__module__}
         entry = get_or_write(root, located(keys[name], checker.source.location()), writing.write, about)
         report = checked.reports[name].add(Report(**entry.counts))
         examples, source = Examples(entry.folder), checker.source
-        prompts = read_prompts(source, examples, task, survey, reading) if name != "train" else []
-        splits[name] = Split(name, report, examples, source.use, source, stamps[name], prompts)
+        prompts = read_prompts(source, examples, task, survey, reading) if not training else []
+        parts[name] = Split(name, report, examples, source.use, source, stamps[name], prompts, key=keys[name])
         hits.append(entry.is_hit)
+    splits = _join(parts)
     if count := num_workers(settings.workers, task):
-        workers = CollationWorkers(count, {name: Collation(one, task, reading) for name, one in splits.items()})
-        splits = {name: replace(one, workers=workers) for name, one in splits.items()}
+        # Training draws from all of its sources at once, and each set is scored apart
+        loaded = {"train": splits["train"]} | {n: part for n, part in parts.items() if not n.startswith("train")}
+        workers = CollationWorkers(count, {name: Collation(one, task, reading) for name, one in loaded.items()})
+        splits = _join({name: replace(one, workers=workers) for name, one in parts.items()})
     return Data(
         train=splits["train"],
         eval=splits.get("eval"),
         test=splits.get("test"),
         survey=survey,
-        fingerprint=keys["train"],
+        fingerprint=splits["train"].key,
         max_length=reading.max_length,
         cached=all(hits),
     )
+
+
+def _join(parts: Mapping[str, Split]) -> dict[str, Split]:
+    of_splits: dict[str, list[Split]] = {}
+    for name, part in parts.items():
+        of_splits.setdefault(name.partition("/")[0], []).append(part)
+    return {name: joined(name, together) for name, together in of_splits.items()}
 
 
 @dataclass

@@ -115,15 +115,21 @@ def _narrow(kind: pa.DataType) -> pa.DataType:
 
 
 class Examples:
-    """The examples of one folder, as they were written."""
+    """The examples of one folder, as they were written; or of several, one after the other."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, *folders: Path) -> None:
+        self.folders = folders
         self._getters: dict[int, dict[str, _Getter]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Travel to a worker process as the path alone, which maps the files again."""
-        return {"folder": self.folder, "_getters": {}}
+        """Travel to a worker process as the paths alone, which maps the files again."""
+        return {"folders": self.folders, "_getters": {}}
+
+    @property
+    def folder(self) -> Path:
+        """The folder, where it is one."""
+        (folder,) = self.folders
+        return folder
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -159,6 +165,15 @@ class Examples:
         rows = [_view(batch.column("num_items").values).reshape(len(batch), -1) for batch in self._batches]
         return np.concatenate(rows, dtype=np.int32, casting="same_kind")
 
+    def counts(self, name: str, size: int) -> np.ndarray:
+        """Count the values 0 to size - 1 of a key that holds whole numbers or lists of them: int64 [size]."""
+        total = np.zeros(size, np.int64)
+        for batch in self._batches:
+            column = batch.column(name)
+            values = _view(column.flatten() if pa.types.is_list(column.type) else column)
+            total += np.bincount(values[(values >= 0) & (values < size)], minlength=size)
+        return total
+
     def optional(self) -> list[int]:
         """Return, for each key that only some examples have, the first one with it and the first without."""
         found: list[int] = []
@@ -179,8 +194,12 @@ class Examples:
 
     @cached_property
     def _batches(self) -> list[pa.RecordBatch]:
-        files = [pa.ipc.open_file(pa.memory_map(str(path))) for path in sorted(self.folder.glob("*.arrow"))]
+        files = [pa.ipc.open_file(pa.memory_map(str(path))) for path in self._files]
         return [file.get_batch(number) for file in files for number in range(file.num_record_batches)]
+
+    @property
+    def _files(self) -> Iterator[Path]:
+        return (path for folder in self.folders for path in sorted(folder.glob("*.arrow")))
 
     @cached_property
     def _ends(self) -> list[int]:

@@ -21,7 +21,7 @@ Part = DataFile | ParallelFiles | MediaFolder | HubSplit
 _HUB_NAME = re.compile(r"(?P<name>[\w-][\w.-]*(/[\w.-]+)?)(:(?P<split>.+))?")
 _FOLDER_SPLIT = re.compile(r"(?P<folder>[^:]+):(?P<split>[^/]+)")
 _SPLITS = {"data.train": "train", "data.eval": "validation", "data.test": "test"}
-"""The split that each setting reads where its value names none."""
+"""The split that each setting reads where its value names none; a named source's or set's is that of the setting."""
 _EXAMPLES = "Hub datasets are written as name, org/name or org/name:split, such as imdb:train[:90%]."
 
 
@@ -50,6 +50,17 @@ def find(key: str, spec: str, settings: DataSection, columns: Columns) -> Iterat
         yield _hub_split(key, spec, settings)
 
 
+def _setting(key: str) -> str:
+    """Return the setting that a key lies in: data.eval of data.eval.news."""
+    return ".".join(key.split(".")[:2])
+
+
+def folder_of(spec: str) -> Path | None:
+    """Return the folder of data files that a value names; None where it names none, or a saved dataset."""
+    path, _ = _with_split(spec)
+    return path if path.is_dir() and not is_saved(path) else None
+
+
 def is_local(spec: str) -> bool:
     """Whether a value names something on this machine, or a share of what another one names."""
     path, _ = _with_split(spec)
@@ -71,7 +82,7 @@ def _matching(pattern: str) -> list[Path]:
 
 
 def _in_folder(key: str, folder: Path, split: str, settings: DataSection, columns: Columns) -> Iterator[Part]:
-    asked = split or _SPLITS.get(key, "train")
+    asked = split or _SPLITS.get(_setting(key), "train")
     if is_saved(folder):
         yield from load_saved(key, folder, asked, is_named=bool(split))
         return
@@ -103,7 +114,7 @@ def _hub_split(key: str, spec: str, settings: DataSection) -> HubSplit:
     match = _HUB_NAME.fullmatch(spec)
     if not match or format_of(Path(match["name"])):
         raise ConfigError(f"no such file or folder: {spec!r}.", where=key, fix=_EXAMPLES)
-    split = match["split"] or _SPLITS.get(key)
+    split = match["split"] or _SPLITS.get(_setting(key))
     if split is None:
         raise ConfigError(
             f"no such file or folder: {spec!r}.", where=key, fix=f"Of a hub dataset, name the split, as in {spec}:test."

@@ -7,7 +7,7 @@ that `eval` is the dev split here, as in `data.eval`, and a test split there.
 import glob
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ SPLITS = {
 """Split -> the words that stand for it in the names of files and folders."""
 _WORDS = {word: split for split, words in SPLITS.items() for word in words}
 _ABOUT = re.compile(r"(readme|license|licence|notice|citation|changelog|contributing|requirements)\b.*", re.IGNORECASE)
+_NAMED = 5
 _STATE = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _FRONT_MATTER = re.compile(r"---\s*\n(.*?)\n---\s*(\n|$)", re.DOTALL)
 
@@ -51,7 +52,11 @@ def files_of(key: str, folder: Path, split: str, is_named: bool, format: str, co
     else:
         found = list(_data_files(folder, format))
         if not found:
-            raise ConfigError(f"the folder '{folder}' has no data files.", where=key, fix=_KNOWN)
+            others = [path.as_posix() for path in left_out(folder, ())]
+            shown = ", ".join(others[:_NAMED]) + (", ..." if len(others) > _NAMED else "")
+            raise ConfigError(
+                f"the folder '{folder}' has no data files{f', but {shown}' if shown else ''}.", where=key, fix=_KNOWN
+            )
         by_split = _by_split(found)
         if not by_split and not is_named:
             return [folder / path for path in found]
@@ -79,8 +84,18 @@ def _data_files(folder: Path, format: str) -> Iterator[Path]:
             yield path
 
 
-def walk(folder: Path) -> Iterator[Path]:
-    """Yield the relative paths of a folder's files at every depth, without what is hidden; links are followed."""
+def left_out(folder: Path, read: Container[Path]) -> Iterator[Path]:
+    """Yield the relative paths of the files that are not among those that are read; a hidden folder is one path."""
+    yield from (path for path in sorted(walk(folder, hidden=True), key=Path.as_posix) if folder / path not in read)
+
+
+def walk(folder: Path, hidden: bool = False) -> Iterator[Path]:
+    """Yield the relative paths of a folder's files at every depth; links are followed.
+
+    Args:
+        folder: Where to begin.
+        hidden: Yield hidden files too, and each hidden folder, but not what is in it.
+    """
     visited: set[tuple[int, int]] = set()
     for root, folders, names in os.walk(folder, followlinks=True):
         stat = os.stat(root)
@@ -88,8 +103,10 @@ def walk(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         visited.add((stat.st_dev, stat.st_ino))
+        if hidden:
+            yield from (Path(root, name).relative_to(folder) for name in folders if name.startswith("."))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = (Path(root, name) for name in names if not name.startswith("."))
+        paths = (Path(root, name) for name in names if hidden or not name.startswith("."))
         yield from (path.relative_to(folder) for path in paths if path.is_file())
 
 

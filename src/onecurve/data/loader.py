@@ -1,18 +1,19 @@
 """Yields this rank's micro-batches of a step, on its device."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onecurve.data.collation import Collation, Wanted
+from onecurve.data.collation import Collation, Mixed, Wanted
 from onecurve.data.plan import Step
 from onecurve.data.prefetch import Ahead
 from onecurve.data.splits import Split
 from onecurve.ranks.heartbeat import beat
+from onecurve.regularization.base import Objective
 from onecurve.tasks.base import Batch, Processing, Task
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ class MicroBatch:
     batch: Batch
     counts: bool
     """False where it only keeps this rank in step with the others."""
+    wanted: Wanted
+    """Its examples, and what their draws are keyed by."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Loader:
     task: Task
     reading: Processing
     accelerator: "Accelerator"
+    objective: Objective | None = None
+    """What training computes of a micro-batch; None: the task's own loss."""
 
     def micro_batches(self, step: Step) -> Iterator[MicroBatch]:
         """Yield this rank's micro-batches of a step, each collated when it is asked for.
@@ -50,9 +55,9 @@ class Loader:
             following = list(islice(self._after(step, number), workers.count if workers else 1))
             if workers:
                 workers.expect(self.split.name, following)
-            wanted = _wanted(step, ids)
+            wanted = self._wanted(step, position, ids)
             batch = self._ahead.get(wanted, next(iter(following), None)) if self._ahead else self._read(wanted)
-            yield MicroBatch(position, batch, counts)
+            yield MicroBatch(position, batch, counts, wanted)
 
     def _of_rank(self, step: Step) -> list[tuple[int, np.ndarray, bool]]:
         return list(step.of_rank(self.accelerator.process_index, self.accelerator.num_processes))
@@ -62,8 +67,16 @@ class Loader:
         current: Step | None = step
         start = number + 1
         while current:
-            yield from (_wanted(current, ids) for _, ids, _ in self._of_rank(current)[start:])
+            yield from (self._wanted(current, place, ids) for place, ids, _ in self._of_rank(current)[start:])
             current, start = current.following(), 0
+
+    def _wanted(self, step: Step, position: int, ids: np.ndarray) -> Wanted:
+        wanted = Wanted(step.seed, step.passes_at(position).tobytes(), ids.tobytes())
+        mixing = self.objective.mixing if self.objective and self.split.name == "train" else None
+        if not mixing:
+            return wanted
+        partners, passes = step.partners(position)
+        return wanted._replace(mixed=Mixed(mixing, step.number, partners.tobytes(), passes.tobytes()))
 
     def _read(self, wanted: Wanted) -> Batch:
         from onecurve.machine.accelerator import to_device
@@ -85,10 +98,11 @@ class Loader:
             return None
         return Ahead(self._read, device.enter)
 
+    @cached_property
+    def sets(self) -> tuple["Loader", ...]:
+        """A loader of each named set of the split; none where it has none."""
+        return tuple(replace(self, split=one) for one in self.split.sets)
+
     def num_tokens(self, step: Step) -> int:
         """Tokens of a step on all ranks, without padding."""
         return int(self.split.num_tokens[step.sample_ids].sum())
-
-
-def _wanted(step: Step, ids: np.ndarray) -> Wanted:
-    return Wanted(step.seed, step.epoch, ids.tobytes())

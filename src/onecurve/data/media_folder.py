@@ -33,6 +33,11 @@ class MediaFolder:
         """The folder as messages name it."""
         return str(self.folder)
 
+    @property
+    def files(self) -> set[Path]:
+        """The files, with the folder before them."""
+        return {self.folder / path for path in self.paths}
+
     def records(self, columns: Columns) -> Iterator[Located | Broken]:
         """Yield a row a file; one that lies in no folder of its own has no label."""
         file, label = columns.names[self.media], columns.names.get(_LABEL, _LABEL)

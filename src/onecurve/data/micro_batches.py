@@ -20,6 +20,8 @@ class Cut:
     """Maximum tokens of a micro-batch; None: a fixed number of examples."""
     padded: bool = True
     """Whether a micro-batch costs its examples times the longest; else the sum of their lengths."""
+    alike: np.ndarray | None = None
+    """Only examples with the same number here share a micro-batch: int [num_examples]; None: any may."""
 
     def __call__(self, ids: np.ndarray, size: int) -> list[np.ndarray]:
         """Split examples into micro-batches, the most expensive ones first.
@@ -34,11 +36,25 @@ class Cut:
         Returns:
             The ids of each, int64.
         """
-        if self.by_length:
-            ids = ids[np.argsort(-self.lengths[ids], kind="stable")]
-        starts = range(0, len(ids), size) if self.tokens is None else self._starts(self.lengths[ids], self.tokens)
-        parts = [ids[start:stop] for start, stop in pairwise([*starts, len(ids)])]
-        return [parts[i] for i in np.argsort([-self.cost(part) for part in parts], kind="stable")]
+        return [ids[places] for places in self.places(ids, size)]
+
+    def places(self, ids: np.ndarray, size: int) -> list[np.ndarray]:
+        """Return the same as places in `ids`: where an example comes twice, they tell its occurrences apart."""
+        order = np.argsort(-self.lengths[ids], kind="stable") if self.by_length else np.arange(len(ids))
+        parts = [part for group in self._groups(ids, order) for part in self._parts(ids, group, size)]
+        return [parts[i] for i in np.argsort([-self.cost(ids[part]) for part in parts], kind="stable")]
+
+    def _groups(self, ids: np.ndarray, order: np.ndarray) -> list[np.ndarray]:
+        """Return the places of those that may share a micro-batch, in their order."""
+        if self.alike is None:
+            return [order]
+        kinds = self.alike[ids[order]]
+        return [order[kinds == kind] for kind in dict.fromkeys(kinds.tolist())]
+
+    def _parts(self, ids: np.ndarray, places: np.ndarray, size: int) -> list[np.ndarray]:
+        lengths = self.lengths[ids[places]]
+        starts = range(0, len(places), size) if self.tokens is None else self._starts(lengths, self.tokens)
+        return [places[start:stop] for start, stop in pairwise([*starts, len(places)])]
 
     def cost(self, ids: np.ndarray) -> int:
         """Return the tokens that a micro-batch of these examples computes."""
@@ -52,6 +68,8 @@ class Cut:
 
     def fewest(self, size: int) -> int:
         """Return the fewest examples of a micro-batch, the one with what was left over aside."""
+        if self.alike is not None:
+            return 1
         # One is closed where another example would not fit, and none is longer than the longest
         return size if self.tokens is None else self.tokens // int(self.lengths[self.longest])
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onecurve.config import Recipe
+from onecurve.config import DataSection, Recipe, weights_of
 from onecurve.data.micro_batches import Cut
+from onecurve.data.mixture import Mixture, weights_at, whole_weights
+from onecurve.data.order import shuffled
 from onecurve.data.position import Position
 from onecurve.errors import ConfigError
 from onecurve.seeds import stream_key
@@ -35,6 +37,8 @@ class Step:
     """Examples seen in the steps before this one."""
     epoch: int = 0
     """The pass over the data that its examples are of, 0-based."""
+    passes: list[np.ndarray] | None = None
+    """In a mixture, the pass over its own source that each example of `micro_batches` is of: int64 [examples] each."""
     seed: int = 0
     """Of what is drawn for its examples."""
     following: "Callable[[], Step | None]" = field(default=lambda: None, repr=False, compare=False)
@@ -60,10 +64,32 @@ class Step:
         for position in range(rank, num_passes(len(self.micro_batches), world_size) * world_size, world_size):
             yield position, *self.at(position)
 
+    def partners(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return another example of the step for each at a position, by a permutation keyed by the step.
+
+        Returns:
+            Their ids, and the pass over its source that each is of: int64 [examples].
+        """
+        every = range(len(self.micro_batches))
+        draws = sorted(draw for place in every for draw in self._draws(place))  # whatever the cut
+        order = np.argsort(np.random.Philox(key=stream_key(self.seed, "partners", self.number)).random_raw(len(draws)))
+        others = {draw: draws[other] for draw, other in zip(draws, order.tolist(), strict=True)}
+        passes, ids = np.array([others[draw] for draw in self._draws(position)], np.int64).T
+        return ids, passes
+
+    def _draws(self, position: int) -> list[tuple[int, int]]:
+        return list(zip(self.passes_at(position).tolist(), self.at(position)[0].tolist(), strict=True))
+
     def at(self, position: int) -> tuple[np.ndarray, bool]:
         """Return the example ids computed at a position, and whether they count."""
         counts = position < len(self.micro_batches)
         return self.micro_batches[position if counts else -1], counts
+
+    def passes_at(self, position: int) -> np.ndarray:
+        """Return which pass over its source each example at a position is of: int64 [examples]."""
+        if self.passes is None:
+            return np.full(len(self.at(position)[0]), self.epoch, np.int64)
+        return self.passes[position if position < len(self.passes) else -1]
 
 
 def num_passes(num_micro_batches: int, world_size: int) -> int:
@@ -86,12 +112,16 @@ class BatchPlan:
     shuffle: bool = True
     cut: Cut | None = None
     """How a step is cut; None: in plan order."""
+    mixture: Mixture | None = None
+    """Which example each draw gives; None: every example once an epoch, in an order of its own."""
+    sweeps: int = 1
+    """Passes over each micro-batch, of an objective that takes several."""
     start: Position = field(default_factory=Position)
     """Where the plan begins. Steps before it are not the plan's: they may have had another size or other data."""
 
     @property
     def num_examples(self) -> int:
-        """Examples of one epoch."""
+        """Examples of one epoch; of a mixture, draws."""
         return len(self.num_items)
 
     @property
@@ -152,9 +182,9 @@ class BatchPlan:
         return self.seed if earlier is None else earlier
 
     def most_passes(self, world_size: int) -> int:
-        """Passes each rank makes in a full step; where tokens are counted, at most."""
+        """Passes each rank makes in a full step, all sweeps; where tokens are counted, at most."""
         examples, size = min(self.global_batch_size, self.num_examples), self.micro_batch_size
-        return num_passes(ceil(examples / (self.cut.fewest(size) if self.cut else size)), world_size)
+        return num_passes(ceil(examples / (self.cut.fewest(size) if self.cut else size)), world_size) * self.sweeps
 
     def steps(self, first: int, last: int) -> Iterator[Step]:
         """Yield steps `first` to `last`, both included."""
@@ -167,23 +197,31 @@ class BatchPlan:
     def step(self, number: int) -> Step:
         """Return step `number` (1-based)."""
         epoch, first, before = self._place(number)
-        ids = self._ids(epoch, first, min(first + self.global_batch_size, self.num_examples))
+        ids, passes = self._drawn(epoch, first, min(first + self.global_batch_size, self.num_examples))
         size = self.micro_batch_size
+        places = np.arange(len(ids))
+        parts = self.cut.places(ids, size) if self.cut else [places[i : i + size] for i in range(0, len(ids), size)]
         return Step(
             number=number,
             sample_ids=ids,
-            micro_batches=self.cut(ids, size) if self.cut else [ids[i : i + size] for i in range(0, len(ids), size)],
+            micro_batches=[ids[part] for part in parts],
             num_items=self.num_items[ids].sum(0).tolist(),
             samples_before=before,
             epoch=epoch,
+            passes=None if passes is None else [passes[part] for part in parts],
             seed=self._seed(epoch),
             following=partial(self.after, number),
         )
 
-    def _ids(self, epoch: int, start: int, stop: int) -> np.ndarray:
+    def _drawn(self, epoch: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the ids of an epoch's examples from one to before another, and of a mixture the passes they are of."""
+        if self.mixture:
+            before = epoch * self.num_examples
+            return self.mixture.draws(before + start, before + stop, self._seed(epoch))
         if not self.shuffle:
-            return np.arange(start, stop)
-        return _shuffled(self.num_examples, stream_key(self._seed(epoch), "order", epoch))[start:stop].astype(np.int64)
+            return np.arange(start, stop), None
+        order = _shuffled(self.num_examples, stream_key(self._seed(epoch), "order", epoch))
+        return order[start:stop].astype(np.int64), None
 
 
 def plan_run(splits: "Sequence[Split]", recipe: Recipe) -> BatchPlan:
@@ -198,8 +236,18 @@ def plan_run(splits: "Sequence[Split]", recipe: Recipe) -> BatchPlan:
     for other in splits[1:]:
         _check_longest(_scoring_cut(other, recipe), other.name)
     plan = BatchPlan(split.num_items, recipe.seed, train.global_batch_size, train.examples_a_pass)
+    plan = replace(plan, sweeps=recipe.regularization.sweeps)
     plan = replace(plan, max_steps=train.max_steps or plan.num_steps(train.epochs or 1))
+    plan = replace(plan, mixture=_mixture({one.title: len(one) for one in split.sets}, recipe.data))
     return replace(plan, cut=cut) if cut.by_length or cut.tokens else plan
+
+
+def _mixture(sizes: dict[str, int], data: DataSection) -> Mixture | None:
+    """Return the mixture of named sources of these sizes; None where they are only joined."""
+    if data.temperature is not None:
+        return Mixture(sizes, weights_at(data.temperature, sizes))
+    weights = weights_of(data.train)
+    return Mixture(sizes, whole_weights(weights)) if weights else None
 
 
 def plan_scoring(split: "Split", recipe: Recipe) -> Step:
@@ -224,8 +272,4 @@ def _check_longest(cut: Cut, name: str) -> None:
         )
 
 
-@lru_cache(maxsize=2)
-def _shuffled(num_examples: int, key: int) -> np.ndarray:
-    # Sorting raw Philox output: NumPy freezes bit generators' streams, but not what `permutation` makes of them
-    order = np.argsort(np.random.Philox(key=key).random_raw(num_examples), kind="stable")
-    return order.astype(np.min_scalar_type(num_examples))  # ranks that share a machine hold one each
+_shuffled = lru_cache(maxsize=2)(shuffled)

@@ -27,9 +27,9 @@ class Position:
         begin with a pass of their own: places in the old pass mean nothing there.
 
         Args:
-            changed: The settings that differ, and `data` where the examples do.
+            changed: The settings that differ, `data` where the examples do, `data.weights` where a mixture's shares do.
         """
-        if "data" in changed and self.offset:
+        if ("data" in changed or "data.weights" in changed) and self.offset:
             return replace(self, epoch=self.epoch + 1, offset=0, seed=None)
         return self if self.offset else replace(self, seed=None)
 

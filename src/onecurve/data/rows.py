@@ -51,6 +51,8 @@ class Columns:
     """Other forms of row that are known, where the recipe maps no column itself."""
     media: Mapping[str, str] = field(default_factory=dict)
     """Task column -> image or audio, where its values are files."""
+    setting: str = "data.columns"
+    """The setting that maps columns, for messages."""
 
     @classmethod
     def resolve(
@@ -58,6 +60,7 @@ class Columns:
         mapping: Mapping[str, str],
         task_columns: Mapping[str, str],
         shapes: Iterable[Mapping[str, str]] = (),
+        setting: str = "data.columns",
     ) -> "Columns":
         """Combine `data.columns` with the task's columns, where a name ending in `?` is optional.
 
@@ -68,6 +71,7 @@ class Columns:
             mapping: `data.columns`.
             task_columns: Those of the task.
             shapes: Further forms of row: task column, optional ones with `?`, -> file column.
+            setting: Names the mapping in messages.
 
         Raises:
             ConfigError: `data.columns` names a column that the task does not read, or none for one that it needs.
@@ -75,12 +79,10 @@ class Columns:
         known = [column.removesuffix("?") for column in task_columns]
         for column in mapping:
             if column not in known:
-                raise ConfigError(
-                    f"this task reads no column '{column}'.", where="data.columns", fix=nearest(column, known)
-                )
+                raise ConfigError(f"this task reads no column '{column}'.", where=setting, fix=nearest(column, known))
         required = frozenset(column for column in known if column in task_columns)
         if none := [column for column in required if mapping.get(column) == ""]:
-            raise ConfigError("is empty, but this column is required.", where=f"data.columns.{none[0]}")
+            raise ConfigError("is empty, but this column is required.", where=f"{setting}.{none[0]}")
         taken = set(mapping.values()) | {""}
         names = {
             column: mapping.get(column, column)
@@ -88,7 +90,7 @@ class Columns:
             if column in required or (mapping[column] != "" if column in mapping else column not in taken)
         }
         needed = frozenset(names[column] for column in required | (set(mapping) & set(names)))
-        return cls(names, required, needed, () if mapping else tuple(map(_shape, shapes)))
+        return cls(names, required, needed, () if mapping else tuple(map(_shape, shapes)), setting=setting)
 
     @cached_property
     def wanted(self) -> frozenset[str]:
@@ -135,7 +137,7 @@ class Columns:
     def missing(self, there: Mapping[str, Any], *names: str) -> str:
         """Say that these file columns are not there, what is, and how to map it."""
         wanted = " or ".join(f"'{name}'" for name in names)
-        settings = " or ".join(f"data.columns.{column}" for column, name in self.names.items() if name in names)
+        settings = " or ".join(f"{self.setting}.{column}" for column, name in self.names.items() if name in names)
         listed = ", ".join(map(str, there)) or "none"
         return f"there is no column {wanted}; the columns are: {listed}. Set {settings} to the column to read."
 

@@ -1,20 +1,25 @@
 """The rows of what `data.train`, `data.eval` or `data.test` names, in a fixed order."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
-from onecurve.config import BY_SPLIT, DataSection, default_of, refuse_without_effect
-from onecurve.data.finding import Part, find
+from onecurve.config import BY_SPLIT, DataSection, NamedSet, default_of, path_of, refuse_without_effect
+from onecurve.data.files import DataFile
+from onecurve.data.finding import Part, find, folder_of
+from onecurve.data.folders import left_out
 from onecurve.data.formats import check_encoding
-from onecurve.data.media import MediaColumns
+from onecurve.data.media import SUFFIXES, MediaColumns
+from onecurve.data.media_folder import MediaFolder
 from onecurve.data.rows import Broken, Columns, ColumnUse, Located
 from onecurve.data.selection import Selection, share
-from onecurve.errors import DataError
+from onecurve.errors import ConfigError, DataError
 
 __all__ = ["Broken", "Located", "Source", "open_source", "read_rows"]
 
+_SPLITS = ("train", "eval", "test")
 _BY_SPLIT = frozenset(key.removeprefix("data.") for key in BY_SPLIT)
 
 
@@ -34,6 +39,15 @@ class Source:
     """Which columns were there, as far as rows have been read."""
     selection: Selection | None = None
     """Which rows it has; None: every one."""
+    own: frozenset[str] = frozenset()
+    """The settings of `data` that it has for itself, as a named source may."""
+    folders: tuple[Path, ...] = ()
+    """Those that `spec` names."""
+
+    @property
+    def split(self) -> str:
+        """The split that it is of, or a named part of."""
+        return self.key.split(".")[1]
 
     @cached_property
     def media(self) -> MediaColumns | None:
@@ -82,6 +96,12 @@ class Source:
             raise DataError(self.columns.missing(last.row, *missing), where=part.name)
         others = [name for name in part.columns() if name not in self.columns.wanted]
         self.use.note(dict.fromkeys(others, True), self.columns)
+
+    @property
+    def files(self) -> set[Path]:
+        """The files that are read; where rows refer to media, only the tables that list them."""
+        tables = {part.path for part in self.parts if isinstance(part, DataFile)}
+        return tables.union(*(part.files for part in self.parts if isinstance(part, MediaFolder)))
 
     @property
     def reads(self) -> frozenset[str]:
@@ -136,10 +156,12 @@ def open_source(
         DataError: A hub dataset that cannot be had.
     """
     check_encoding(settings.encoding)
-    resolved = replace(Columns.resolve(settings.columns, columns, shapes), media=media or {})
+    setting = f"{key}.columns" if key.count(".") > 1 else "data.columns"
+    resolved = replace(Columns.resolve(settings.columns, columns, shapes, setting), media=media or {})
     specs = [spec] if isinstance(spec, str) else spec
     parts = tuple(part for one in specs for part in find(key, one, settings, resolved))
-    return Source(key, ", ".join(specs), parts, resolved, settings)
+    folders = tuple(folder for one in specs if (folder := folder_of(one)))
+    return Source(key, ", ".join(specs), parts, resolved, settings, folders=folders)
 
 
 def open_splits(
@@ -151,6 +173,8 @@ def open_splits(
 ) -> dict[str, Source]:
     """Find the data of every split that is set: train, eval, test. A share is of the training data.
 
+    A named source or set is found by `split/name`, and is read as if it were all there is, by settings of its own.
+
     Args:
         settings: The recipe's data section.
         columns: The task's columns.
@@ -161,15 +185,74 @@ def open_splits(
     Raises:
         UserError: As `open_source` does.
     """
-    specs = {"train": settings.train, "eval": settings.eval, "test": settings.test}
     shapes, opened = list(shapes), {}
-    for name, spec in specs.items():
-        if spec is None:
-            continue
-        of = "train" if share(spec) is not None else name
-        source = open_source(f"data.{of}", specs[of] or "", settings, columns, shapes, media)
-        opened[name] = replace(source, key=f"data.{name}", selection=Selection.of(name, settings, seed))
+    for split in _SPLITS:
+        if getattr(settings, split) is not None:
+            for name in settings.names(split) or [""]:
+                under = f".{name}" if name else ""
+                own, asked = _settings_of(settings, split, name)
+                of = "train" if share(getattr(asked, split)) is not None else split
+                source = open_source(f"data.{of}{under}", getattr(asked, of), asked, columns, shapes, media)
+                _refuse_own(source, own)
+                source = replace(source, key=f"data.{split}{under}", selection=Selection.of(split, asked, seed))
+                opened[f"{split}/{name}" if name else split] = replace(source, own=own)
     return opened
+
+
+def _refuse_own(source: Source, own: frozenset[str]) -> None:
+    """Refuse a named source's own settings that it is not read by."""
+    if idle := own & _BY_SPLIT - source.reads:
+        raise ConfigError(
+            f"has no effect: {source.spec!r} is not of a kind that it is for. Remove it.",
+            where=f"{source.key}.{min(idle)}",
+        )
+
+
+def _settings_of(settings: DataSection, split: str, name: str) -> tuple[frozenset[str], DataSection]:
+    """Return the keys that a named source or set has for itself, and the data section as if there were no other.
+
+    Raises:
+        ConfigError: A share of a training source that there is not, or one with settings of its own.
+    """
+    if not name:
+        return frozenset(), settings
+    entries = {one: settings.entry(one, name) for one in _SPLITS if name in settings.names(one)}
+    paths = {one: path_of(entry) for one, entry in entries.items()}
+    of = split
+    if share(paths[split]) is not None:
+        of = "train"
+        if of not in entries:
+            raise ConfigError(
+                f"{paths[split]} is a share of a training source, and data.train has none of this name.",
+                where=f"data.{split}.{name}",
+            )
+        if isinstance(entries[split], NamedSet):
+            raise ConfigError(
+                f"a share is read as its training source is: write {name}: {paths[split]}.",
+                where=f"data.{split}.{name}",
+            )
+    entry = entries[of]
+    own = entry.model_dump(exclude_none=True, exclude={"path", "weight"}) if isinstance(entry, NamedSet) else {}
+    read = {**own, "columns": {**settings.columns, **own.get("columns", {})}}
+    most = read.pop("max_samples", None)
+    limit = {"max_samples": {split: most}} if most and of == split else {}
+    update = dict.fromkeys(_SPLITS) | paths | read | limit
+    return frozenset(own), settings.model_copy(update=update)
+
+
+def left_out_files(sources: Collection[Source]) -> dict[Path, list[Path]]:
+    """Return the files of each folder that is given as data, relative to it, that no split reads.
+
+    Images and sounds beside a table are not among them: its rows may refer to any of them.
+    """
+    read = set[Path]().union(*(source.files for source in sources))
+    found: dict[Path, list[Path]] = {}
+    for folder, source in {folder: each for each in sources for folder in each.folders}.items():
+        tabled = source.media and not any(isinstance(part, MediaFolder) for part in source.parts)
+        media = set[str]().union(*(SUFFIXES[kind] for kind in source.columns.media.values())) if tabled else set[str]()
+        if paths := [path for path in left_out(folder, read) if path.suffix.lower() not in media]:
+            found[folder] = paths
+    return found
 
 
 def refuse_unread(settings: DataSection, sources: Iterable[Source]) -> None:
@@ -178,7 +261,7 @@ def refuse_unread(settings: DataSection, sources: Iterable[Source]) -> None:
     Raises:
         ConfigError: There is one that does not have its default.
     """
-    read = frozenset[str]().union(*(source.reads for source in sources))
+    read = frozenset[str]().union(*(source.reads - source.own for source in sources))
     idle = {f"data.{name}": "no split is of a kind that it is for" for name in sorted(_BY_SPLIT - read)}
     refuse_without_effect({"data": settings}, idle)
 

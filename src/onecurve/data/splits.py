@@ -1,7 +1,10 @@
 """The examples of a run, by split."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +38,20 @@ class Split:
     """What a frozen model says of each example, by the same numbers; None: nothing."""
     workers: "CollationWorkers | None" = None
     """Processes that make its batches; None: the loader does."""
+    key: str = ""
+    """Equal where the examples are; of one with named sources or sets: where they and their names are."""
+    sets: tuple["Split", ...] = ()
+    """The named sources or sets that it is made of, in the order of their examples; none where it is one."""
+
+    @property
+    def title(self) -> str:
+        """Of a named source or set, its name: `news` of the split `train/news`."""
+        return self.name.partition("/")[2]
+
+    @property
+    def parts(self) -> tuple["Split", ...]:
+        """Its named sources or sets; where it has none, the split itself."""
+        return self.sets or (self,)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -76,8 +93,35 @@ class Data:
     """Tokens an example may have."""
     cached: bool
     """Whether nothing had to be encoded."""
+    reference: str = ""
+    """Equal where the model is that annotated the examples; empty: none did."""
+
+    def label_counts(self) -> np.ndarray:
+        """Count the items of the training split with each label, in the order of the ids: int64 [labels]."""
+        return self.train.examples.counts("labels", len(self.survey.labels))
+
+    @property
+    def parts(self) -> list[Split]:
+        """Every named source and set, and the splits that have none."""
+        return [part for split in self.splits for part in split.parts]
 
     @property
     def splits(self) -> list[Split]:
         """Those that the recipe names."""
         return [split for split in (self.train, self.eval, self.test) if split is not None]
+
+
+def joined(name: str, parts: Sequence[Split]) -> Split:
+    """Return the split whose examples are those of its named sources or sets, one after the other.
+
+    Args:
+        name: Of the split: train, eval or test.
+        parts: The sources or sets; one that has no name is the split.
+    """
+    if [part.name for part in parts] == [name]:
+        return parts[0]
+    report = reduce(Report.add, (part.report for part in parts))
+    folders = (part.examples.folder for part in parts)
+    told = json.dumps([[part.title, part.key] for part in parts])
+    key = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+    return Split(name, report, Examples(*folders), workers=parts[0].workers, key=key, sets=tuple(parts))

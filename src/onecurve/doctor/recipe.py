@@ -3,11 +3,12 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from onecurve.checkpoint import Retention, forecast
-from onecurve.config import Recipe
+from onecurve.config import Recipe, path_of
 from onecurve.data.finding import is_local
 from onecurve.data.formats import format_of
 from onecurve.doctor.findings import Finding, Patient
@@ -38,9 +39,9 @@ def check_recipe(patient: Patient) -> Iterator[Finding]:
 def _check_files(recipe: Recipe) -> Iterator[Finding]:
     model = {"model.path": recipe.model.path, "model.tokenizer": recipe.model.tokenizer}
     data = {"data.train": recipe.data.train, "data.eval": recipe.data.eval, "data.test": recipe.data.test}
-    values = [(key, path) for key, value in (model | data).items() for path in _each(value)]
+    values = [(key, path) for name, value in (model | data).items() for key, path in _each(name, value)]
     for key, path in values:
-        if Path(path).expanduser().exists() or (key in data and is_local(path)):
+        if Path(path).expanduser().exists() or (key.startswith("data.") and is_local(path)):
             yield Finding(key, path)
         elif _looks_local(key, path):
             yield Finding(key, f"{path} does not exist", "failure", "Copy it to a disk that all machines share.")
@@ -48,8 +49,11 @@ def _check_files(recipe: Recipe) -> Iterator[Finding]:
             yield Finding(key, f"{path} is not a local path, so it is taken as a hub name")
 
 
-def _each(value: str | list[str] | None) -> list[str]:
-    return value if isinstance(value, list) else [value] if value else []
+def _each(key: str, value: Any) -> list[tuple[str, str]]:
+    """Return the paths in a value, of named sources and sets too, each with its key."""
+    if isinstance(value, dict):
+        return [found for name, one in value.items() for found in _each(f"{key}.{name}", path_of(one))]
+    return [(key, path) for path in (value if isinstance(value, list) else [value] if value else [])]
 
 
 def _looks_local(key: str, path: str) -> bool:

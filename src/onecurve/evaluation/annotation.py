@@ -18,7 +18,7 @@ from onecurve.data.cache import Entry, cache_root, find_entry, get_or_write
 from onecurve.data.examples import Examples, write_examples
 from onecurve.data.loader import Loader
 from onecurve.data.plan import plan_scoring
-from onecurve.data.splits import Data
+from onecurve.data.splits import Data, Split
 from onecurve.evaluation.reference import Reference
 from onecurve.machine.latest import follow
 from onecurve.model.attention_kernels import fastest_attention
@@ -41,11 +41,12 @@ def annotated(
     strategy: Strategy,
     reading: Processing,
     accelerator: Accelerator,
-) -> tuple[Data, dict[str, Loader]]:
-    """Return the data with what the reference says of each example, and a loader for each split; by every rank.
+) -> Data:
+    """Return the data with what the reference says of each example; every rank calls it.
 
     What is known already is read: from this run's directory, from that of the run it continues, or from the cache.
-    Every rank reads the file that rank 0 chose, so all have the same numbers.
+    Every rank reads the file that rank 0 chose, so all have the same numbers. Named sources and sets are kept apart,
+    so that another mixture of them asks the reference nothing again.
 
     Args:
         data: The run's.
@@ -60,26 +61,34 @@ def annotated(
         ConfigError: The reference cannot be loaded, or has another vocabulary.
         LaunchError: Nothing can be written.
     """
-    loaders = {split.name: Loader(split, task, reading, accelerator) for split in data.splits}
     if not isinstance(task, Annotates) or not task.annotations:
-        return data, loaders
+        return data
     reference = Reference(task.reference_model, recipe, strategy, reading, accelerator)
+    identity = _digest(reference.identity())
     store = _Store(directory.path / FOLDER, _elsewhere(recipe), cache_root(recipe.data.cache_dir))
-    keys = {name: _key(loader, task, reference) for name, loader in loaders.items()}
-    missing = [[name for name, key in keys.items() if accelerator.is_main_process and not store.take(key)]]
-    (missing_names,) = broadcast_object_list(missing) if accelerator.num_processes > 1 else missing
-    if missing_names:
+    loaders = {_key(identity, part, task): Loader(part, task, reading, accelerator) for part in data.parts}
+    missing = [[key for key in loaders if accelerator.is_main_process and not store.take(key)]]
+    (missing_keys,) = broadcast_object_list(missing) if accelerator.num_processes > 1 else missing
+    if missing_keys:
         with reference.loaded(task) as (model, autocast):
-            for name in missing_names:
-                found = _annotate(loaders[name], task, recipe, model, autocast)
+            for key in missing_keys:
+                found = _annotate(loaders[key], task, recipe, model, autocast)
                 if accelerator.is_main_process:
-                    store.keep(keys[name], found, {"split": name, "task": type(task).__module__})
+                    store.keep(key, found, {"split": loaders[key].split.name, "task": type(task).__module__})
     accelerator.wait_for_everyone()
-    kept = {name: Examples(store.run / key) for name, key in keys.items()}
-    for name, loader in loaders.items():
-        assert len(kept[name]) == len(loader.split), (len(kept[name]), len(loader.split))
-    splits = {name: replace(loader.split, annotations=kept[name]) for name, loader in loaders.items()}
-    return replace(data, **splits), {name: Loader(split, task, reading, accelerator) for name, split in splits.items()}
+
+    def with_annotations(split: Split) -> Split:
+        said = Examples(*(store.run / _key(identity, part, task) for part in split.parts))
+        assert len(said) == len(split), (split.name, len(said), len(split))
+        return replace(split, annotations=said, sets=tuple(map(with_annotations, split.sets)))
+
+    return replace(
+        data,
+        train=with_annotations(data.train),
+        eval=None if data.eval is None else with_annotations(data.eval),
+        test=None if data.test is None else with_annotations(data.test),
+        reference=identity,
+    )
 
 
 def _annotate(
@@ -105,16 +114,16 @@ def _annotate(
     return [found[number] for number in sorted(found)]
 
 
-def _key(loader: Loader, task: Annotates, reference: "Reference") -> str:
+def _key(identity: str, part: Split, task: Annotates) -> str:
     """Return the name of a split's annotations: what the reference is, and what it was asked."""
     asked = {
         "layout": _LAYOUT,
-        "examples": loader.split.examples.folder.name,
+        "examples": part.examples.folder.name,
         "task": type(task).__module__,
         "names": sorted(task.annotations),
         "version": task.annotator_version,
     }
-    return f"{_digest(reference.identity())}-{_digest(asked)}"
+    return f"{identity}-{_digest(asked)}"
 
 
 def _digest(parts: dict[str, Any]) -> str:

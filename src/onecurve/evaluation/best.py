@@ -1,11 +1,12 @@
 """The best step so far by a dev metric, and its weights."""
 
+from collections.abc import Callable
 from math import isfinite
 from typing import Any
 
 from onecurve.config import EvalSection
 from onecurve.data.splits import Split
-from onecurve.evaluation.scores import Scores
+from onecurve.strategies.average import Average
 from onecurve.strategies.base import Strategy
 from onecurve.strategies.snapshot import Snapshot
 from onecurve.tasks.base import Task
@@ -19,28 +20,36 @@ class Best:
         section: The recipe's `eval`.
         strategy: Whose weights are kept.
         dev: The dev split, if any.
+        average: Of the weights; where there is one, it is what is scored, kept and exported.
     """
 
-    def __init__(self, task: Task, section: EvalSection, strategy: Strategy, dev: Split | None) -> None:
+    def __init__(
+        self, task: Task, section: EvalSection, strategy: Strategy, dev: Split | None, average: Average
+    ) -> None:
         self.metric, self.patience = section.best_metric, section.patience
-        self.dev = dev.examples.folder.name if dev else ""
+        self.dev = (dev.key if dev.sets else dev.examples.folder.name) if dev else ""
         """Fingerprint of the dev examples (their cache key)."""
-        self.sign = -1 if self.metric == "loss" or self.metric in task.lower_is_better else 1
-        self.snapshot = Snapshot(strategy)
+        self.scoring: dict[str, Any] = task.settings.model_dump(mode="json", include=set(task.scoring_settings))
+        """The settings of the task by which it is scored."""
+        self._unset = {
+            name: type(task.settings).model_fields[name].get_default(call_default_factory=True) for name in self.scoring
+        }
+        self.sign = -1 if _of_any_set(self.metric, dev) in {"loss", *task.lower_is_better} else 1
+        self.snapshot, self.average = Snapshot(strategy), average
         self._forget()
 
     def _forget(self) -> None:
         self.step = 0
         """The best step; 0 before the first evaluation."""
         self.value: float | None = None
-        self.scores: Scores = {}
+        self.scores: dict[str, Any] = {}
         """The metric at the best step; before there is one, at the last evaluation."""
         self.without = 0
         """Evaluations since the best step."""
         self.last_step = 0
-        self.last_scores: Scores = {}
+        self.last_scores: dict[str, Any] = {}
 
-    def consider(self, step: int, scores: Scores) -> None:
+    def consider(self, step: int, scores: dict[str, Any]) -> None:
         """Record the scores after `step`."""
         self.last_step, self.last_scores = step, scores
         if not self.step:
@@ -57,17 +66,29 @@ class Best:
 
     def state(self) -> dict[str, Any]:
         """The state saved in a checkpoint, besides the weights in the snapshot."""
-        names = ("metric", "dev", "step", "value", "scores", "without", "last_step", "last_scores")
+        names = ("metric", "dev", "scoring", "step", "value", "scores", "without", "last_step", "last_scores")
         return {name: getattr(self, name) for name in names}
 
     def differs(self, state: dict[str, Any]) -> str:
         """Explain why the best step in a checkpoint's `state` cannot be used in this run; empty if it can.
 
-        Scores of another metric, or on other examples, are not comparable with later ones.
+        Scores of another metric, on other examples or by other settings are not comparable with later ones.
         """
         if state["metric"] != self.metric:
             return f"eval.best_metric was {state['metric']} and is {self.metric}"
-        return "" if state["dev"] == self.dev else "data.eval has other examples"
+        return self._scored_otherwise(state)
+
+    def _scored_otherwise(self, state: dict[str, Any]) -> str:
+        """Explain why no score of a `state`, of whatever metric, is comparable with this run's; empty if they are.
+
+        The loss does not depend on `scoring_settings`.
+        """
+        if state["dev"] != self.dev:
+            return "data.eval has other examples"
+        if self.metric == "loss":
+            return ""
+        before = self._unset | {name: value for name, value in state["scoring"].items() if name in self.scoring}
+        return "" if before == self.scoring else _change("task", before, self.scoring)
 
     def load(self, state: dict[str, Any], step: int) -> str:
         """Restore a `state` saved after `step`, with the weights of that step.
@@ -80,13 +101,26 @@ class Best:
         if not why:
             for name in ("step", "value", "scores", "without", "last_step", "last_scores"):
                 setattr(self, name, state[name])
-        elif state["dev"] == self.dev and state["last_step"] == step:  # these very weights were scored
+        elif state["last_step"] == step and not self._scored_otherwise(state):  # these very weights were scored
             self.consider(step, state["last_scores"])
         return f"{why}: step {state['step']}, the best so far, is dropped" if why and state["step"] else ""
 
-    def restore(self) -> None:
-        """Put the best step's weights back."""
+    def settle(self, last: int, export: Callable[[str, int, dict[str, Any]], None]) -> int:
+        """Put what the run has come to in the model for good: the average, or the best step's weights.
+
+        Args:
+            last: The run's last step.
+            export: Writes `model-last`, the last step's weights (or average), where an earlier step is the best.
+
+        Returns:
+            The step whose weights they are.
+        """
+        self.average.put()
+        if not self.step or self.step == last:
+            return last
+        export("model-last", last, {"eval": self.last_scores})
         self.snapshot.restore()
+        return self.step
 
     @property
     def exhausted(self) -> bool:
@@ -95,3 +129,17 @@ class Best:
 
     def __str__(self) -> str:
         return f"no improvement in {self.without} evaluations: best {self.metric} {self.value} at step {self.step}"
+
+
+def _of_any_set(metric: str | None, dev: Split | None) -> str | None:
+    """Return a metric without the name of the dev set that it is of: `loss` for `tweets/loss`."""
+    prefixes = [f"{one.title}/" for one in dev.sets] if dev and metric else []
+    return next((metric.removeprefix(prefix) for prefix in prefixes if metric and metric.startswith(prefix)), metric)
+
+
+def _change(key: str, before: Any, now: Any) -> str:
+    """Say what a setting was and is; of a group of settings, the first that differs."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        name = next(name for name in {**before, **now} if before.get(name) != now.get(name))
+        return _change(f"{key}.{name}", before.get(name), now.get(name))
+    return f"{key} was {before} and is {now}"

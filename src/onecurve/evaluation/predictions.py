@@ -28,13 +28,28 @@ _FILES = {"eval": "predictions-dev.jsonl", "test": "predictions-test.jsonl"}
 
 
 def write_predictions(
-    loaders: Mapping[str, Loader], strategy: Strategy, recipe: Recipe, survey: Survey, directory: RunDirectory
+    loaders: Mapping[str, Loader],
+    strategy: Strategy,
+    recipe: Recipe,
+    survey: Survey,
+    directory: RunDirectory,
+    scored: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Write a file for each scored split, one line an example, where `eval.predictions` asks for it; by every rank.
 
-    A line has `row` (the row's number in its data, from 0), `place` (file and line), what `onecurve predict` says of
-    it (where evaluations generate, the `text`), `reference`, `loss` (mean over the example's items, in nats; squared
-    units in regression) and `num_items`. The losses, weighted by `num_items`, make the loss of the split.
+    A line has `set` (of named sets, the set's name), `row` (the row's number in its data, from 0), `place` (file and
+    line), what `onecurve predict` says of it (where evaluations generate, the `text`), `reference`, `loss` (mean over
+    the example's items, in nats; squared units in regression) and `num_items`. The losses, weighted by `num_items`,
+    make the loss of the split.
+
+    Args:
+        loaders: Of the run's splits, by name.
+        strategy: Its model's weights are those that `scored` is of.
+        recipe: The run.
+        survey: The label names.
+        directory: Where the files go.
+        scored: Split -> its scores by these weights. The texts that were written for them are not written again; they
+            are gone where the scores come from a checkpoint.
 
     Raises:
         TrainingError: A file cannot be written.
@@ -43,12 +58,18 @@ def write_predictions(
     for name, loader in loaders.items():
         if name not in _FILES or not recipe.eval.predictions:
             continue
-        found = _predict(loader, strategy, recipe, survey)
-        if loader.split.prompts:
-            _add_texts(found, loader, write_texts(strategy, recipe, loader))
+        told: list[dict[str, Any]] = []
+        for one in loader.sets or (loader,):
+            found = _predict(one, strategy, recipe, survey)
+            if one.split.prompts:
+                texts = getattr(scored.get(name), "texts", {}).get(one.split.title)
+                _add_texts(found, one, write_texts(strategy, recipe, one) if texts is None else texts)
+            if one.accelerator.is_main_process:
+                of_set = {"set": one.split.title} if one.split.title else {}
+                told += (of_set | line for line in _with_places(found, one.split))
         if loader.accelerator.is_main_process:
             path = directory.path / _FILES[name]
-            lines = (json.dumps(told, ensure_ascii=False) + "\n" for told in _with_places(found, loader.split))
+            lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in told)
             try:
                 write_atomically(path, "".join(lines))
             except OSError as error:

@@ -1,6 +1,6 @@
 """Has the model write a text for each row of a split: each once at any world size, the same whatever the batch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from onecurve.data.plan import BatchPlan, Step
 from onecurve.data.prompts import Prompt
 from onecurve.model.attention_kernels import fastest_attention
 from onecurve.model.generation import settle_generation, step_by_step
+from onecurve.model.prompt_padding import reads_prompt_padding, unequal
 from onecurve.model.sampling import sampling
 from onecurve.ranks.heartbeat import beat
 from onecurve.seeds import stream_key
@@ -29,6 +30,30 @@ class _Beats(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         beat("generation")
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def settle_prompts(strategy: Strategy, loaders: Mapping[str, Loader]) -> None:
+    """Find out, once before training, whether prompts may be padded; `prompts_apart` of the model says so if not.
+
+    Their texts would depend on what else is in a pass. Prompts of one length have no padding.
+    """
+    for loader in (one for each in loaders.values() for one in each.sets or (each,)):
+        pair = unequal([prompt.length for prompt in loader.split.prompts])
+        if pair is None:
+            continue
+        task, accelerator = loader.task, loader.accelerator
+        model: Any = strategy.unwrapped()
+        assert isinstance(task, Writes)
+        settle_generation(model, task, loader.reading.tokenizer)
+        prompts = [loader.split.prompts[place].example for place in pair]
+        strategy.model.eval()
+        with torch.no_grad(), fastest_attention(accelerator.device), step_by_step(model), strategy.generating():
+            found = torch.tensor(
+                [reads_prompt_padding(model, task, prompts, loader.reading)], device=accelerator.device
+            )
+        # Ranks must not part: under ZeRO-3 they generate equally often
+        model.prompts_apart = bool(accelerator.gather(found).any())
+        return
 
 
 def write_texts(strategy: Strategy, recipe: Recipe, loader: Loader) -> list[str]:
@@ -45,7 +70,7 @@ def write_texts(strategy: Strategy, recipe: Recipe, loader: Loader) -> list[str]
     assert isinstance(task, Writes) and task.generation is not None
     model: Any = strategy.unwrapped()
     settle_generation(model, task, loader.reading.tokenizer)
-    step = _plan(prompts, recipe, task.generation)
+    step = _plan(prompts, recipe, task.generation, getattr(model, "prompts_apart", False))
     strategy.model.eval()
     pairs: list[tuple[int, str]] = []
     with torch.no_grad(), fastest_attention(accelerator.device), step_by_step(model), strategy.generating():
@@ -61,11 +86,21 @@ def write_texts(strategy: Strategy, recipe: Recipe, loader: Loader) -> list[str]
     return [found[number] for number in range(len(prompts))]
 
 
-def _plan(prompts: Sequence[Prompt], recipe: Recipe, generation: Any) -> Step:
-    """Cut prompts as evaluation cuts examples; where tokens are counted, those to come count too."""
+def _plan(prompts: Sequence[Prompt], recipe: Recipe, generation: Any, apart: bool) -> Step:
+    """Cut prompts as evaluation cuts examples; where tokens are counted, those to come count too.
+
+    Args:
+        prompts: To be cut.
+        recipe: Says how many a pass has.
+        generation: Says how many tokens are to come.
+        apart: Whether prompts of different lengths must not share a pass.
+    """
     lengths = np.array([prompt.length for prompt in prompts]) + generation["max_new_tokens"]
     tokens = None if recipe.eval.micro_batch_size else recipe.train.micro_batch_tokens
-    cut, ones = Cut(lengths, by_length=True, tokens=tokens), np.ones(len(prompts), np.int64)
+    cut, ones = (
+        Cut(lengths, by_length=True, tokens=tokens, alike=lengths if apart else None),
+        np.ones(len(prompts), np.int64),
+    )
     return BatchPlan(ones, 0, len(prompts), recipe.eval_micro_batch_size, shuffle=False, cut=cut).step(1)
 
 

@@ -9,13 +9,14 @@ the hub's cache does.
 import json
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers.dynamic_module_utils import custom_object_save
 
 from onecurve.adapters.folder import BASE, WEIGHTS
-from onecurve.model.loading import whole_parameters
+from onecurve.model.construction import whole_parameters
 
 _MAGNITUDE = ".lora_magnitude_vector"
 
@@ -34,13 +35,13 @@ class Base:
     """Whether the adapter's folder links to the base's weights."""
     differs: bool
     """Whether the base says otherwise of itself than the adapter needs: other labels, other stop tokens."""
-    copied: bool = False
-    """Whether the folder's `base/` holds the base's weights themselves, because the vocabulary grew."""
+    copied: str = ""
+    """How the base's weights in `base/` differ from its own files, if that is why they are copied instead of linked."""
 
     @property
     def stand_in(self) -> bool:
         """Whether adapter_config.json names the folder's own `base/`: a hub name stays, for it is good anywhere."""
-        return self.copied or (self.local and self.linked and self.differs)
+        return bool(self.copied) or (self.local and self.linked and self.differs)
 
 
 def write_base(folder: Path, final: Path, model: Any) -> Base:
@@ -59,9 +60,9 @@ def write_base(folder: Path, final: Path, model: Any) -> Base:
     files = _weight_files(name, revision)
     if files and not local:
         revision = files[0].parent.name  # the very commit: a snapshot is named after it
-    if copied := _write_grown(folder / BASE, name, revision, model):
+    if copied := _write_fitting(folder / BASE, name, revision, model):
         files = [Path(BASE) / file.name for file in sorted((folder / BASE).iterdir()) if ".safetensors" in file.name]
-    linked = bool(files) and (copied or _link(folder / BASE, files))
+    linked = bool(files) and (bool(copied) or _link(folder / BASE, files))
     if linked:
         _describe(folder, model)
         _link(folder, files)
@@ -109,28 +110,42 @@ def has_token_embeddings(model: Any) -> bool:
         return False
 
 
-def _write_grown(folder: Path, name: str, revision: str | None, model: Any) -> bool:
-    """Write the base's weights with a row for each token that it did not know; False where it knew them all.
+def _write_fitting(folder: Path, name: str, revision: str | None, model: Any) -> str:
+    """Write the base's weights in the shapes that the adapter needs, where its own files have others.
 
-    No reader can put an adapter for more tokens on the base's own files: their embeddings have another shape. What
-    those rows hold is of no account, since the adapter brings its own.
+    No reader puts an adapter on files of other shapes. A vocabulary that has grown gets a row for each new token; a
+    head for other labels is left out. What is missing then is of no account, since the adapter brings its own.
+
+    Returns:
+        How what was written differs from the base's own files; empty where they fit and nothing is written.
     """
-    base, size = model.get_base_model(), getattr(model.config.get_text_config(), "vocab_size", None)
-    if size is None or not has_token_embeddings(base):  # a model of images or sounds
-        return False
-    own = _own_config(name, revision, model)
-    if own.get_text_config().vocab_size == size:
-        return False
-    config = deepcopy(model.config)
-    config.get_text_config().vocab_size = own.get_text_config().vocab_size
-    kind: Any = type(model.get_base_model())
+    own, base = _own_config(name, revision, model), model.get_base_model()
+    sizes = [getattr(config.get_text_config(), "vocab_size", None) for config in (own, model.config)]
+    if sizes[0] == sizes[1] and own.num_labels == model.config.num_labels:
+        return ""
+    config, grown = deepcopy(model.config), sizes[0] != sizes[1] and has_token_embeddings(base)
+    if grown:
+        config.get_text_config().vocab_size = sizes[0]
+    load = partial(
+        type(base).from_pretrained,
+        name,
+        config=config,
+        revision=revision,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
     with whole_parameters():
-        base = kind.from_pretrained(
-            name, config=config, revision=revision, dtype=model.get_base_model().dtype, ignore_mismatched_sizes=True
-        )
-        base.resize_token_embeddings(size, mean_resizing=False)
-    base.save_pretrained(folder)
-    return True
+        _, found = load(device_map="meta")  # reads the files' headers alone
+        other_head = {parameter for parameter, _, _ in found["mismatched_keys"]}
+        if not grown and not other_head:
+            return ""
+        fitting, _ = load(dtype=base.dtype)
+        if grown:
+            fitting.resize_token_embeddings(sizes[1], mean_resizing=False)
+    kept = {parameter: value for parameter, value in fitting.state_dict().items() if parameter not in other_head}
+    fitting.save_pretrained(folder, state_dict=kept)
+    told = {"with a row for each new token": grown, "without its head, which is for other labels": bool(other_head)}
+    return " and ".join(words for words, so in told.items() if so)
 
 
 def _weight_files(name: str, revision: str | None) -> list[Path]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from onecurve.config import Recipe
+from onecurve.config import Recipe, path_of
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,13 @@ def reasons(scores: dict[str, Any]) -> str:
     return ", ".join(f"{count:,} {why}" for why, count in counts)
 
 
+def _named(train: Any) -> str:
+    """Say what `data.train` names."""
+    if isinstance(train, dict):
+        return "; ".join(f"{name}: {_named(path_of(entry))}" for name, entry in train.items())
+    return train if isinstance(train, str) else ", ".join(train)
+
+
 def model_card(
     recipe: Recipe, data: TrainedOn, config: str, step: int, scores: dict[str, dict[str, Any]], use: str
 ) -> str:
@@ -36,7 +43,7 @@ def model_card(
         for split, values in scores.items()
         if "left_out" in values
     ]
-    trained_on = ", ".join([recipe.data.train] if isinstance(recipe.data.train, str) else recipe.data.train)
+    trained_on = _named(recipe.data.train)
     labels = f"Labels: {', '.join(data.labels)}.\n\n" if data.labels else ""
     head = ["---", "library_name: peft" if recipe.peft else "library_name: transformers"]
     return "\n".join(

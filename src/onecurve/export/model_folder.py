@@ -19,11 +19,12 @@ from onecurve.data import Data
 from onecurve.errors import LaunchError, TrainingError
 from onecurve.export.adapter_folder import has_token_embeddings, write_base
 from onecurve.export.card import TrainedOn, model_card
+from onecurve.export.head_folders import finish_heads, has_heads, usage_of_heads, write_with_heads
 from onecurve.export.task_file import TaskFile
 from onecurve.export.usage import usage
 from onecurve.machine.cores import return_memory
+from onecurve.model.construction import whole_parameters
 from onecurve.model.generation import settle_generation
-from onecurve.model.loading import whole_parameters
 from onecurve.preflight import Checked
 from onecurve.ranks.heartbeat import beat
 from onecurve.strategies.base import Strategy
@@ -107,9 +108,9 @@ def _save(
             unfinished.mkdir(parents=True)
         _write(unfinished, strategy.unwrapped(), values, main, adapter)
         if main:
-            problem = _finish(unfinished, folder, strategy.unwrapped(), values, processor, card)
+            problem = _finish(unfinished, folder, strategy.unwrapped(), values, processor, card, task)
             if task:
-                task.write(unfinished)
+                task.write(unfinished, strategy.unwrapped().config)
             if not problem:
                 shutil.rmtree(folder, ignore_errors=True)
                 unfinished.rename(folder)
@@ -130,20 +131,32 @@ def _write(folder: Path, model: Any, values: dict[str, Tensor], main: bool, adap
                 is_main_process=main,
                 save_embedding_layers=embeddings,
             )
+    elif main and has_heads(model):
+        write_with_heads(folder, model, values)
     elif main:
         model.save_pretrained(folder, state_dict=dict(values))  # a copy: it empties its argument
 
 
 def _finish(
-    folder: Path, final: Path, model: Any, values: dict[str, Tensor], processor: Any, card: Callable[[str], str]
+    folder: Path,
+    final: Path,
+    model: Any,
+    values: dict[str, Tensor],
+    processor: Any,
+    card: Callable[[str], str],
+    task: TaskFile | None,
 ) -> str:
     """Write what lies beside the weights, read the weights back, and return how they differ from what was trained."""
     processor.save_pretrained(folder)
     adapter = hasattr(model, "peft_config")
     base = write_base(folder, final, model) if adapter else None
-    (folder / "README.md").write_text(card(usage(final.absolute(), model, base)), encoding="utf-8")
+    heads = has_heads(model)
+    use = usage_of_heads(final.absolute(), model) if heads else usage(final.absolute(), model, base)
+    (folder / "README.md").write_text(card(use), encoding="utf-8")
     with whole_parameters():
         different = differences(folder, model, values) if adapter else _verify_model(folder, model, values)
+        if heads and not different:
+            different = finish_heads(folder, final, model, values, processor, card, task)
     return f"What was saved is not what was trained. {different}" if different else ""
 
 

@@ -1,13 +1,13 @@
-"""task.json next to the weights: task and settings, so that predictions use the same encoding as training."""
+"""task.json next to the weights, so that predictions use the same encoding as training, and what other tools read."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from onecurve.data.checked import survey_of
 from onecurve.errors import ConfigError
-from onecurve.tasks.base import Survey, Task
+from onecurve.tasks.base import Packaged, Survey, Task
 
 NAME = "task.json"
 _VERSION = 1
@@ -26,16 +26,28 @@ class TaskFile:
     """What the task needs -> what the training data called it."""
     max_length: int
     """The length that an example might have in training."""
+    task: Task | None = field(default=None, repr=False, compare=False)
+    """Not written: what it asks for is written beside this file."""
 
     @classmethod
     def of(cls, name: str, task: Task, survey: Survey, columns: dict[str, str], max_length: int) -> "TaskFile":
         """Describe what a run trains."""
-        return cls(name, task.settings.model_dump(mode="json"), survey, columns, max_length)
+        return cls(name, task.settings.model_dump(mode="json"), survey, columns, max_length, task)
 
-    def write(self, folder: Path) -> None:
-        """Write it into a model folder."""
-        text = json.dumps({"version": _VERSION, **asdict(self)}, indent=1, ensure_ascii=False)
-        (folder / NAME).write_text(text + "\n", encoding="utf-8")
+    def write(self, folder: Path, config: Any = None) -> None:
+        """Write it into a model folder, and where the task is `Packaged` the files by which other tools know it.
+
+        Args:
+            folder: Where the weights lie.
+            config: The model's; None where the task is not known.
+        """
+        values = {key: value for key, value in vars(self).items() if key not in ("task", "survey")}
+        files = {NAME: {"version": _VERSION, **values, "survey": asdict(self.survey)}}
+        files |= self.task.beside(config, self.max_length) if isinstance(self.task, Packaged) else {}
+        for name, content in files.items():
+            path = folder / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> "TaskFile | None":

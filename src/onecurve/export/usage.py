@@ -136,7 +136,7 @@ def _with_peft(folder: Path, kind: str, model: Any, base: Base, plain: bool) -> 
     if base.copied:
         return [
             *[first, "", *_code(here)],
-            f"`{BASE}/` holds the weights of `{base.name}` with a row for each new token; the weight files beside it",
+            f"`{BASE}/` holds the weights of `{base.name}` {base.copied}; the weight files beside it",
             f"are links to them. adapter_config.json names `{folder / BASE}`: after moving this folder, change",
             "`base_model_name_or_path` there.",
             "",

@@ -159,7 +159,7 @@ def _watched(model: nn.Module, scale: float) -> Iterator[list[_Pass]]:
 
     def output(name: str) -> Callable[..., None]:
         def look(module: nn.Module, inputs: Any, value: Any) -> None:
-            if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+            if torch.is_grad_enabled() and isinstance(value, Tensor) and _is_broken(value):
                 passes[-1].outputs.setdefault(name)
 
         return look
@@ -171,7 +171,11 @@ def _watched(model: nn.Module, scale: float) -> Iterator[list[_Pass]]:
 
         return look
 
-    handles: list[Any] = [model.register_forward_pre_hook(lambda *_: passes.append(_Pass()))]
+    def begin(*_: Any) -> None:
+        # The first of two sweeps, of a loss that compares examples, has no gradients to look at
+        passes.extend([_Pass()] * torch.is_grad_enabled())
+
+    handles: list[Any] = [model.register_forward_pre_hook(begin)]
     handles += [m.register_forward_hook(output(name)) for name, m in model.named_modules() if not any(m.children())]
     handles += [p.register_hook(gradient(name)) for name, p in model.named_parameters() if p.requires_grad]
     try:
@@ -179,6 +183,10 @@ def _watched(model: nn.Module, scale: float) -> Iterator[list[_Pass]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _is_broken(value: Tensor) -> bool:
+    return value.is_floating_point() and not bool(value.isfinite().all())
 
 
 def _norm(values: Tensor) -> Tensor:

@@ -16,17 +16,22 @@ class LossHead(nn.Linear):
     targets: Tensor | None = None
     """int64 [rows], of the rows of the next call, which then returns their summed loss, a scalar; None: logits."""
 
+    smoothing = 0.0
+    """Label smoothing of what is trained; evaluation has none."""
+
     def forward(self, input: Tensor) -> Tensor:
         if self.targets is None:
             return super().forward(input)
-        return linear_cross_entropy_sum(input.flatten(0, -2), self.weight, self.targets)
+        smoothing = self.smoothing if self.training else 0.0
+        return linear_cross_entropy_sum(input.flatten(0, -2), self.weight, self.targets, smoothing)
 
 
-def chunk_logits(model: Any) -> None:
+def chunk_logits(model: Any, smoothing: float = 0.0) -> None:
     """Have a language model's output layer compute the loss itself, a chunk of logits at a time.
 
     Args:
         model: A transformers or PEFT model, as it is trained.
+        smoothing: Label smoothing of the loss in training mode.
 
     Raises:
         ConfigError: It has no output layer, or one that is more than a matrix product.
@@ -41,7 +46,7 @@ def chunk_logits(model: Any) -> None:
         obstacle = "the output layer has a bias"
     if obstacle:
         raise ConfigError(f"logits cannot be chunked: {obstacle}.", where="train.logits", fix="Set it to whole.")
-    head.__class__ = LossHead
+    head.__class__, head.smoothing = LossHead, smoothing
 
 
 @contextmanager

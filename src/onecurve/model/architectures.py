@@ -25,14 +25,9 @@ _LAYER_NORM = (
 )
 
 
-_READS_PADDING_BEFORE = {"recurrent_gemma", "rwkv"}
-"""Decoders that carry padding before a prompt into their state, by model type. Of those of docs/models.md every other,
-generating from a padded batch, gave the logits of the prompt alone to 2e-6 of their spread; these were off by 4."""
-
-
-def reads_padding(config: Any, generates: bool) -> bool:
-    """Whether what a model says depends on how far a text is padded: after it, or before it where it generates."""
-    return config.model_type in (_READS_PADDING_BEFORE if generates else _READS_PADDING)
+def reads_padding(config: Any) -> bool:
+    """Whether what a model says of a text or clip depends on how far it is padded."""
+    return bool(_reads_padding(config))
 
 
 def _of_its_text(config: Any, known: Any) -> str:

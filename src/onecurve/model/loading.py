@@ -1,8 +1,6 @@
 """Loads or initialises the model and its head, with the same weights under every strategy."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,22 +14,24 @@ from onecurve.config import ModelSection, Recipe
 from onecurve.errors import ConfigError
 from onecurve.losses.chunked_head import chunk_logits
 from onecurve.losses.float32_output import return_float32
-from onecurve.machine.accelerator import accelerator_of
 from onecurve.machine.distributed import computes_natively, resolve_precision
 from onecurve.model.activations import keep_activations
 from onecurve.model.architectures import check_architecture
 from onecurve.model.attention_choice import check_attention
 from onecurve.model.batch_norm import check_adapted, settle_batch_norm
 from onecurve.model.compilation import check_compilation, compile_layers
+from onecurve.model.construction import dtype_of_weights, loading_options, partitioned_in, whole_parameters
 from onecurve.model.continuing import base_section, continue_adapter
 from onecurve.model.drawing import draw, place, reorder
 from onecurve.model.float8 import check_float8, compute_in_float8
 from onecurve.model.head import HeadRows, settle_head
 from onecurve.model.pretrained import Fit, read_fit
-from onecurve.model.quantization import quantized_loading, require_bitsandbytes, settle_quantized
+from onecurve.model.quantization import require_bitsandbytes, settle_quantized
 from onecurve.model.reading import load_tokenizer
 from onecurve.model.unloadable import explained
 from onecurve.model.vocabulary import grow
+from onecurve.regularization.preparation import check_model as check_cures
+from onecurve.regularization.preparation import prepare
 from onecurve.seeds import start_stream
 from onecurve.strategies.precision import DTYPES
 from onecurve.tasks.base import Survey, Task
@@ -96,12 +96,10 @@ def load_model(
     head = HeadRows.find(config, survey)
     head.check_continued(continued, survey.order == "recipe")
     config.update(task.model_config(survey))
-    dtype = _dtype(recipe, precision)
-    options: dict[str, Any] = {"dtype": dtype}
-    options |= quantized_loading(section, auto_model, config, DTYPES.get(precision, dtype))
-    options |= _onto(device, quantized=bool(section.quantization))
-    if section.attn_implementation:
-        options["attn_implementation"] = section.attn_implementation
+    with whole_parameters():
+        check_cures(recipe, auto_model, config)
+    dtype = dtype_of_weights(recipe, precision)
+    options = loading_options(section, auto_model, config, dtype, DTYPES.get(precision, dtype), device)
     fit: Fit | None = None
     with explained(section.path, dtype, device):
         if section.init == "random":
@@ -117,11 +115,14 @@ def load_model(
             model, fit = _load_pretrained(section, recipe, auto_model, config, options, head, task.peft_task_type)
     _pad_without_effect(model, recipe)
     settle_batch_norm(model, section.batch_norm)
+    prepare(model, recipe)
     model.task_remark = task.settle(model, pretrained=fit is not None)
     tokens = _new_tokens(recipe)
     grown = grow(model, tokens, recipe.seed) if tokens and fit else ""
     drawn = fit.describe_new() if fit else "all weights, drawn at random: model.init"
     model.new_weights = "; ".join(filter(None, [drawn, grown]))
+    model.has_other_shapes = bool(grown or (fit and fit.reshaped))  # than its checkpoint
+    model.drawn = frozenset(fit.new) if fit else frozenset()
     model.config.architectures = [type(model).__name__]  # what an adapter's folder says of its base
     # transformers and PEFT then ask for the inputs' gradients, which only reentrant checkpointing needs
     model.enable_input_require_grads = lambda: None
@@ -143,7 +144,7 @@ def load_model(
     check_adapted(adapted)
     del model.enable_input_require_grads
     if recipe.train.logits == "chunked":
-        chunk_logits(adapted)
+        chunk_logits(adapted, recipe.regularization.label_smoothing or 0.0)
     if recipe.train.compile:
         compile_layers(adapted)
     return adapted
@@ -154,15 +155,6 @@ def _new_tokens(recipe: Recipe) -> dict[str, int]:
     if not (names := recipe.model.add_tokens):
         return {}
     return dict(zip(names, load_tokenizer(recipe.model).convert_tokens_to_ids(names), strict=True))
-
-
-def _onto(device: torch.device | None, quantized: bool) -> dict[str, Any]:
-    """Return what has transformers read weights straight onto an accelerator, where nothing else decides that."""
-    from transformers.integrations import is_deepspeed_zero3_enabled
-
-    if device is None or accelerator_of(device) is None or quantized or is_deepspeed_zero3_enabled():
-        return {}
-    return {"device_map": {"": device}}
 
 
 def _load_pretrained(
@@ -187,7 +179,7 @@ def _load_pretrained(
         fit, axes, remark = settle_head(read_fit(from_pretrained, section.path), head, auto_model, config)
         if section is recipe.model:  # an adapter that is trained further fits: it has been trained
             try_adapter(fit.skeleton, recipe.peft, task_type, fit.new_modules)
-    with whole_parameters() if _reads_its_weights(fit.skeleton) else _partitioned_in(options["dtype"]):
+    with whole_parameters() if _reads_its_weights(fit.skeleton) else partitioned_in(options["dtype"]):
         model, found = from_pretrained(
             ignore_mismatched_sizes=True,  # of the head, which `read_fit` has made sure of
             key_mapping=_set_aside(fit),
@@ -247,43 +239,3 @@ def _set_aside(fit: Fit) -> dict[str, str] | None:
     if not is_deepspeed_zero3_enabled():
         return None
     return {f"^{re.escape(name)}$": f"of_another_shape.{name}" for name in fit.reshaped} or None
-
-
-@contextmanager
-def _partitioned_in(dtype: torch.dtype) -> Iterator[None]:
-    """Have ZeRO-3 create parameters in a dtype: it goes by its own config, which says nothing of precision."""
-    from transformers.integrations import deepspeed
-
-    config = deepspeed.deepspeed_config() if deepspeed.is_deepspeed_zero3_enabled() else None
-    key = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype)
-    if config is None or key is None:
-        yield
-        return
-    before = config.get(key)
-    config[key] = {"enabled": True}
-    try:
-        yield
-    finally:
-        del config[key]
-        config |= {key: before} if before is not None else {}
-
-
-@contextmanager
-def whole_parameters() -> Iterator[None]:
-    """Build and load models whole, also where ZeRO-3 would partition them as they are created."""
-    from transformers.integrations import deepspeed
-
-    saved = deepspeed._hf_deepspeed_config_weak_ref
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = saved
-
-
-def _dtype(recipe: Recipe, precision: str) -> torch.dtype:
-    """Return what the weights are loaded in: half precision only where they stay frozen."""
-    asked: str = recipe.model.dtype
-    if asked == "auto":
-        asked = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision] if recipe.peft else "float32"
-    return getattr(torch, asked)

@@ -56,7 +56,9 @@ def pack(
         return ""
     model: Any = strategy.unwrapped()
     base = model.get_base_model() if hasattr(model, "peft_config") else model
-    reason = _obstacle(model, base, recipe, longest=max(int(split.lengths.max()) for split in splits))
+    keys = recipe.regularization.on_embeddings
+    reason = f"regularization.{keys[0]} needs each example's embeddings apart" if keys else ""
+    reason = reason or _obstacle(model, base, recipe, longest=max(int(split.lengths.max()) for split in splits))
     if not reason:
         packing = Packing(base)
         batch = as_scored(task, _two_examples(splits[0]), reading)

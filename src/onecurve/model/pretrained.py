@@ -72,7 +72,11 @@ def read_fit(from_pretrained: Callable[..., tuple[Any, dict[str, Any]]], path: s
         )
     except RuntimeError as error:  # a damaged file, or stored weights that cannot be converted to today's names
         line = str(error).strip().split("\n")[0]
-        raise ConfigError(f"the weights of {path!r} cannot be read: {line}", where="model.path") from None
+        raise ConfigError(
+            f"the weights of {path!r} cannot be read: {line}.",
+            where="model.path",
+            fix="If a file is cut off or damaged, copy or download it again.",
+        ) from None
     shapes = {name: (tuple(there), tuple(here)) for name, there, here in found["mismatched_keys"]}
     head = _Head(skeleton)
     wrong = _Wrong(
@@ -81,6 +85,7 @@ def read_fit(from_pretrained: Callable[..., tuple[Any, dict[str, Any]]], path: s
         dropped=sorted(name for name in found["unexpected_keys"] if head.would_drop(name)),
         unused=sorted(found["unexpected_keys"]),
     )
+    _check_mask_vector(wrong.missing, path)
     if wrong.missing or wrong.reshaped or wrong.dropped:
         raise ConfigError(
             f"the weights of {path!r} are not those of the {type(skeleton).__name__} that its config.json describes: "
@@ -96,6 +101,17 @@ def read_fit(from_pretrained: Callable[..., tuple[Any, dict[str, Any]]], path: s
     )
 
 
+def _check_mask_vector(missing: list[str], path: str) -> None:
+    """Refuse masks of sounds where the checkpoint lacks only the vector that stands in place of masked frames."""
+    if missing and all(name.endswith("masked_spec_embed") for name in missing):
+        raise ConfigError(
+            f"{path!r} has no {missing[0]}, the trained vector that replaces masked frames, and frames are masked here "
+            "(by this setting, or by mask_time_prob or mask_feature_prob in the model's config.json).",
+            where="task.spec_augment",
+            fix="Set it to {time_prob: 0}, with feature_prob to mask features, or use a checkpoint with the vector.",
+        )
+
+
 class _Head:
     """What of a model is its head, and so what a checkpoint need not give."""
 
@@ -106,6 +122,8 @@ class _Head:
         self.is_pretrained = self.predicts_tokens and not _only_fills_masks(model)
 
     def may_be_missing(self, name: str) -> bool:
+        if self.base is self.model:  # an encoder alone, whose last hidden states are read: nothing reads its pooler
+            return name.startswith("pooler.")
         return self.may_be_reshaped(name) or (not self.is_pretrained and name.startswith(f"{self.prefix}pooler."))
 
     def may_be_reshaped(self, name: str) -> bool:

@@ -1,6 +1,6 @@
 """Finds trained parameters that the loss does not depend on, and freezes them before the first step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -16,7 +16,9 @@ from onecurve.data.collation import as_scored
 from onecurve.data.splits import Split
 from onecurve.errors import ConfigError, TrainingError
 from onecurve.losses.chunked_head import whole_logits
+from onecurve.model.depth import settle_rates
 from onecurve.model.float8 import in_full_precision
+from onecurve.model.freezing import freeze
 from onecurve.model.moving_buffers import describe_moving, moving
 from onecurve.seeds import start_stream
 from onecurve.strategies.base import leave_out
@@ -63,6 +65,8 @@ def probe(
         passes = [
             _reached_by(example, model, task, reading, recipe.seed, accelerator.device) for example in _varied(split)
         ]
+    chosen = [freeze(model, recipe.regularization, called), settle_rates(model, recipe.regularization, called)]
+    trained = {name: p for name, p in trained.items() if p.requires_grad}
     never: list[str] = []
     sometimes: list[str] = []
     for name, parameter in trained.items():
@@ -83,7 +87,7 @@ def probe(
     sizes = {name: int(getattr(p, "ds_numel", p.numel())) for name, p in trained.items()}
     _freeze(model, never, called)
     told = _describe({name: sizes[name] for name in never}, sum(sizes.values()), sometimes, layerdrop)
-    remarks = [told, getattr(model, "batch_norm_remark", ""), _of_task(model), describe_moving(moved)]
+    remarks = [told, getattr(model, "batch_norm_remark", ""), _of_task(model), describe_moving(moved), *chosen]
     return "\n".join(filter(None, remarks)), sometimes
 
 
@@ -194,10 +198,10 @@ class _Gathering(TorchFunctionMode):
 
 
 @contextmanager
-def _calls() -> Iterator[set[nn.Module]]:
-    """Collect the modules that are called."""
-    called: set[nn.Module] = set()
-    handle = register_module_forward_pre_hook(lambda module, _: called.add(module))
+def _calls() -> Iterator[dict[nn.Module, None]]:
+    """Collect the modules that are called, in the order of their first calls."""
+    called: dict[nn.Module, None] = {}
+    handle = register_module_forward_pre_hook(lambda module, _: called.setdefault(module))
     try:
         yield called
     finally:
@@ -225,7 +229,7 @@ def _leaves(loss: Tensor) -> set[int]:
     return found
 
 
-def _is_picked(model: nn.Module, name: str, called: set[nn.Module]) -> bool:
+def _is_picked(model: nn.Module, name: str, called: Container[nn.Module]) -> bool:
     """Whether a parameter lies in one of several like modules of which only some were called."""
     parts = name.split(".")
     module: nn.Module = model
@@ -237,11 +241,11 @@ def _is_picked(model: nn.Module, name: str, called: set[nn.Module]) -> bool:
     return False
 
 
-def _was_called(module: nn.Module, called: set[nn.Module]) -> bool:
+def _was_called(module: nn.Module, called: Container[nn.Module]) -> bool:
     return any(part in called for part in module.modules())
 
 
-def _freeze(model: nn.Module, names: list[str], called: set[nn.Module]) -> None:
+def _freeze(model: nn.Module, names: list[str], called: Container[nn.Module]) -> None:
     for name in names:
         leave_out(model.get_parameter(name))
         owner = model.get_submodule(name.rpartition(".")[0])

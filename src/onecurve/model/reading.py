@@ -7,14 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from onecurve.adapters import virtual_tokens
 from onecurve.adapters.folder import Continued, described_in, is_adapter
-from onecurve.config import ModelSection
+from onecurve.config import ModelSection, Recipe
 from onecurve.content.labels import model_labels
 from onecurve.errors import ConfigError
 from onecurve.machine.hub import reachable
 from onecurve.model.positions import first_position, num_positions, of_text, resolve_max_length
 from onecurve.model.remote_code import check_trusted, is_refusal, refuse_code
-from onecurve.tasks.base import reads_last_position
+from onecurve.tasks.base import Task, reads_last_position
 
 _SET_TOKENIZER = "Check model.path and the network, or set model.tokenizer to the tokenizer's folder or hub name."
 _TOKENIZERS = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json")
@@ -38,6 +39,11 @@ class Reading:
     """Returns the transformers class that loads what reads the rows."""
     reserved: int = 0
     """Positions that an adapter's virtual tokens take."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, task: Task) -> "Reading":
+        """Return what a recipe's run reads its rows with."""
+        return cls(recipe.model, recipe.data.max_length, task.auto_processor, virtual_tokens(recipe.peft))
 
     @cached_property
     def source(self) -> ModelSection:

@@ -27,7 +27,13 @@ def explained(path: str, dtype: torch.dtype, device: torch.device | None) -> Ite
             where="model.path",
             fix="Use a folder with model.safetensors.",
         ) from None
-    except (OSError, ValueError, SafetensorError, ImportError) as error:
+    except SafetensorError as error:
+        raise ConfigError(
+            f"{path!r} has a weight file that is cut off or damaged: {str(error).strip()}.",
+            where="model.path",
+            fix="Copy or download it again.",
+        ) from None
+    except (OSError, ValueError, ImportError) as error:
         line = str(error).strip().split("\n")[0]
         raise ConfigError(f"{path!r} cannot be used: {line}", where="model.path") from None
     except RuntimeError as error:

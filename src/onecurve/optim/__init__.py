@@ -61,26 +61,41 @@ def build_optimizer(model: "nn.Module", section: OptimSection) -> "Optimizer":
     """Build the optimizer over what is trained; weight decay leaves out biases, normalisation weights and gains.
 
     Prompts and prefixes are decayed, as embeddings are: they start around 0.
+
+    Args:
+        model: Whose trained parameters it updates. Where it has `learning_rates`, their shares of the learning rate,
+            and `first_steps` (see `model.depth`), those of one share and step are a group of their own.
+        section: The recipe's `optim`.
     """
-    decayed: list[Any] = []
-    plain: list[Any] = []
+    rates, first_steps = getattr(model, "learning_rates", {}), getattr(model, "first_steps", {})
+    groups: dict[tuple[int, float, bool], dict[str, Any]] = {}
     for name, parameter, module in _trained(model):
         exempt = name.endswith("bias") or "norm" in type(module).__name__.lower() or _is_gain(name)
-        (plain if exempt else decayed).append(parameter)
-    groups = [
-        {"params": params, "weight_decay": decay}
-        for params, decay in ((decayed, section.weight_decay), (plain, 0.0))
-        if params
-    ]
+        groups.setdefault((first_steps.get(name, 1), -rates.get(name, 1.0), exempt), {})[name] = parameter
     if not groups:
         raise ConfigError("nothing is left to train: every weight is frozen.", where="peft")
+    of_groups = [_group(*kind, section.weight_decay, groups[kind]) for kind in sorted(groups)]
     build = partial(_pick(optimizers, "optim.name", section.name), lr=section.lr, **check_optim(section))
     if section.rounding:
         from onecurve.optim.rounding import Rounded
 
         names = {parameter: name for name, parameter in model.named_parameters()}
-        return Rounded(groups, section.lr, names, build, section.rounding)
-    return build(groups)
+        return Rounded(of_groups, section.lr, names, build, section.rounding)
+    return build(of_groups)
+
+
+def _group(
+    first_step: int, minus_scale: float, exempt: bool, weight_decay: float, parameters: dict[str, Any]
+) -> dict[str, Any]:
+    decay = 0.0 if exempt else weight_decay
+    group = {"params": [*parameters.values()], "weight_decay": decay, "lr_scale": -minus_scale}
+    if first_step > 1:
+        from onecurve.strategies.rates import Gate
+
+        gate = group["gate"] = Gate(first_step)
+        for name, parameter in parameters.items():
+            gate.hold(name, parameter)
+    return group
 
 
 def _is_gain(name: str) -> bool:

@@ -30,7 +30,9 @@ def training_arguments(recipe: Recipe, precision: str, ranks: int, max_steps: in
     Raises:
         ConfigError: The Trainer has no such optimizer or schedule, or cannot cut the global batch so.
     """
-    train = recipe.train
+    train, section = recipe.train, recipe.regularization
+    if cures := [name for name, value in section.model_dump().items() if value is not None]:
+        raise ConfigError("the Trainer has no such feature, or another form of it.", where=f"regularization.{cures[0]}")
     if train.global_batch_size % (train.examples_a_pass * ranks):
         raise ConfigError(
             f"the Trainer cannot cut {train.global_batch_size} examples into equal micro-batches of "

@@ -1,6 +1,6 @@
 """What the Hugging Face Trainer did, step by step, in the form train.py writes it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers import Trainer, TrainerCallback
 
 from onecurve.checkpoint import Alone, Piece, Retention, Writer
 from onecurve.data import Split, Step
+from onecurve.data.collation import Collation, Wanted
 from onecurve.machine.distributed import launched_rank
 
 
@@ -40,13 +41,18 @@ def pieces(model: nn.Module, optimizer: Any = None) -> Iterator[Piece]:
 
 
 class Recorder(TrainerCallback):
-    """Remembers which samples each step was given, saves the parameters, and stops after a step."""
+    """Remembers the pass and the samples of each step, saves the parameters, and stops after a step."""
 
     def __init__(self, folder: Path, steps: int) -> None:
         self.steps = steps
         self.drawn: dict[int, list[list[int]]] = {}
         """Step -> the samples of each of this rank's micro-batches."""
+        self.epoch = -1
+        """The pass over the data that the Trainer is in, 0-based."""
         self.writer = Writer(folder / "checkpoints", Alone(), Retention(last=2))
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        self.epoch += 1
 
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         last = state.global_step in (self.steps, state.max_steps)
@@ -90,3 +96,21 @@ def recording(recorder: Recorder) -> type[Trainer]:
             return super().training_step(model, inputs, *rest, **named)
 
     return RecordingTrainer
+
+
+def collator(collation: Collation, seed: int, recorder: Recorder) -> Callable[[list[tuple[int, Any]]], dict[str, Any]]:
+    """Return what makes the Trainer's batches: what is drawn for an example is drawn anew in each pass, as in train.py.
+
+    Args:
+        collation: Of the training split.
+        seed: The run's.
+        recorder: Knows the pass.
+    """
+
+    def collate(rows: list[tuple[int, Any]]) -> dict[str, Any]:
+        ids = np.array([number for number, _ in rows])
+        passes = np.full_like(ids, recorder.epoch)
+        batch = collation(Wanted(seed, passes.tobytes(), ids.tobytes()))
+        return {**batch, "sample_ids": torch.from_numpy(ids)}
+
+    return collate

@@ -9,7 +9,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from onecurve.errors import LaunchError, UserError
 from onecurve.machine.distributed import asked_world_size, launched_rank, uses_deepspeed
@@ -35,21 +34,19 @@ def _train(argv: list[str], start: Path, folder: Path, steps: int) -> None:
     checked = preflight(argv)
     recipe, task = checked.recipe, checked.task
 
-    import numpy as np
     import torch
     import transformers
 
-    from onecurve.adapters import virtual_tokens
     from onecurve.checkpoint import load
     from onecurve.data import load_data, plan_run
-    from onecurve.data.collation import Collation, Wanted
+    from onecurve.data.collation import Collation
     from onecurve.model.loading import check_model, load_model
     from onecurve.model.reading import Reading
-    from onecurve.parity.hf_recording import Examples, Recorder, pieces, recording
+    from onecurve.parity.hf_recording import Examples, Recorder, collator, pieces, recording
 
     transformers.logging.set_verbosity_error()
     precision, _ = check_model(recipe)
-    reading = Reading(recipe.model, recipe.data.max_length, task.auto_processor, virtual_tokens(recipe.peft))
+    reading = Reading.of(recipe, task)
     data = load_data(recipe.data, task, reading, recipe.seed)
     ranks = asked_world_size()
     words = training_arguments(recipe, precision, ranks, plan_run(data.splits, recipe).max_steps, folder)
@@ -62,15 +59,13 @@ def _train(argv: list[str], start: Path, folder: Path, steps: int) -> None:
     model = load_model(recipe, task, reading.config, data.survey, precision)
     load(start, pieces(model))
 
-    def collate(rows: list[tuple[int, Any]]) -> dict[str, torch.Tensor]:
-        # The Trainer does not say which pass over the data it is in: what is drawn is that of the first one
-        ids = np.array([number for number, _ in rows])
-        batch = Collation(data.train, task, reading)(Wanted(recipe.seed, 0, ids.tobytes()))
-        return {**batch, "sample_ids": torch.tensor([number for number, _ in rows])}
-
     recorder = Recorder(folder, steps)
     trainer = recording(recorder)(
-        model=model, args=arguments, train_dataset=Examples(data.train), data_collator=collate, callbacks=[recorder]
+        model=model,
+        args=arguments,
+        train_dataset=Examples(data.train),
+        data_collator=collator(Collation(data.train, task, reading), recipe.seed, recorder),
+        callbacks=[recorder],
     )
     trainer.train()
     lines = recorder.lines(trainer.state.log_history)

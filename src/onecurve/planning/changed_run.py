@@ -5,15 +5,18 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from onecurve.config import Recipe
+from onecurve.config import Recipe, RegularizationSection
 from onecurve.data.plan import BatchPlan
 from onecurve.data.position import stored_position
 from onecurve.errors import ConfigError
 from onecurve.optim import lr_at
 from onecurve.run.directory import LENGTH
 
-_MOVING = ("data", "seed", "train.global_batch_size")
+_MOVING = ("data", "data.weights", "seed", "train.global_batch_size")
 """Settings that decide which examples a step has."""
+
+_LATER = {f"regularization.{name}": value for name, value in RegularizationSection().model_dump(mode="json").items()}
+"""Settings that checkpoints of earlier versions lack, and what those runs did."""
 
 Changes = dict[str, list[Any]]
 """Setting -> [earlier, now]."""
@@ -72,6 +75,11 @@ def describe_changes(state: Mapping[str, Any], changes: Changes, plan: BatchPlan
             f"{'; '.join(moving)}: the run continues after {start.samples:,} samples, in pass {start.epoch + 1} over "
             f"the data, of whose {plan.num_examples:,} examples it has seen {start.offset:,}"
         )
+        if plan.mixture:
+            yield (
+                "each source goes on at the place that its share of all draws so far gives, and until its next pass "
+                "some of its examples may come once more or once less than others"
+            )
     before = state.get("max_steps", plan.max_steps)
     rates = [lr_at(state["step"] + 1, steps, recipe.optim) for steps in (before, plan.max_steps)]
     if plan.max_steps != before:
@@ -98,6 +106,7 @@ def _check_longer(told: str, state: Mapping[str, Any], plan: BatchPlan, recipe: 
 
 
 def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
+    earlier = _LATER | dict(earlier)
     keys = sorted(earlier.keys() | now.keys())
     return {key: [earlier.get(key), now.get(key)] for key in keys if earlier.get(key) != now.get(key)}
 

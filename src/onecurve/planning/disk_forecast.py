@@ -32,16 +32,21 @@ def moments_per_parameter(section: OptimSection) -> float:
 
 
 def checkpoint_bytes(strategy: Strategy, recipe: Recipe, accelerator: Accelerator) -> int:
-    """Return what one checkpoint takes on all ranks together: parameters, moments, and the best weights so far."""
+    """Return what one checkpoint takes on all ranks together: parameters, moments, averages, and the best weights."""
     held = sum(window.view.nbytes for window in strategy.windows(once=True) if window.key == "param")
     parameters = accelerator.reduce(torch.tensor(held, dtype=torch.int64, device=accelerator.device), "sum")
     copies = 1 + moments_per_parameter(recipe.optim) + bool(recipe.eval.best_metric)
+    copies += recipe.regularization.copies * (2 if recipe.optim.rounding else 1)  # in float32
     return int(int(parameters) * copies) + _buffer_bytes(strategy.unwrapped())
 
 
 def model_bytes(model: Any, recipe: Recipe) -> int:
-    """Return what the final model takes: with PEFT what is trained, else everything; twice where the best is kept."""
-    parameters = [p for p in model.parameters() if is_trained(p) or is_left_out(p) or recipe.peft is None]
+    """Return what the final model takes: with PEFT what is trained, else everything; twice where the best is kept.
+
+    A base whose files have other shapes than the model is saved beside its adapter.
+    """
+    whole = recipe.peft is None or getattr(model, "has_other_shapes", False)
+    parameters = [p for p in model.parameters() if is_trained(p) or is_left_out(p) or whole]
     num_bytes = sum((getattr(p, "ds_numel", None) or p.numel()) * p.element_size() for p in parameters)
     return (num_bytes + _buffer_bytes(model)) * (2 if recipe.eval.best_metric else 1)
 

@@ -8,6 +8,7 @@ from onecurve.data.collation import as_scored
 from onecurve.data.rows import Broken, Located
 from onecurve.errors import ConfigError
 from onecurve.model.architectures import reads_padding
+from onecurve.model.prompt_padding import reads_prompt_padding, unequal
 from onecurve.prediction.trained import Trained
 from onecurve.tasks.base import Answer, Asked, BadRow, Example, Generates, Row, Task
 
@@ -39,7 +40,7 @@ def answer(
         examples = {place: value for place, value in enumerate(encoded) if not isinstance(value, str)}
         lengths = {place: trained.task.length(example) for place, example in examples.items()}
         said: dict[int, Answer] = {}
-        for places in _batches(lengths, batch_size, reads_padding(trained.config, isinstance(trained.task, Generates))):
+        for places in _batches(lengths, batch_size, _of_one_length(trained, examples, lengths)):
             found = _ask(trained, [examples[place] for place in places], max_new_tokens)
             said.update(zip(places, found, strict=True))
         for place, error in enumerate(answers):
@@ -47,6 +48,22 @@ def answer(
                 yield said[place] | ({"truncated": True} if examples[place].get(_CUT) else {})
             else:
                 yield {"error": error}
+
+
+def _of_one_length(trained: Trained, examples: Mapping[int, Example], lengths: Mapping[int, int]) -> bool:
+    """Whether a pass must have rows of one length; a model that writes texts is tried once, with two of its prompts."""
+    import torch
+
+    task, model = trained.task, trained.model
+    if not isinstance(task, Generates):
+        return reads_padding(trained.config)
+    pair = unequal(list(lengths.values()))
+    if pair and not hasattr(model, "prompts_apart"):
+        prompts = [list(examples.values())[place] for place in pair]
+        with torch.inference_mode():
+            model.prompts_apart = reads_prompt_padding(model, task, prompts, trained)
+    apart: bool = getattr(model, "prompts_apart", False)
+    return apart
 
 
 def _batches(lengths: Mapping[int, int], batch_size: int, of_one_length: bool) -> Iterator[list[int]]:
@@ -146,15 +163,20 @@ def plain(told: Answer, text: Any) -> str:
 def _said(told: Answer) -> str:
     if "error" in told:
         return f"error: {told['error']}"
-    if "score" in told:
-        return f"{told['score']:.4f}"
-    if "value" in told:
-        return f"{told['value']:.4f}"
+    if heads := {name: said for name, said in told.items() if isinstance(said, dict) and name != "probabilities"}:
+        return "; ".join(f"{name}: {_said(said)}" for name, said in heads.items())
+    for name in ("value", "score", "scores", "embedding"):
+        if name in told:
+            return _numbers(told[name])
     if "entities" in told:
         return ", ".join(f"{one['type']} {one['text']!r}" for one in told["entities"]) or "(none)"
     if "tags" in told:
         return " ".join(told["tags"])
     return _fills(told["fills"]) if "fills" in told else _labels(told)
+
+
+def _numbers(told: float | list[float]) -> str:
+    return " ".join(f"{number:.4f}" for number in (told if isinstance(told, list) else [told]))
 
 
 def _fills(masks: list[list[Answer]]) -> str:

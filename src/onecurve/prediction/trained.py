@@ -9,10 +9,10 @@ from onecurve.config import ModelSection, TaskSection
 from onecurve.errors import ConfigError
 from onecurve.export.task_file import NAME, TaskFile, is_model_folder
 from onecurve.machine.distributed import computes_natively
-from onecurve.model.generation import read_generation_config
+from onecurve.model.adapted import load_adapted
 from onecurve.model.reading import Reading, load_config
 from onecurve.model.remote_code import check_trusted, told_by_flag
-from onecurve.tasks import load_task, task_names
+from onecurve.tasks import find_task, load_task, task_names
 from onecurve.tasks.base import Survey, Task
 
 _HEADS = (".classifier.weight", ".score.weight", ".classifier.out_proj.weight")
@@ -108,7 +108,7 @@ def _guess(folder: Path, task_name: str | None, trusted: bool) -> TaskFile:
 def _read_model(folder: Path, trusted: bool) -> tuple[Any, list[str]]:
     """Return a whole model's config, and the tasks whose kind of model it is."""
     config = load_config(ModelSection(path=str(folder), trust_remote_code=trusted))
-    return config, [name for name in task_names() if loads_as(name, config)]
+    return config, [name for name in task_names() if find_task(name).is_guessed and loads_as(name, config)]
 
 
 def _read_adapter(folder: Path, trusted: bool) -> tuple[Any, list[str]]:
@@ -125,12 +125,20 @@ def _read_adapter(folder: Path, trusted: bool) -> tuple[Any, list[str]]:
             rows = {stored.get_slice(key).get_shape()[0] for key in stored.keys() if key.endswith(_HEADS)}
         if len(rows) == 1 and config.num_labels not in rows:
             config.num_labels = rows.pop()
-    names = [name for name in task_names() if load_task(TaskSection(name=name)).peft_task_type == adapter.task_type]
+    alone = {name: find_task(name) for name in task_names() if not _needs_settings(name)}
+    names = [name for name, kind in alone.items() if kind.is_guessed and kind.peft_task_type == adapter.task_type]
     return config, names if adapter.task_type else []
+
+
+def _needs_settings(name: str) -> bool:
+    """Whether a task is nothing without settings, which a folder that does not name them cannot tell."""
+    return any(field.is_required() for field in find_task(name).Settings.model_fields.values())
 
 
 def loads_as(name: str, config: Any) -> bool:
     """Whether a task's kind of model is the one that a config names."""
+    if _needs_settings(name):
+        return False
     auto = load_task(TaskSection(name=name)).auto_model()
     mapping, own = getattr(auto, "_model_mapping", {}), getattr(config, "auto_map", {}).get(auto.__name__)
     if own:
@@ -156,7 +164,7 @@ def _load_model(folder: Path, task: Task, survey: Survey, trusted: bool) -> Any:
 
 
 def _load_adapter(folder: Path, auto: Any, told: dict[str, Any], trusted: bool) -> Any:
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
 
     import onecurve.adapters.bottleneck  # noqa: F401  registers the bottleneck adapter with PEFT
 
@@ -165,9 +173,7 @@ def _load_adapter(folder: Path, auto: Any, told: dict[str, Any], trusted: bool) 
     dtype = _dtype(base, told, trusted, revision)
     if (described / "config.json").is_file():
         told = {"config": load_config(ModelSection(path=str(described), trust_remote_code=trusted))}
-    model = auto.from_pretrained(base, dtype=dtype, revision=revision, trust_remote_code=trusted, **told)
-    read_generation_config(model, described)
-    return PeftModel.from_pretrained(model, str(folder))
+    return load_adapted(folder, auto, base, dtype=dtype, revision=revision, trust_remote_code=trusted, **told)
 
 
 def _dtype(path: str, told: dict[str, Any], trusted: bool, revision: str = "main") -> str:
@@ -175,7 +181,8 @@ def _dtype(path: str, told: dict[str, Any], trusted: bool, revision: str = "main
 
     A regression's numbers are always computed in float32: bfloat16 has nothing between 2008 and 2016.
     """
-    if told.get("problem_type") == "regression":
+    heads = [head["config"] for head in told.get("task_heads", {}).values()]
+    if any(one.get("problem_type") == "regression" for one in (told, *heads)):
         return "float32"
     config = load_config(ModelSection(path=path, revision=revision, trust_remote_code=trusted))
     stored = str(config.dtype or "float32").removeprefix("torch.")

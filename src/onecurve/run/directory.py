@@ -16,6 +16,9 @@ from onecurve.machine.distributed import launched_rank
 from onecurve.machine.latest import follow
 from onecurve.machine.run_lock import RunLock
 
+_NAMED = 10
+"""How many changed settings a message names."""
+
 LENGTH = ("train.epochs", "train.max_steps")
 """The settings that may be raised on a finished run, which then goes on."""
 
@@ -86,7 +89,7 @@ class RunDirectory:
         if _is_longer(changed, status["step"], resolved["train"]["allow_changes"]):
             return self._check_extendable(differing)
         raise ConfigError(
-            f"{str(self.path)!r} holds a finished run with another {', '.join(differing)}.",
+            f"{str(self.path)!r} holds a finished run with another {_shown(changed)}.",
             where="output_dir",
             fix="Choose another, or set train.resume to never to replace it.",
         )
@@ -242,6 +245,13 @@ class RunDirectory:
             return json.loads((self.path / "status.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
+
+
+def _shown(changed: dict[str, tuple[Any, Any]]) -> str:
+    """Name settings with what each was and what it is now, the first of many."""
+    told = [f"{key} ({json.dumps(before)}, now {json.dumps(now)})" for key, (before, now) in changed.items()]
+    more = f" and {len(told) - _NAMED} more" if len(told) > _NAMED else ""
+    return ", ".join(told[:_NAMED]) + more
 
 
 def _is_longer(changed: dict[str, tuple[Any, Any]], done: int, allowed: list[str]) -> bool:

@@ -95,6 +95,8 @@ class Strategy(Protocol):
     """Holds `param_groups`, whose `lr` the loop sets."""
     before_update: Callable[[], None]
     """Called before `update` changes weights or moments; whoever still reads them sets it."""
+    after_update: Callable[[int], None]
+    """Called with the step's number after each update that was made; whoever follows the weights sets it."""
 
     def prepare(self, model: nn.Module, optimizer: Optimizer, num_passes: int, sometimes: Sequence[str] = ()) -> None:
         """Take the model and optimizer over.

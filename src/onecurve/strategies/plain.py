@@ -29,6 +29,7 @@ class Plain:
         self.max_grad_norm = max_grad_norm or inf
         self.loss_scale = LossScale(precision == "fp16", accelerator.num_processes)
         self.before_update: Callable[[], None] = lambda: None
+        self.after_update: Callable[[int], None] = lambda step: None
 
     def prepare(self, model: nn.Module, optimizer: Optimizer, num_passes: int, sometimes: Sequence[str] = ()) -> None:
         self.optimizer = optimizer

@@ -1,4 +1,4 @@
-"""The best weights so far, kept in host memory: each rank keeps its share of what several hold alike."""
+"""Weights set aside, such as the best so far: each rank keeps its share, in host memory, of what several hold alike."""
 
 from collections.abc import Iterator
 
@@ -10,11 +10,11 @@ from onecurve.strategies.base import Strategy, Window
 
 
 class Snapshot:
-    """Empty until `take` is called."""
+    """Empty until `take` is called, unless it is given what it keeps."""
 
-    def __init__(self, strategy: Strategy) -> None:
+    def __init__(self, strategy: Strategy, kept: dict[str, Tensor] | None = None) -> None:
         self.strategy = strategy
-        self.kept: dict[str, Tensor] = {}
+        self.kept: dict[str, Tensor] = kept or {}
         """Parameter's name -> the values of this rank's window."""
 
     def take(self) -> None:
@@ -24,6 +24,7 @@ class Snapshot:
     @torch.no_grad()
     def restore(self) -> None:
         """Put back what was taken; every rank calls this."""
+        self.strategy.before_update()  # a save in progress may still read the weights
         for window in self._parameters():
             window.view.copy_(self.kept[window.name])
         for value in self.strategy.replicas():

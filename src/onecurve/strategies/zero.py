@@ -74,6 +74,7 @@ class Zero:
         self.config = config
         self.loss_scale = LossScale(precision == "fp16", accelerator.num_processes)
         self.before_update: Callable[[], None] = lambda: None
+        self.after_update: Callable[[int], None] = lambda step: None
         self.reached: set[Tensor] = set()
         """The parameters that the latest pass has given a gradient."""
 

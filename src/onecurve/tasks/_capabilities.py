@@ -1,11 +1,13 @@
 """What only some tasks can do; asked with `isinstance`, never by a task's name."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
+    from onecurve.content.mixing import Mixing
     from onecurve.tasks.base import Answer, Batch, Example, Processing, Row
 
 
@@ -132,3 +134,84 @@ class Recognises(Protocol):
     shapes: ClassVar[Mapping[str, Mapping[str, str]]]
     """Name -> task column, optional ones with `?`, -> file column. The first that a row fits is taken, where the recipe
     has no `data.columns` and the row has no column of the task's own form but those that the two share."""
+
+
+@runtime_checkable
+class Classifies(Protocol):
+    """A task that predicts classes, so that training may put another criterion in the place of cross-entropy."""
+
+    @property
+    def classes(self) -> Literal["label", "labels", "token"] | None:
+        """What it predicts of an item: one of several labels, any number of labels, or a token of a vocabulary; None:
+        no classes under these settings.
+        """
+
+    def classified(self, outputs: Any, batch: "Batch") -> "tuple[Tensor, Tensor]":
+        """Return what `loss_sum` compares, item by item in the order of the examples.
+
+        Args:
+            outputs: What `forward` returned: logits, not a loss.
+            batch: What it read.
+
+        Returns:
+            Logits, float [items, classes], and targets: int64 [items]; or shares of all classes, float32
+            [items, classes].
+        """
+        ...
+
+
+@runtime_checkable
+class Mixes(Protocol):
+    """A task whose examples can be mixed, input and target, once they are transformed."""
+
+    def mix(self, example: "Example", partner: "Example", mixing: "Mixing", rng: "np.random.Generator") -> "Example":
+        """Return an example mixed with another, as `collate` takes it; `num_items` stays.
+
+        Args:
+            example: What `transform` returned.
+            partner: Likewise.
+            mixing: How.
+            rng: Keyed by the seed, the step and the example.
+        """
+        ...
+
+
+@runtime_checkable
+class Pools(Protocol):
+    """A task whose loss compares each example with others: in training with all of the global batch.
+
+    `forward` returns one tensor, float [examples, ...]: what represents each example of a micro-batch, whichever others
+    are there. The micro-batch is seldom the global batch, and how that is cut must not change the loss. So `losses`,
+    `loss_sum` and `predict` are given a pool: the outputs of all examples of the step, in plan order, and in scoring
+    those of the whole split. Where an example has fewer rows than another, zeros follow.
+    """
+
+    pooled: ClassVar[Sequence[str]]
+    """The tensors of a batch that are pooled beside the outputs."""
+
+    def forward(self, model: Any, batch: "Batch") -> "Tensor":
+        """Return what represents each example of a micro-batch."""
+        ...
+
+    def losses(self, outputs: "Tensor", batch: "Batch") -> "Tensor":
+        """Return each example's loss, float32 [examples], or [examples, terms]; `loss_sum` is their sum.
+
+        Args:
+            outputs: Of the pool: float32 [examples, ...].
+            batch: Its tensors that `pooled` names.
+        """
+        ...
+
+
+@runtime_checkable
+class Packaged(Protocol):
+    """A task whose model folders hold further files, by which other tools know how the model is to be used."""
+
+    def beside(self, config: Any, max_length: int) -> "Mapping[str, Any]":
+        """Return what to write as JSON: path within the folder -> content.
+
+        Args:
+            config: The model's.
+            max_length: The length that a text might have in training.
+        """
+        ...

@@ -123,19 +123,35 @@ class Labelled(base.Task):
         return config
 
     def collate_labels(self, examples: Sequence[Example]) -> Batch:
-        """Return `labels`, [examples] or [examples, labels], where the examples have them."""
+        """Return `labels`, [examples] or [examples, labels], where the examples have them.
+
+        Of mixed examples also `partner_labels`, and `share`, float32 [examples]: how much the labels themselves count.
+        """
         import torch
 
         dtype = torch.int64 if self.settings.problem_type == "single_label_classification" else torch.float32
         if not all("labels" in example for example in examples):
             return {}
-        return {"labels": torch.tensor([example["labels"] for example in examples], dtype=dtype)}
+        kinds = {"labels": dtype} | (
+            {"partner_labels": dtype, "share": torch.float32} if "share" in examples[0] else {}
+        )
+        return {name: torch.tensor([e[name] for e in examples], dtype=kind) for name, kind in kinds.items()}
 
     def num_items(self, batch: Batch) -> int:
         return batch["labels"].numel()
 
     def loss_sum(self, logits: "Tensor", batch: Batch) -> "Tensor":
-        return self._problem.loss_sum(logits.float(), batch["labels"])
+        return self._problem.loss_sum(*self.classified(logits, batch))
+
+    @property
+    def classes(self) -> Literal["label", "labels"] | None:
+        return self._problem.classes
+
+    def classified(self, outputs: "Tensor", batch: Batch) -> "tuple[Tensor, Tensor]":
+        targets = batch["labels"]
+        if "share" in batch:
+            targets = self._problem.mixed(targets, batch["partner_labels"], batch["share"], outputs.shape[1])
+        return outputs.float(), targets
 
     def predict(self, logits: "Tensor", batch: Batch) -> list[tuple[Any, Any]]:
         return list(zip(self._problem.predict(logits), batch["labels"].tolist(), strict=True))

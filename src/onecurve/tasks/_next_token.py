@@ -1,9 +1,9 @@
 """Base class of the tasks that predict each token from those before it."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from onecurve.losses.next_token import mark_learnt, next_token_logits, next_tokens, target_loss_sum
+from onecurve.losses.next_token import learnt, mark_learnt, next_token_logits, next_tokens, target_loss_sum
 from onecurve.tasks import base
 from onecurve.tasks.base import IGNORE_INDEX, Batch, Example, Processing, Survey, pad, pad_text
 
@@ -42,6 +42,13 @@ class NextTokenTask(base.Task):
 
     def loss_sum(self, outputs: "Tensor", batch: Batch) -> "Tensor":
         return target_loss_sum(outputs, next_tokens(batch["labels"], IGNORE_INDEX), IGNORE_INDEX)
+
+    @property
+    def classes(self) -> Literal["token"]:
+        return "token"
+
+    def classified(self, outputs: "Tensor", batch: Batch) -> "tuple[Tensor, Tensor]":
+        return outputs, learnt(next_tokens(batch["labels"], IGNORE_INDEX), IGNORE_INDEX)[1]
 
     def metrics(self, pairs: Sequence[tuple[Any, Any]], loss: float, survey: Survey) -> dict[str, Any]:
         from onecurve.metrics.perplexity import perplexity

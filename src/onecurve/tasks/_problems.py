@@ -1,7 +1,7 @@
 """What a label of a text is: one name, several names, or a number; each with its loss, predictions and scores."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from onecurve.content.label_sets import LabelSets
 from onecurve.content.labels import read_name, read_number
@@ -11,9 +11,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # The three kinds of label have one shape: the names in one and in a split, target, loss, predictions, scores, display
+_Classes = Literal["label", "labels"] | None
+
+
+def _blend(labels: "Tensor", partners: "Tensor", share: "Tensor") -> "Tensor":
+    """Return targets mixed example by example: float32 [examples, ...], with `share` of the first."""
+    share = share.view(-1, *[1] * (labels.dim() - 1))
+    return share * labels + (1 - share) * partners
 
 
 class SingleLabel:
+    classes: ClassVar[_Classes] = "label"
     least_labels: ClassVar[int] = 2  # with one there is nothing to tell apart
 
     def __init__(self, separator: str, known: tuple[str, ...], renamed: Mapping[str, str]) -> None:
@@ -33,6 +41,11 @@ class SingleLabel:
         from torch.nn import functional
 
         return functional.cross_entropy(logits, labels, reduction="sum")
+
+    def mixed(self, labels: "Tensor", partners: "Tensor", share: "Tensor", num_classes: int) -> "Tensor":
+        from torch.nn import functional
+
+        return _blend(functional.one_hot(labels, num_classes), functional.one_hot(partners, num_classes), share)
 
     def predict(self, logits: "Tensor") -> list[int]:
         return logits.argmax(-1).tolist()
@@ -56,6 +69,7 @@ class SingleLabel:
 
 
 class MultiLabel:
+    classes: ClassVar[_Classes] = "labels"
     least_labels: ClassVar[int] = 1
 
     def __init__(self, separator: str, known: tuple[str, ...], renamed: Mapping[str, str]) -> None:
@@ -70,6 +84,9 @@ class MultiLabel:
         from torch.nn import functional
 
         return functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+
+    def mixed(self, labels: "Tensor", partners: "Tensor", share: "Tensor", num_classes: int) -> "Tensor":
+        return _blend(labels, partners, share)
 
     def predict(self, logits: "Tensor") -> list[list[int]]:
         return (logits > 0).int().tolist()  # a probability above one half
@@ -91,6 +108,7 @@ class MultiLabel:
 
 
 class Regression:
+    classes: ClassVar[_Classes] = None
     least_labels: ClassVar[int] = 0  # numbers have no names
 
     def __init__(self, separator: str, known: tuple[str, ...], renamed: Mapping[str, str]) -> None: ...
@@ -109,6 +127,9 @@ class Regression:
         from torch.nn import functional
 
         return functional.mse_loss(logits[:, 0], labels, reduction="sum")
+
+    def mixed(self, labels: "Tensor", partners: "Tensor", share: "Tensor", num_classes: int) -> "Tensor":
+        return _blend(labels, partners, share)
 
     def predict(self, logits: "Tensor") -> list[float]:
         return logits[:, 0].tolist()

@@ -48,6 +48,10 @@ class SoundTask(base.Task):
 
     Settings: ClassVar[type[Settings]] = SoundSettings
     media: ClassVar[Mapping[str, str]] = {"audio": "audio"}
+    needs_whole_model: ClassVar[Mapping[str, str]] = {
+        "task.freeze_feature_encoder": "an adapter (peft) leaves every weight of the base as it is, these convolutions "
+        "too"
+    }
     packages: frozenset[str] = frozenset({"soundfile"})
 
     def without_effect(self, reading: Processing | None = None) -> Mapping[str, str]:
@@ -138,7 +142,9 @@ class SoundTask(base.Task):
         masks = self.settings.spec_augment
         if masks is None:
             return {}
-        return {"apply_spec_augment": True, "mask_time_prob": masks.time_prob, "mask_time_length": masks.time_length}
+        told = {"apply_spec_augment": True, "mask_time_prob": masks.time_prob, "mask_time_length": masks.time_length}
+        # A model that masks no frames needs no vector to put in their place
+        return told if masks.time_prob else {**told, "mask_feature_prob": 0.0}
 
     def settle(self, model: Any, pretrained: bool) -> str:
         """Have a loaded model draw no masks of its own, and freeze the convolutions that read waveforms."""

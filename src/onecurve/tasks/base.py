@@ -11,7 +11,11 @@ from onecurve.content.survey import Survey as Survey
 from onecurve.errors import BadRow as BadRow
 from onecurve.tasks._capabilities import Annotates as Annotates
 from onecurve.tasks._capabilities import Asked as Asked
+from onecurve.tasks._capabilities import Classifies as Classifies
 from onecurve.tasks._capabilities import Generates as Generates
+from onecurve.tasks._capabilities import Mixes as Mixes
+from onecurve.tasks._capabilities import Packaged as Packaged
+from onecurve.tasks._capabilities import Pools as Pools
 from onecurve.tasks._capabilities import Recognises as Recognises
 from onecurve.tasks._capabilities import Transforms as Transforms
 from onecurve.tasks._capabilities import Writes as Writes
@@ -114,8 +118,12 @@ class Task(ABC):
     terms: Mapping[str, float] = {"loss": 1.0}
     """The terms of the loss by name, each with its weight: the loss is the weighted sum of their means, each mean over
     the global batch's items of that term."""
+    needs_whole_model: ClassVar[Mapping[str, str]] = {}
+    """Keys of the recipe that have no effect under an adapter, and why."""
     packages: frozenset[str] = frozenset()
     """Packages, beyond what onecurve itself needs, that the task imports under these settings."""
+    is_guessed: ClassVar[bool] = True
+    """Whether a model folder that does not say its task is taken for this one's, where the kind of model fits."""
     scoring_settings: ClassVar[frozenset[str]] = frozenset()
     """The settings that change neither examples nor training, only how the model is scored."""
     loss_settings: ClassVar[frozenset[str]] = frozenset()
@@ -233,6 +241,10 @@ class Task(ABC):
 
     # Scores
 
+    def metric_of_term(self, term: str) -> str:
+        """Return the metric's name for the mean of a term of the loss, where there are several."""
+        return f"loss/{term}"
+
     def predict(self, outputs: Any, batch: Batch) -> list[tuple[Any, Any]]:
         """Return (prediction, reference) per example as plain values; empty where only the loss is scored."""
         return []
@@ -253,12 +265,6 @@ class Task(ABC):
         A task that `Generates` or is `Asked` need not; one that does none of these cannot be asked.
         """
         raise NotImplementedError
-
-
-def unread_keys(task: Task) -> Mapping[str, str]:
-    """Return the keys of the recipe that a task does not read, and why."""
-    own = {} if isinstance(task, Transforms) else {"data.workers": "this task's examples are read as they are kept"}
-    return {**own, **task.without_effect()}
 
 
 def check_text(value: Any, column: str) -> None:

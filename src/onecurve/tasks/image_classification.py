@@ -17,6 +17,7 @@ from onecurve.content.augmentation import (
 )
 from onecurve.content.images import decode_image, plain_png
 from onecurve.content.media import read_media
+from onecurve.content.mixing import Mixing, mixed
 from onecurve.content.pixel_values import pixel_values, processed, size_made
 from onecurve.errors import ConfigError
 from onecurve.tasks._labelled import Labelled, LabelSettings
@@ -141,6 +142,10 @@ class Task(Labelled):
         image, augment, processor = _decoded(example["image"]), self.settings.augment, reading.processor
         seen = _augmented(image, rng, augment, processor) if training and augment else processed(image, processor)
         return {**example, "pixel_values": seen}
+
+    def mix(self, example: Example, partner: Example, mixing: Mixing, rng: "Generator") -> Example:
+        seen, share = mixed(example["pixel_values"], partner["pixel_values"], mixing, rng)
+        return {**example, "pixel_values": seen, "partner_labels": partner["labels"], "share": share}
 
     def collate(self, examples: Sequence[Example], reading: Processing) -> Batch:
         import numpy

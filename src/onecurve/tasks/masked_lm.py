@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -148,6 +148,13 @@ class Task(base.Task):
 
     def loss_sum(self, outputs: "Tensor", batch: Batch) -> "Tensor":
         return target_loss_sum(outputs, batch["labels"], IGNORE_INDEX)
+
+    @property
+    def classes(self) -> Literal["token"]:
+        return "token"
+
+    def classified(self, outputs: "Tensor", batch: Batch) -> "tuple[Tensor, Tensor]":
+        return outputs, learnt(batch["labels"], IGNORE_INDEX)[1]
 
     def predict(self, outputs: "Tensor", batch: Batch) -> list[tuple[int, int]]:
         """Return (hidden tokens that the likeliest candidate is right about, hidden tokens) per example."""

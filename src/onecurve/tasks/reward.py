@@ -78,7 +78,8 @@ class Task(PreferenceTask):
         return scores.view(batch["input_ids"].shape[:2])
 
     def loss_sum(self, outputs: "Tensor", batch: Batch) -> "Tensor":
-        return bradley_terry(*outputs.unbind(1), self.settings.center_rewards_coefficient or 0.0).sum()
+        chosen, rejected = outputs.unbind(1)
+        return bradley_terry(chosen, rejected, self.settings.center_rewards_coefficient or 0.0).sum()
 
     def predict(self, outputs: "Tensor", batch: Batch) -> list[tuple[Any, Any]]:
         return [(pair, None) for pair in outputs.float().tolist()]

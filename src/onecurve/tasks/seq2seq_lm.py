@@ -1,10 +1,10 @@
 """Sequence to sequence: a source text, of which an encoder-decoder writes the target, such as its translation."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from onecurve.errors import ConfigError
-from onecurve.losses.next_token import target_logits, target_loss_sum
+from onecurve.losses.next_token import learnt, target_logits, target_loss_sum
 from onecurve.tasks import base
 from onecurve.tasks._languages import language_to_write, set_languages
 from onecurve.tasks._writing import WritingSettings, WritingTask
@@ -119,6 +119,13 @@ class Task(WritingTask):
 
     def loss_sum(self, outputs: "Tensor", batch: Batch) -> "Tensor":
         return target_loss_sum(outputs, batch["labels"], IGNORE_INDEX)
+
+    @property
+    def classes(self) -> Literal["token"]:
+        return "token"
+
+    def classified(self, outputs: "Tensor", batch: Batch) -> "tuple[Tensor, Tensor]":
+        return outputs, learnt(batch["labels"], IGNORE_INDEX)[1]
 
     def metrics(self, pairs: Sequence[tuple[Any, Any]], loss: float, survey: Survey) -> dict[str, Any]:
         from onecurve.metrics.perplexity import perplexity

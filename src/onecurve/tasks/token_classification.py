@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from reprlib import repr as short
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
 from onecurve.config import nearest
 from onecurve.errors import DataError
+from onecurve.losses.next_token import learnt
 from onecurve.tasks import base
 from onecurve.tasks.base import (
     IGNORE_INDEX,
@@ -154,6 +155,14 @@ class Task(base.Task):
 
         logits, labels = outputs.float().flatten(0, 1), batch["labels"].flatten()
         return functional.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+
+    @property
+    def classes(self) -> Literal["label"]:
+        return "label"
+
+    def classified(self, outputs: "Tensor", batch: Batch) -> "tuple[Tensor, Tensor]":
+        places, targets = learnt(batch["labels"], IGNORE_INDEX)
+        return outputs.flatten(0, 1).index_select(0, places).float(), targets
 
     def predict(self, outputs: "Tensor", batch: Batch) -> list[tuple[list[int], list[int]]]:
         references = [[tag for tag in row if tag != IGNORE_INDEX] for row in batch["tags"].tolist()]

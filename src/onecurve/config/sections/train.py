@@ -12,7 +12,7 @@ class TrainSection(Section):
     max_steps: int | None = Field(default=None, gt=0, le=10**9)
     """Optimizer updates of the run. Set exactly one of this and `epochs`."""
     epochs: float | None = Field(default=None, gt=0, le=10**6)
-    """Passes over the training set."""
+    """Passes over the training set; of a mixture, so many times as many draws as it has examples."""
     global_batch_size: int = Field(default=32, gt=0)
     """Examples per optimizer update, summed over all ranks."""
     micro_batch_size: int | Literal["auto"] | None = 8

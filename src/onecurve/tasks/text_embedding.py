@@ -1,0 +1,259 @@
+"""Text embedding: a vector for each text, near to that of texts which belong to it (a bi-encoder)."""
+
+from array import array
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from onecurve.errors import ConfigError
+from onecurve.losses.in_batch import in_batch_losses, relevant_ranks
+from onecurve.metrics import ranking
+from onecurve.tasks._sequences import SequencesTask, by_example, each_sequence, put_back, sequences
+from onecurve.tasks.base import Answer, BadRow, Batch, Example, Processing, Row, Settings, Survey, check_text
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class TextEmbeddingSettings(Settings):
+    pooling: Literal["mean", "cls", "last"] = "mean"
+    """What of the last hidden states is a text's vector: their mean, the first, or the last, as for a decoder."""
+    normalize: bool = True
+    """Whether vectors have length 1: scores are cosines then, else products."""
+    temperature: float = Field(default=0.05, gt=0)
+    """What scores are divided by in the loss. sentence-transformers calls the reciprocal `scale`."""
+    query_prompt: str = ""
+    """Text put before each query, such as 'query: ' for E5 models."""
+    document_prompt: str = ""
+    """Text put before each document, such as 'passage: '."""
+    matryoshka: list[int] = Field(default_factory=list)
+    """Numbers of leading dimensions that are each to do as a vector, such as [384, 128, 64]; the model's own size must
+    be one of them. Each is a term of the loss, with weight 1 (Kusupati et al., 2022)."""
+    cutoff: int = Field(default=10, gt=0)
+    """How many documents from the top count for NDCG and recall."""
+
+    @model_validator(mode="after")
+    def _sizes_are_sizes(self) -> "TextEmbeddingSettings":
+        if any(size < 1 for size in self.matryoshka) or len(set(self.matryoshka)) < len(self.matryoshka):
+            raise ValueError(f"matryoshka must be distinct numbers above 0; got {self.matryoshka}")
+        return self
+
+
+class Task(SequencesTask):
+    """Embed texts, so that a query's vector is near to those of the documents that answer it.
+
+    The loss is the cross-entropy of each query's positive among all documents of the global batch, however that is cut:
+    the positives and negatives of every example. A document that is a positive of the same query in another example, or
+    equal to one, is no negative. In evaluations each query is compared with all documents of the split: the loss there
+    is of more negatives than in training, and MRR, NDCG and recall are of a search in all distinct documents of the
+    split.
+    """
+
+    Settings: ClassVar[type[Settings]] = TextEmbeddingSettings
+    columns: ClassVar[Mapping[str, str]] = {
+        "query": "text to search with",
+        "positive": "a text that belongs to it",
+        "negative?": "a text that does not, or a list of them",
+    }
+    shapes: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "sentence-transformers (anchor)": {
+            "query": "anchor",
+            "positive": "positive",
+            "negative?": "negative",
+        },
+        "question and answer": {"query": "question", "positive": "answer"},
+        "query and answer": {"query": "query", "positive": "answer"},
+        "a query alone": {"query": "query"},
+        "a document alone": {"positive": "document"},
+    }
+    targets: ClassVar[frozenset[str]] = frozenset({"negative"})
+    sample: ClassVar[Sequence[Row]] = (
+        {
+            "query": "How long is the ferry to the island?",
+            "positive": "The crossing takes forty minutes.",
+        },
+        {"query": "Where do I buy a ticket?", "positive": "Tickets are sold at the kiosk on the quay."},
+        {"query": "May dogs come aboard?", "positive": "Dogs travel free of charge if they are on a lead."},
+        {"query": "When does the last boat leave?", "positive": "The last departure is at ten in the evening."},
+        {"query": "Is there food on board?", "positive": "The café on the upper deck serves soup and sandwiches."},
+        {"query": "Can I take my bicycle?", "positive": "Bicycles are carried on the car deck for two euros."},
+    )
+    peft_task_type: ClassVar[str | None] = "FEATURE_EXTRACTION"
+    scoring_settings: ClassVar[frozenset[str]] = frozenset({"cutoff"})
+    pooled: ClassVar[Sequence[str]] = ("texts",)
+
+    def __init__(self, settings: TextEmbeddingSettings) -> None:
+        super().__init__(settings)
+        self.metric_names: Sequence[str] = ("loss", *ranking.names(settings.cutoff, searches=True))
+        if settings.matryoshka:
+            self.terms = {f"size_{size}": 1.0 for size in settings.matryoshka}
+
+    # Rows
+
+    def check_input(self, row: Row) -> None:
+        check_text(row["query"] if "query" in row else row.get("positive"), "query" if "query" in row else "document")
+
+    def check(self, row: Row) -> None:
+        for column in ("query", "positive"):
+            check_text(row.get(column), column)
+        for text in _negatives(row):
+            check_text(text, "negative")
+            if text == row["positive"]:
+                raise BadRow("a negative is the positive")
+
+    def encode(self, row: Row, survey: Survey, reading: Processing, truncate: bool) -> list[Example]:
+        self._check_model(reading.config)
+        query, document = self.settings.query_prompt, self.settings.document_prompt
+        texts = [query + row["query"], *(document + text for text in (row["positive"], *_negatives(row)))]
+        count = len(self.settings.matryoshka)
+        return [{**self.tokenized(texts, reading, truncate), "num_items": [1] * count if count else 1}]
+
+    def _check_model(self, config: Any) -> None:
+        if getattr(config, "is_encoder_decoder", False):
+            raise ConfigError(
+                f"is an encoder with a decoder ({config.model_type}), which has no one vector for a text.",
+                where="model.path",
+                fix="Use an encoder, or a decoder with task.pooling: last.",
+            )
+        size, sizes = getattr(config and config.get_text_config(), "hidden_size", None), self.settings.matryoshka
+        if sizes and size is not None and max(sizes) != size:
+            raise ConfigError(
+                f"are {sizes}, and the model's vectors have {size} dimensions.",
+                where="task.matryoshka",
+                fix=f"Have {size} be the largest of them.",
+            )
+
+    def collate(self, examples: Sequence[Example], reading: Processing) -> Batch:
+        """Pad the texts; `texts` numbers each by its tokens: int64 [examples, texts], 0 where an example has none."""
+        import torch
+
+        numbers = torch.tensor([_number(one["input_ids"]) for example in examples for one in sequences(example)])
+        texts = by_example(numbers, [len(example["lengths"]) for example in examples])
+        return super().collate(examples, reading) | {"texts": texts}
+
+    # The model
+
+    def auto_model(self) -> type:
+        from transformers import AutoModel
+
+        return AutoModel
+
+    def forward(self, model: "nn.Module", batch: Batch) -> "Tensor":
+        """Return the vector of each text, not normalised: float32 [examples, texts, size]."""
+        inputs, places, shape = each_sequence(batch)
+        hidden, mask = model(**inputs).last_hidden_state, inputs["attention_mask"]
+        hidden = hidden[:, -mask.shape[1] :].float()  # PEFT's prompt learning prepends virtual tokens
+        return put_back(_pool(hidden, mask, self.settings.pooling), places, shape)
+
+    def vectors(self, outputs: "Tensor", size: int | None = None) -> "Tensor":
+        """Return vectors as they are compared, cut to their leading `size` dimensions."""
+        from torch.nn import functional
+
+        outputs = outputs[..., :size]
+        return functional.normalize(outputs, dim=-1) if self.settings.normalize else outputs
+
+    def losses(self, outputs: "Tensor", batch: Batch) -> "Tensor":
+        import torch
+
+        sizes, outputs = self.settings.matryoshka or [None], outputs.float()
+        of_sizes = [
+            in_batch_losses(self.vectors(outputs, size), batch["texts"], self.settings.temperature) for size in sizes
+        ]
+        return of_sizes[0] if len(of_sizes) == 1 else torch.stack(of_sizes, 1)
+
+    def loss_sum(self, outputs: "Tensor", batch: Batch) -> "Tensor":
+        return self.losses(outputs, batch).sum(0)
+
+    def num_items(self, batch: Batch) -> Any:
+        count = len(self.settings.matryoshka)
+        return [len(batch["texts"])] * count if count else len(batch["texts"])
+
+    # Scores
+
+    def predict(self, outputs: "Tensor", batch: Batch) -> list[tuple[list[int], int]]:
+        """Return (ranks of the query's relevant documents, the query's number) per example of a pool."""
+        ranks = relevant_ranks(self.vectors(outputs.float()), batch["texts"])
+        return list(zip(ranks, batch["texts"][:, 0].tolist(), strict=True))
+
+    def metrics(self, pairs: Sequence[tuple[Any, Any]], loss: float, survey: Survey) -> dict[str, Any]:
+        """Score a search for each distinct query of the split in all its distinct documents."""
+        return {"loss": loss, **ranking.score_search({query: ranks for ranks, query in pairs}, self.settings.cutoff)}
+
+    def describe(self, example: Example, survey: Survey, tokenizer: Any) -> str:
+        texts = [tokenizer.decode(one["input_ids"], clean_up_tokenization_spaces=False) for one in sequences(example)]
+        return f"{texts[0]} -> «{texts[1]}»" + "".join(f", not «{text}»" for text in texts[2:])
+
+    # Questions
+
+    def question(self, row: Row, reading: Processing, truncate: bool) -> Example:
+        """Encode a text to be embedded: a query, or a document, each with its prompt."""
+        settings = self.settings
+        text = settings.query_prompt + row["query"] if "query" in row else settings.document_prompt + row["positive"]
+        return {**self.tokenized([text], reading, truncate), "num_items": 0}
+
+    def replies(self, outputs: "Tensor", batch: Batch, reading: Processing) -> list[Answer]:
+        """Return the `embedding` of a query, or of a document: a list of numbers."""
+        return [{"embedding": vector} for vector in self.vectors(outputs.float())[:, 0].tolist()]
+
+    # The folder
+
+    def beside(self, config: Any, max_length: int) -> Mapping[str, Any]:
+        """Return what sentence-transformers needs to build the model: its modules, their settings, the prompts."""
+        settings, text = self.settings, config.get_text_config()
+        modules = {"": "Transformer", "1_Pooling": "Pooling"}
+        modules |= {"2_Normalize": "Normalize"} if settings.normalize else {}
+        return {
+            "modules.json": [
+                {"idx": at, "name": str(at), "path": path, "type": f"sentence_transformers.models.{kind}"}
+                for at, (path, kind) in enumerate(modules.items())
+            ],
+            "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
+            "1_Pooling/config.json": {
+                "word_embedding_dimension": text.hidden_size,
+                "pooling_mode_cls_token": settings.pooling == "cls",
+                "pooling_mode_mean_tokens": settings.pooling == "mean",
+                "pooling_mode_max_tokens": False,
+                "pooling_mode_mean_sqrt_len_tokens": False,
+                "pooling_mode_weightedmean_tokens": False,
+                "pooling_mode_lasttoken": settings.pooling == "last",
+                "include_prompt": True,
+            },
+            "config_sentence_transformers.json": {
+                "prompts": {"query": settings.query_prompt, "document": settings.document_prompt},
+                "default_prompt_name": None,
+                "similarity_fn_name": "cosine" if settings.normalize else "dot",
+            },
+        }
+
+
+def _negatives(row: Row) -> list[Any]:
+    found = row.get("negative")
+    if found is None:
+        return []
+    return found if isinstance(found, list) else [found]
+
+
+def _number(ids: Sequence[int]) -> int:
+    """Return a number above 0 that equal texts share, and others but by a chance of 1 in 2 ** 63."""
+    return max(1, int.from_bytes(blake2b(array("q", ids).tobytes(), digest_size=8).digest(), "little") >> 1)
+
+
+def _pool(hidden: "Tensor", mask: "Tensor", pooling: str) -> "Tensor":
+    """Return a vector for each sequence: float32 [sequences, size].
+
+    Args:
+        hidden: float32 [sequences, longest, size].
+        mask: 1 where a token is: int64 [sequences, longest].
+        pooling: How.
+    """
+    import torch
+
+    if pooling == "mean":
+        # Products and sums alone: autocast leaves these in float32, under every strategy
+        there = mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * there).sum(1) / there.sum(1)
+    first = mask.argmax(1)  # 0 where padding is on the right
+    place = first if pooling == "cls" else first + mask.sum(1) - 1
+    return hidden[torch.arange(len(hidden), device=hidden.device), place]

@@ -1,0 +1,88 @@
+"""Averages of weights: the same under every launch form, on across interruptions, held against torch's own."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
+
+from onecurve.checkpoint.reader import Windows
+from tests.resume.conftest import recipes  # noqa: F401  a fixture
+from tests.resume.curves import curve, partings, weights
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+KINDS = {
+    "ema": (["--regularization.average_decay", "0.6"], get_ema_multi_avg_fn(0.6)),
+    "swa": (["--regularization.average_start", "3", "--regularization.average_every", "2"], get_swa_multi_avg_fn()),
+    "last": (["--regularization.average_count", "3"], None),
+}
+SAVED = ["--checkpoint.every", "1", "--checkpoint.keep", "9", "--eval.every", "2"]
+
+
+class Weights(nn.Module):
+    """A checkpoint's parameters, for torch to average."""
+
+    def __init__(self, folder):
+        super().__init__()
+        with Windows(folder) as windows:
+            for name, stored in windows.manifest.tensors.items():
+                key, _, parameter = name.partition("/")
+                if key == "param":
+                    values = torch.cat([part for _, part in windows.read(name, 0, stored.numel)]).view(stored.shape)
+                    self.register_parameter(parameter.replace(".", "/"), nn.Parameter(values))
+
+
+def expected(run, kind):
+    """Average the weights of the run's own checkpoints, one a step."""
+    steps = {"ema": range(1, 9), "swa": range(3, 9, 2), "last": range(6, 9)}[kind]
+    saved = [Weights(run.output_dir / "checkpoints" / f"step-{step:08}") for step in steps]
+    if kind == "last":
+        one = {
+            n: torch.stack([dict(w.named_parameters())[n] for w in saved]).mean(0)
+            for n, _ in saved[0].named_parameters()
+        }
+    else:
+        average = AveragedModel(saved[0], multi_avg_fn=KINDS[kind][1])
+        for each in saved:
+            average.update_parameters(each)
+        one = dict(average.module.named_parameters())
+    return {name.replace("/", "."): value.detach() for name, value in one.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_averages_are_one_under_every_strategy_and_go_on_exactly(forks, recipes, tmp_path, kind):  # noqa: F811
+    recipe, words = recipes["text_classification"], ["--regularization.average", kind, *KINDS[kind][0]]
+    one = forks.train(recipe, tmp_path / "one", "python", *words, *SAVED)
+    assert "average   " in one.stdout
+    plain = forks.train(recipe, tmp_path / "plain", "python", *SAVED)
+    assert curve(one) == curve(plain), "to average and score changed what was trained"
+    exported = load_file(one.output_dir / "model" / "model.safetensors")
+    for name, value in expected(one, kind).items():
+        assert torch.allclose(exported[name], value, rtol=0, atol=1e-7), name
+        assert np.any(weights(plain)[name] != exported[name].numpy()) or not value.any(), f"{name} is not averaged"
+    assert one.events("eval")[-1]["loss"] != plain.events("eval")[-1]["loss"]
+    for how in ("ddp", "zero1", "zero2", "zero3"):
+        whole = forks.train(recipe, tmp_path / how, how, *words, *SAVED)
+        assert not [*partings(one, whole)], how
+        losses = [[event["loss"] for event in run.events("eval")] for run in (one, whole)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+        forks.train(recipe, tmp_path / f"{how} again", how, *words, *SAVED, "--train.stop_after", "5")
+        again = forks.train(recipe, tmp_path / f"{how} again", how, *words, *SAVED)
+        assert not [*partings(whole, again, exactly=True)], how
+    forks.train(recipe, tmp_path / "elsewhere", "zero3", *words, *SAVED, "--train.stop_after", "4")
+    assert not [*partings(one, forks.train(recipe, tmp_path / "elsewhere", "python", *words, *SAVED))]
+
+
+def test_the_best_average_is_kept(forks, recipes, tmp_path):  # noqa: F811
+    words = ["--regularization.average", "ema", *KINDS["ema"][0], *SAVED, "--eval.every", "1"]
+    words += ["--eval.best_metric", "loss", "--optim.lr", "0.08", "--optim.warmup_steps", "6"]
+    run = forks.train(recipes["causal_lm"], tmp_path / "run", "zero2", *words)
+    losses = {event["step"]: event["loss"] for event in run.events("eval")}
+    best = min(losses, key=losses.get)
+    assert best < 8, "nothing to choose"
+    checkpoint = run.output_dir / "checkpoints" / f"step-{best:08}"
+    with Windows(checkpoint) as windows:
+        for name, value in load_file(run.output_dir / "model" / "model.safetensors").items():
+            kept = torch.cat([part for _, part in windows.read(f"average-0/{name}", 0, value.numel())])
+            assert torch.equal(kept.view(value.shape), value), name

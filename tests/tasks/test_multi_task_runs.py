@@ -1,0 +1,91 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.launching import train, write_recipe
+
+HEADS = {
+    "topic": {"name": "text_classification"},
+    "sentiment": {"name": "text_classification", "weight": 0.5},
+}
+READ = """
+import sys
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+folder, adapter = sys.argv[1], sys.argv[2] == "adapter"
+for head in ("topic", "sentiment"):
+    there, kind = f"{folder}/{head}", AutoModelForSequenceClassification
+    tokenizer = AutoTokenizer.from_pretrained(there)
+    if adapter:
+        from peft import PeftModel
+        model = PeftModel.from_pretrained(kind.from_pretrained(f"{there}/base"), there)
+    else:
+        model = kind.from_pretrained(there)
+    with torch.no_grad():
+        said = model.eval()(**tokenizer("the quick dog", return_tensors="pt")).logits.softmax(-1)[0]
+    labels = model.config.id2label
+    print(head, *(f"{labels[i]}={float(p):.5f}" for i, p in enumerate(said)))
+"""
+
+
+def _recipe(folder: Path, model: Path, **sections: Any) -> Path:
+    pairs = [(a, b) for _ in range(6) for a in ("quick", "lazy", "brown") for b in ("happy", "not")]
+    rows = [
+        {"text": f"the {a} dog {b}", "topic": a if i % 3 else None, "sentiment": b if i % 4 else None}
+        for i, (a, b) in enumerate(pairs)
+    ]
+    lines = (json.dumps(row) for row in rows if row["topic"] or row["sentiment"])
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    return write_recipe(
+        folder / "recipe.yaml",
+        output_dir=str(folder / "run"),
+        task={"name": "multi_task", "heads": HEADS},
+        model={"path": str(model)},
+        data={"train": str(folder / "rows.jsonl"), "cache_dir": str(folder / "cache")},
+        optim={"lr": 1e-3},
+        train={"max_steps": 5, "global_batch_size": 8, "micro_batch_size": 2, "mixed_precision": "no"},
+        checkpoint={"every": 2},
+        **sections,
+    )
+
+
+def _curve(run: Any) -> list[float]:
+    return [value for one in run.events("train") for value in (one["loss"], one["grad_norm"], *one["losses"].values())]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_heads_draw_one_curve_and_resume_on_it(tmp_path: Path, tiny_bert: Path) -> None:
+    recipe = _recipe(tmp_path, tiny_bert)
+    alone = train(recipe, tmp_path / "single")
+    expected = _curve(alone)
+    assert sorted(alone.events("train")[0]["losses"]) == ["sentiment", "topic"]
+    for how in ("ddp", "zero2", "zero3"):
+        assert _curve(train(recipe, tmp_path / how, how)) == pytest.approx(expected, rel=1e-5), how
+    train(recipe, tmp_path / "again", "python", "--train.stop_after", "2")
+    assert _curve(train(recipe, tmp_path / "again")) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "adapter"])
+def test_each_head_is_a_model_that_others_load_and_says_what_all_say(
+    tmp_path: Path, tiny_llama: Path, method: str
+) -> None:
+    peft = {"peft": {"method": "lora", "target_modules": "all-linear"}} if method == "adapter" else {}
+    run = train(_recipe(tmp_path, tiny_llama, **peft), tmp_path / "run")
+    model = run.output_dir / "model"
+    if method == "full":
+        assert (model / "topic" / "model-00001-of-00002.safetensors").stat().st_nlink == 3
+    code = ["-m", "onecurve", "predict", str(model), "--json", "the quick dog"]
+    asked = subprocess.run([sys.executable, *code], capture_output=True, text=True, check=True)
+    told = json.loads(asked.stdout.splitlines()[-1])
+    read = subprocess.run([sys.executable, "-c", READ, str(model), method], capture_output=True, text=True, check=True)
+    for line in read.stdout.splitlines():
+        head, *pairs = line.split()
+        found = {label: float(p) for label, p in (pair.split("=") for pair in pairs)}
+        assert found == pytest.approx(told[head]["probabilities"], abs=2e-5)
+    assert "| [topic](topic/README.md) |" in (model / "README.md").read_text()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ruamel.yaml import YAML
 
 from onecurve.data.cache import find_entry
 from onecurve.data.examples import Examples, write_examples
@@ -142,6 +143,31 @@ def test_another_model_is_the_reference_that_the_recipe_names(recipe: Path, tmp_
     train(recipe, tmp_path / "run", "python", "--task.reference", other, "--train.max_steps", "1")
     assert np.allclose(said(tmp_path / "run")[13], plain_logps(recipe.parent / "other"), rtol=0, atol=1e-4)
     assert not np.allclose(said(tmp_path / "run")[13], plain_logps(recipe.parent / "llama"), rtol=0, atol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_named_sources_and_sets_are_annotated_each_and_every_cut_draws_one_curve(recipe: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    for file, rows in ((first, PAIRS[:6]), (second, PAIRS[6:])):
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sections = YAML().load(recipe.read_text())
+    sections["data"]["train"] = {
+        "first": {"path": str(first), "weight": 1},
+        "second": {"path": str(second), "weight": 3},
+    }
+    sections["data"]["eval"] = {"first": str(first), "all": str(recipe.parent / "train.jsonl")}
+    mixed = write_recipe(tmp_path / "mixed.yaml", **sections)
+    one = train(mixed, tmp_path / "one", "python")
+    expected = plain_logps(recipe.parent / "llama")
+    found = said(tmp_path / "one")
+    assert np.allclose(found[6], expected[:6], rtol=0, atol=1e-4)
+    assert np.allclose(found[7], expected[6:], rtol=0, atol=1e-4)
+    assert np.allclose(found[13], expected, rtol=0, atol=1e-4)
+    other = train(mixed, tmp_path / "ddp", "ddp")
+    for kind, name in (("train", "loss"), ("train", "grad_norm"), ("eval", "first/loss"), ("eval", "all/loss")):
+        ours, theirs = ([event[name] for event in run.events(kind)] for run in (one, other))
+        assert ours and theirs == pytest.approx(ours, rel=5 * TOLERANCE), name
 
 
 @pytest.mark.slow

@@ -211,7 +211,8 @@ def prepare(case: Case, folder: Any) -> Prepared:
     settle_batch_norm(model, "frozen")
     examples = [example for row in rows for example in task.encode(row, survey, read, truncate=True)]
     prepared = Prepared(task, survey, read, model, rows, examples, case)
-    return replace(prepared, examples=annotated(prepared)) if isinstance(task, Annotates) else prepared
+    needs = isinstance(task, Annotates) and task.annotations
+    return replace(prepared, examples=annotated(prepared)) if needs else prepared
 
 
 def annotated(case: Prepared) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from reprlib import repr as short
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from onecurve.content.survey import Survey as Survey
 from onecurve.errors import BadRow as BadRow
@@ -52,12 +52,8 @@ class Limit(NamedTuple):
     """The setting that raises it; empty: none does."""
 
 
-class Settings(BaseModel):
+class Settings(BaseModel, extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False):
     """A task's own settings: the keys beside `task.name`."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
 
 
 class Processing(Protocol):

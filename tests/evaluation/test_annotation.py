@@ -138,9 +138,11 @@ def test_an_adapter_that_does_not_start_at_the_base_is_switched_off(recipe: Path
 
 
 @pytest.mark.slow
-def test_another_model_is_the_reference_that_the_recipe_names(recipe: Path, tmp_path: Path) -> None:
-    other = str(recipe.parent / "other")
-    train(recipe, tmp_path / "run", "python", "--task.reference", other, "--train.max_steps", "1")
+@pytest.mark.distributed
+@pytest.mark.parametrize("how", ["python", "zero3"])
+def test_another_model_is_the_reference_that_the_recipe_names(recipe: Path, tmp_path: Path, how: str) -> None:
+    named = ["--task.reference", str(recipe.parent / "other"), "--data.cache_dir", str(tmp_path / "cache")]
+    train(recipe, tmp_path / "run", how, *named, "--train.max_steps", "1")
     assert np.allclose(said(tmp_path / "run")[13], plain_logps(recipe.parent / "other"), rtol=0, atol=1e-4)
     assert not np.allclose(said(tmp_path / "run")[13], plain_logps(recipe.parent / "llama"), rtol=0, atol=1e-2)
 

@@ -5,8 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from reprlib import repr as short
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-from pydantic import BaseModel
-
+from onecurve.config.sections.base import Section
 from onecurve.content.survey import Survey as Survey
 from onecurve.errors import BadRow as BadRow
 from onecurve.tasks._capabilities import Annotates as Annotates
@@ -52,7 +51,7 @@ class Limit(NamedTuple):
     """The setting that raises it; empty: none does."""
 
 
-class Settings(BaseModel, extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False):
+class Settings(Section):
     """A task's own settings: the keys beside `task.name`."""
 
 

@@ -330,7 +330,7 @@ def test_what_cannot_come_in_is_refused(folder, accelerated, tmp_path, capsys):
     with pytest.raises(ConfigError, match="onecurve checkpoint convert"):
         start(folder / "safe")
     shutil.copy(folder / "bert" / "config.json", torn)
-    with pytest.raises(ConfigError, match=r"model\.path: .* cannot be used"):
+    with pytest.raises(ConfigError, match=r"model\.path: .* has a weight file that is cut off or damaged"):
         start(torn, tokenizer=folder / "bert")
 
 

@@ -1,14 +1,16 @@
 """Named sources and sets: each read by settings of its own, and named in errors, counts and fingerprints."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
 from onecurve.config import DataSection, Recipe
-from onecurve.data.loader import _wanted
+from onecurve.data.loader import Loader
 from onecurve.data.plan import plan_run
 from onecurve.data.position import Position
 from onecurve.data.splits import Data
@@ -101,9 +103,14 @@ def test_weights_and_temperatures_become_a_mixture_that_is_told_source_by_source
 
 def test_draws_are_keyed_by_the_pass_over_the_source(files: Path) -> None:
     train = {"news": {"path": str(files / "news.jsonl"), "weight": 1}, "tweets": tweets(files, weight=4)}
-    plan = plan_run(loaded(files, train).splits, recipe(train))
-    step = plan.step(2)  # draws 8 to 15: a second pass over 6 tweets, the first over the news
-    wanted = [_wanted(step, position, ids) for position, ids, _ in step.of_rank(0, 1)]
+    data = loaded(files, train)
+    step = plan_run(data.splits, recipe(train)).step(
+        2
+    )  # draws 8 to 15: a second pass over 6 tweets, the first over the news
+    one_rank: Any = SimpleNamespace(device=torch.device("cpu"), process_index=0, num_processes=1)
+    silent: Any = None  # nothing is read
+    loader = Loader(data.train, silent, silent, one_rank)
+    wanted = [loader._wanted(step, position, ids) for position, ids, _ in step.of_rank(0, 1)]
     ids, passes = (
         np.concatenate([np.frombuffer(getattr(one, of), np.int64) for one in wanted]) for of in ("ids", "passes")
     )

@@ -7,8 +7,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from onecurve.config import EvalSection, TaskSection
+from onecurve.config import EvalSection, RegularizationSection, TaskSection
 from onecurve.evaluation import Best
+from onecurve.strategies.average import Average
 from onecurve.strategies.plain import Plain
 from onecurve.tasks import load_task
 
@@ -20,8 +21,9 @@ def best(metric: str | None = "bleu", **settings: Any) -> Best:
     model = torch.nn.Linear(2, 2)
     strategy.prepare(model, torch.optim.SGD(model.parameters()), 1)
     task = load_task(TaskSection(name="seq2seq_lm", **{"generate": SEARCH, "metrics": ["bleu", "chrf"]} | settings))
-    dev: Any = SimpleNamespace(examples=SimpleNamespace(folder=SimpleNamespace(name="dev")))
-    return Best(task, EvalSection.model_validate({"best_metric": metric}), strategy, dev)
+    dev: Any = SimpleNamespace(examples=SimpleNamespace(folder=SimpleNamespace(name="dev")), sets=())
+    average = Average(strategy, RegularizationSection())
+    return Best(task, EvalSection.model_validate({"best_metric": metric}), strategy, dev, average)
 
 
 def saved(**settings: Any) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def probe(model: Any, task: Any, **keys: Any) -> str:
 def rates(model: nn.Module, lr: float = 1.0) -> dict[str, float]:
     """The learning rate that the optimizer's groups give each trained parameter."""
     optimizer = build_optimizer(model, OptimSection(lr=lr))
-    set_rates(optimizer, lr)
+    set_rates(optimizer, lr, 1)
     names = {parameter: name for name, parameter in model.named_parameters()}
     return {names[p]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
 

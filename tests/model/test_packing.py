@@ -8,7 +8,7 @@ import transformers
 from accelerate import Accelerator
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from onecurve.config import TaskSection
+from onecurve.config import RegularizationSection, TaskSection
 from onecurve.errors import ConfigError
 from onecurve.model import packed_attention
 from onecurve.model import packing as packing_module
@@ -167,7 +167,11 @@ class Split:
 
 
 def ask(asked: str, model: Any, attn: str | None = None, task: Any = CAUSAL_LM, precision: str = "no") -> str:
-    recipe: Any = SimpleNamespace(train=SimpleNamespace(packing=asked), model=SimpleNamespace(attn_implementation=attn))
+    recipe: Any = SimpleNamespace(
+        train=SimpleNamespace(packing=asked),
+        model=SimpleNamespace(attn_implementation=attn),
+        regularization=RegularizationSection(),
+    )
     name = "causal_lm" if task is CAUSAL_LM else "text_classification"
     splits: Any = [Split(examples_of(name)), Split(examples_of(name, (3, 12)))]
     strategy = Plain(Accelerator(cpu=True), precision, 1.0)

@@ -99,7 +99,7 @@ def _unlabelled(row: dict[str, Any], task: Any) -> dict[str, Any]:
     row = {name: value for name, value in row.items() if name not in task.targets}
     if "messages" in row:
         row["messages"] = row["messages"][:-1]
-    return row | {"text": f"{row['text']} [MASK]"} if isinstance(task, base.Asked) else row
+    return row | {"text": f"{row['text']} [MASK]"} if isinstance(task, base.Asked) and "text" in row else row
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> Path:

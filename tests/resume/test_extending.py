@@ -77,7 +77,11 @@ def finished(recipes, folder, words, checkpoint=True):
         ([], ["--train.max_steps", "12"], ""),
         ([], [], "nothing left to do"),
         ([], ["--train.max_steps", "7"], "a finished run with another train.max_steps"),
-        ([], ["--train.max_steps", "12", "--optim.lr", "1"], "a finished run with another optim.lr, train.max_steps"),
+        (
+            [],
+            ["--train.max_steps", "12", "--optim.lr", "1"],
+            r"another optim\.lr \(0\.002, now 1\.0\), train\.max_steps \(8, now 12\)",
+        ),
         ([], ["--train.max_steps", "12", "--optim.lr", "1", "--train.allow_changes", "[optim.lr]"], ""),
         ([], [*BY_EPOCHS, "9"], ""),
         ([*BY_EPOCHS, "2"], [*BY_EPOCHS, "3"], ""),

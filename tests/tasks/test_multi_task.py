@@ -1,4 +1,5 @@
 import math
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -243,3 +244,14 @@ def test_words_without_tags_are_not_scored_for_them(case: Prepared) -> None:
     pairs = task.predict({"intent": torch.zeros(3, 2), "tags": right}, batch)
     assert [sorted(told) for _, told in pairs] == [["intent", "tags"], ["intent"], ["tags"]]
     assert (batch["tags/labels"] == IGNORE_INDEX).any()
+
+
+def test_a_checkpoint_whose_heads_are_for_other_labels_is_refused(case: Prepared, tmp_path: Path) -> None:
+    case.model.save_pretrained(tmp_path)
+    auto, config = case.task.auto_model(), deepcopy(case.model.config)
+    auto.from_pretrained(tmp_path, config=deepcopy(config))
+    (name, told), *_ = ((name, told) for name, told in config.task_heads.items() if "id2label" in told["config"])
+    labels = told["config"]["id2label"]
+    told["config"] = {**told["config"], "id2label": dict(zip(labels, reversed(labels.values()), strict=True))}
+    with pytest.raises(ConfigError, match=f"its head '{name}' was trained for the labels .*Give the head another"):
+        auto.from_pretrained(tmp_path, config=config)

@@ -29,6 +29,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if hasattr(arguments, "overrides"):  # a command that takes a recipe leaves --section.key value to it
         arguments.overrides = rest
+    elif hasattr(arguments, "texts") and not any(word.startswith("-") for word in rest):
+        arguments.texts += rest  # argparse takes texts behind an option for something else
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:

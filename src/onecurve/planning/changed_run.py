@@ -106,7 +106,7 @@ def _check_longer(told: str, state: Mapping[str, Any], plan: BatchPlan, recipe: 
 
 
 def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
-    earlier = _LATER | dict(earlier)
+    earlier = {key: value for key, value in _LATER.items() if key in now} | dict(earlier)
     keys = sorted(earlier.keys() | now.keys())
     return {key: [earlier.get(key), now.get(key)] for key in keys if earlier.get(key) != now.get(key)}
 

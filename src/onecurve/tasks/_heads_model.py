@@ -83,10 +83,15 @@ class ManyHeadsModel:
         return {config: None for config in mappings[0] if all(config in mapping for mapping in mappings)}
 
     def from_pretrained(self, path: Any, config: Any = None, task_heads: Any = None, **options: Any) -> Any:
-        """Do what `AutoModel.from_pretrained` does; `task_heads` goes into the config."""
-        if config is None:
-            told = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
-            config = AutoConfig.from_pretrained(path, **told)
+        """Do what `AutoModel.from_pretrained` does; `task_heads` goes into the config.
+
+        Raises:
+            ConfigError: The checkpoint has such heads already, for other labels or the same in another order.
+        """
+        told = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
+        stored = AutoConfig.from_pretrained(path, **told)
+        config = config if config is not None else stored
+        _check_labels(getattr(stored, "task_heads", {}), config)
         if task_heads is not None:
             config.task_heads = task_heads
         return model_class(config).from_pretrained(path, config=config, **options)
@@ -95,6 +100,22 @@ class ManyHeadsModel:
         """Do what `AutoModel.from_config` does."""
         options.pop("trust_remote_code", None)
         return model_class(config)._from_config(config, **options)
+
+
+def _check_labels(stored: Mapping[str, Any], config: Any) -> None:
+    """Refuse a checkpoint's heads whose rows are of other labels than those of the data."""
+    for name, told in getattr(config, "task_heads", {}).items():
+        labels = [
+            {int(number): label for number, label in of_one["config"].get("id2label", {}).items()}
+            for of_one in (stored.get(name, told), told)
+        ]
+        if labels[0] != labels[1]:
+            before, now = (", ".join(one[number] for number in sorted(one)) for one in labels)
+            raise ConfigError(
+                f"its head {name!r} was trained for the labels {before}, in this order, and the data has {now}.",
+                where="model.path",
+                fix="Give the head another name, so that it begins anew, or train on data with those labels.",
+            )
 
 
 def module_name(head: str) -> str:

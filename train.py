@@ -17,7 +17,7 @@ def main(argv: list[str], run: Run) -> None:
     recipe, task = checked.recipe, checked.task
     with heavy_imports(checked):  # the recipe is valid: only now what takes seconds
         from onecurve.data import Loader, load_data, plan_run
-        from onecurve.evaluation import scoring, write_predictions
+        from onecurve.evaluation import annotated, scoring, write_predictions
         from onecurve.export.model_folder import Exporter
         from onecurve.faults import BadSteps, BlackBox, OutOfMemory, Stopping, fit
         from onecurve.machine.distributed import start
@@ -40,8 +40,9 @@ def main(argv: list[str], run: Run) -> None:
     strategy, run.explain = build_strategy(accelerator, recipe, precision), OutOfMemory(recipe, model, accelerator)
     unused, partial = probe(model, recipe, task, data.train, reading, precision, accelerator)
     strategy.prepare(model, build_optimizer(model, recipe.optim), plan.most_passes(accelerator.num_processes), partial)
-    loaders = {split.name: Loader(split, task, reading, accelerator, objective) for split in data.splits}
     packed = pack(strategy, recipe, precision, task, data.splits, reading)
+    data = annotated(data, task, recipe, checked.directory, strategy, reading, accelerator)
+    loaders = {split.name: Loader(split, task, reading, accelerator, objective) for split in data.splits}
     checked, recipe, plan = fit(checked, plan, strategy, loaders["train"])
     evaluate, best = scoring(strategy, recipe, task, data, loaders)
     checkpoints = Checkpoints(checked, data, plan, strategy, best, accelerator)

@@ -58,6 +58,8 @@ class Checkpoints:
     ) -> None:
         self.recipe, self.strategy, self.best, self.accelerator = checked.recipe, strategy, best, accelerator
         self.curve = curve_settings(checked.resolved) | {"data": data.fingerprint}
+        if data.reference:
+            self.curve["reference"] = data.reference
         if plan.mixture:
             self.curve["data.weights"] = dict(plan.mixture.weights)
         if code := code_identity(self.recipe.model):

@@ -125,11 +125,15 @@ def test_a_name_that_allows_no_change_is_refused(load, name, said):
 
 
 def test_what_a_resumed_run_compares_may_be_allowed(load):
-    names = "[data, model.weights, model.code, task.source_hash, optim.lr, peft.r, train.global_batch_size, seed]"
+    beside = "data, model.weights, model.code, reference"
+    names = f"[{beside}, task.source_hash, optim.lr, peft.r, train.global_batch_size, seed]"
     check_effects(load("--train.allow_changes", names), {}, {})
 
 
-READ_BY = {"model.chat_template": {"sft"}, "data.on_long": set(task_names()) - {"causal_lm", "masked_lm"}}
+READ_BY = {
+    "model.chat_template": {"sft", "reward", "dpo"},
+    "data.on_long": set(task_names()) - {"causal_lm", "masked_lm"},
+}
 HEAD = {"name": "text_classification"}
 NEEDED = {"multi_task": {"heads": {"topic": HEAD, "sentiment": HEAD}}}  # settings without a default
 READ_BY["train.logits"] = {"sft", "causal_lm", "seq2seq_lm"}

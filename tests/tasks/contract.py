@@ -6,7 +6,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -29,7 +29,7 @@ from onecurve.model.batch_norm import settle_batch_norm
 from onecurve.seeds import stream_key
 from onecurve.step import accumulate
 from onecurve.tasks import load_task, task_names
-from onecurve.tasks.base import Pools, Survey
+from onecurve.tasks.base import Annotates, Pools, Survey
 from tests.readings import ReadingOf
 
 SEED = 5
@@ -210,7 +210,20 @@ def prepare(case: Case, folder: Any) -> Prepared:
             weight.mul_(4)
     settle_batch_norm(model, "frozen")
     examples = [example for row in rows for example in task.encode(row, survey, read, truncate=True)]
-    return Prepared(task, survey, read, model, rows, examples, case)
+    prepared = Prepared(task, survey, read, model, rows, examples, case)
+    needs = isinstance(task, Annotates) and task.annotations
+    return replace(prepared, examples=annotated(prepared)) if needs else prepared
+
+
+def annotated(case: Prepared) -> list[dict[str, Any]]:
+    """Return the examples with what a reference says of each: the same model with other weights."""
+    reference = copy.deepcopy(case.model)
+    with torch.no_grad():
+        for weight in reference.parameters():
+            weight.mul_(0.9)
+        batch = case.batch()
+        said = case.task.annotate(case.task.forward(reference, batch), batch)
+    return [{**example, **{name: said[name][place] for name in said}} for place, example in enumerate(case.examples)]
 
 
 def rows_of(case: Case, task: Any) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 from onecurve.config.manual import meaning
 from onecurve.machine.optional_packages import _DISTRIBUTIONS
 from onecurve.tasks import find_task, task_names
-from onecurve.tasks.base import Asked, Generates, Recognises, Transforms
+from onecurve.tasks.base import Annotates, Asked, Generates, Recognises, Transforms
 from tests.tasks.contract import all_cases
 from tests.zoo.table import KINDS
 
@@ -72,6 +72,7 @@ def _facts(name: str, kind: Any) -> Iterator[tuple[str, str]]:
     yield "PEFT task type", f"`{kind.peft_task_type}`" if kind.peft_task_type else "none: no prompt learning"
     yield "also reads rows of", ", ".join(kind.shapes) if isinstance(task, Recognises) else ""
     yield "each time an example is read", "it is decoded, augmented or masked anew" * isinstance(task, Transforms)
+    yield "before step 1", "a frozen reference scores each example, once" * isinstance(task, Annotates)
     yield "`onecurve predict`", _prediction(kind, task)
     yield "needs", _packages(kind.packages)
     recipe = ROOT / "recipes" / f"{name}.yaml"

@@ -15,9 +15,9 @@ from onecurve.config.suggest import meant
 from onecurve.errors import ConfigError
 
 _OPEN = {"task", "peft", "optim"}
-_BESIDE_KEYS = {"data", "data.weights", "model.weights", "model.code"}
-"""What a resumed run compares besides keys: the examples and a mixture's weights, the frozen weights, and a model's own
-code."""
+_BESIDE_KEYS = {"data", "data.weights", "model.weights", "model.code", "reference"}
+"""What a resumed run compares besides keys: the examples and a mixture's weights, the frozen weights, a model's own
+code, and what a reference says of the examples."""
 
 
 @dataclass(frozen=True)

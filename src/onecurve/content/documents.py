@@ -33,7 +33,7 @@ def tokenise(document: Document, tokenizer: Any) -> tuple[list[int], list[bool]]
     """
     if not tokenizer.is_fast:
         raise ConfigError(
-            "sft needs a fast tokenizer, one that maps tokens to character positions.",
+            "learning answers alone needs a fast tokenizer, one that maps tokens to character positions.",
             where="model.tokenizer",
         )
     encoded = tokenizer(

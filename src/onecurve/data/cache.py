@@ -39,6 +39,11 @@ def cache_root(cache_dir: str | None) -> Path:
     return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "onecurve"
 
 
+def find_entry(root: Path, key: str) -> Entry | None:
+    """Return the entry of `key`; None where it is missing, cut short or altered."""
+    return _read(root / key, is_hit=True)
+
+
 def get_or_write(root: Path, key: str, write: Callable[[Path], dict[str, Any]], about: dict[str, str]) -> Entry:
     """Return the entry of `key`; where there is none, exactly one of the waiting processes writes it.
 

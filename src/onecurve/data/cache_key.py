@@ -54,7 +54,7 @@ def task_identity(task: Task) -> dict[str, Any]:
     parts: dict[str, Any] = {
         "task": f"{type(task).__module__}.{type(task).__qualname__}",
         "encoder_version": task.encoder_version,
-        "task_settings": task.settings.model_dump(mode="json", exclude=set(task.scoring_settings)),
+        "task_settings": task.settings.model_dump(mode="json", exclude={*task.scoring_settings, *task.loss_settings}),
     }
     if code := source_hash(type(task)):  # the user's own, whose author need not know of encoder versions
         parts["task_code"] = code

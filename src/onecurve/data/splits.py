@@ -34,6 +34,8 @@ class Split:
     """What the source's was when they were read."""
     prompts: list[Prompt] = field(default_factory=list)
     """What the model is asked where evaluations generate; of the training split none."""
+    annotations: Examples | None = None
+    """What a frozen model says of each example, by the same numbers; None: nothing."""
     workers: "CollationWorkers | None" = None
     """Processes that make its batches; None: the loader does."""
     key: str = ""
@@ -70,11 +72,11 @@ class Split:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> Example:
-        return self.examples[index]
+        return self.examples[index] | ({} if self.annotations is None else self.annotations[index])
 
     def take(self, indices: Sequence[int] | np.ndarray) -> list[Example]:
         """Return the examples of these numbers, in this order."""
-        return [self.examples[index] for index in indices]
+        return [self[index] for index in indices]
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ class Data:
     """Tokens an example may have."""
     cached: bool
     """Whether nothing had to be encoded."""
+    reference: str = ""
+    """Equal where the model is that annotated the examples; empty: none did."""
 
     def label_counts(self) -> np.ndarray:
         """Count the items of the training split with each label, in the order of the ids: int64 [labels]."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from onecurve.config import Recipe
 from onecurve.data.loader import Loader
 from onecurve.data.splits import Data
+from onecurve.evaluation.annotation import annotated
 from onecurve.evaluation.best import Best
 from onecurve.evaluation.predictions import write_predictions
 from onecurve.evaluation.scores import Evaluator
@@ -13,7 +14,7 @@ from onecurve.strategies.average import Average
 from onecurve.strategies.base import Strategy
 from onecurve.tasks.base import Task
 
-__all__ = ["Best", "Evaluator", "scoring", "write_predictions"]
+__all__ = ["Best", "Evaluator", "annotated", "scoring", "write_predictions"]
 
 
 def scoring(

@@ -13,9 +13,9 @@ from onecurve.model.remote_code import told_by_flag
 from onecurve.prediction.answers import encode_prompt
 from onecurve.prediction.trained import Trained, load_trained, loads_as
 from onecurve.tasks import load_task
+from onecurve.tasks._rendering import TemplateSettings
 from onecurve.tasks.base import BadRow, Generates
 
-_MESSAGES = "messages?"
 """The column of a task that learns conversations."""
 _TASK = "sft"
 """What a folder that says of no task is asked for."""
@@ -79,7 +79,7 @@ def load_chat_model(folder: Path, trust_remote_code: bool = False) -> Trained:
     if name is None:
         return load_trained(folder, trust_remote_code=trust_remote_code)  # which says what is wrong
     task = load_task(TaskSection(name=name, **(known.settings if known else {})))
-    if not isinstance(task, Generates) or _MESSAGES not in task.columns:
+    if not isinstance(task, Generates) or not isinstance(task.settings, TemplateSettings):
         raise ConfigError(
             f"{str(folder)!r} was trained for {name}, not for conversations.", fix="Ask it with `onecurve predict`."
         )

@@ -96,6 +96,38 @@ class Transforms(Protocol):
 
 
 @runtime_checkable
+class Annotates(Protocol):
+    """A task whose loss reads what a frozen model, the reference, says of each example: computed once, before step 1.
+
+    The reference is the model as it stands before step 1, unless `reference_model` names another.
+    """
+
+    @property
+    def annotations(self) -> Mapping[str, Any]:
+        """Name -> a value of the shape that `annotate` returns, for a pass whose loss is of no interest.
+
+        Empty: nothing is annotated under these settings.
+        """
+
+    @property
+    def annotator_version(self) -> int:
+        """Increased when `annotate` returns something else, so that what was kept of it is not used."""
+
+    @property
+    def reference_model(self) -> str | None:
+        """Another model to ask: a folder or hub name."""
+
+    def annotate(self, outputs: Any, batch: "Batch") -> Mapping[str, Sequence[Any]]:
+        """Return, under each of the names, a plain value for each example of a batch; `collate` finds it there.
+
+        Args:
+            outputs: What `forward` returned of the reference.
+            batch: Collated without annotations.
+        """
+        ...
+
+
+@runtime_checkable
 class Recognises(Protocol):
     """A task that knows rows of other forms than its own by their columns."""
 

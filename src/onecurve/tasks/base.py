@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from reprlib import repr as short
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-from pydantic import BaseModel, ConfigDict
-
+from onecurve.config.sections.base import Section
 from onecurve.content.survey import Survey as Survey
 from onecurve.errors import BadRow as BadRow
+from onecurve.tasks._capabilities import Annotates as Annotates
 from onecurve.tasks._capabilities import Asked as Asked
 from onecurve.tasks._capabilities import Classifies as Classifies
 from onecurve.tasks._capabilities import Generates as Generates
@@ -51,12 +51,8 @@ class Limit(NamedTuple):
     """The setting that raises it; empty: none does."""
 
 
-class Settings(BaseModel):
+class Settings(Section):
     """A task's own settings: the keys beside `task.name`."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
 
 
 class Processing(Protocol):
@@ -125,6 +121,8 @@ class Task(ABC):
     """Whether a model folder that does not say its task is taken for this one's, where the kind of model fits."""
     scoring_settings: ClassVar[frozenset[str]] = frozenset()
     """The settings that change neither examples nor training, only how the model is scored."""
+    loss_settings: ClassVar[frozenset[str]] = frozenset()
+    """The settings that change the loss, and not the examples."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings

@@ -2,49 +2,23 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from datetime import date as Date
-from typing import Annotated, Any, ClassVar
-
-from pydantic import BeforeValidator, Field
+from typing import Any, ClassVar
 
 from onecurve.content.conversations import answer_end, documents, unread
 from onecurve.content.documents import Document, tokenise
 from onecurve.content.messages import Conversation, Learn, Turn, read_history, read_tools, read_turns, text_of
-from onecurve.content.templates import DATE, CannotRender, ChatTemplate, chat_template
+from onecurve.content.templates import CannotRender, ChatTemplate
 from onecurve.errors import ConfigError
 from onecurve.tasks._next_token import NextTokenTask
+from onecurve.tasks._rendering import TemplateSettings, template_of
 from onecurve.tasks._writing import WritingSettings, WritingTask
 from onecurve.tasks.base import IGNORE_INDEX, TALLY, BadRow, Example, Processing, Row, Settings, Survey
 
-_OURS = {"messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize"}
 
-
-def _read_date(value: Any) -> Date:
-    # YAML has a type of its own for 2024-07-26, which text in quotes and a saved recipe lack
-    if type(value) is Date:
-        return value
-    try:
-        return Date.fromisoformat(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"must be a date such as {DATE}; got {value!r}") from None
-
-
-def _check_variables(value: Any) -> Any:
-    if isinstance(value, dict) and (taken := sorted(_OURS.intersection(value))):
-        raise ValueError(f"must not have {', '.join(taken)}: a run sets it itself")
-    return value
-
-
-class SftSettings(WritingSettings):
-    separator: str = "\n"
-    """Text between prompt and response if the tokenizer has no chat template."""
-    date: Annotated[Date, BeforeValidator(_read_date)] = DATE
-    """Date for chat templates that print today's date, so that the examples are the same every day."""
+class SftSettings(WritingSettings, TemplateSettings):
     learn: Learn = "all"
     """Which answers of a conversation are learnt: all, the last, or those marked with train: true or weight: 1. An
     answer marked with false or 0 never is."""
-    template_kwargs: Annotated[dict[str, Any], BeforeValidator(_check_variables)] = Field(default_factory=dict)
-    """Further variables for the chat template, such as {enable_thinking: false}."""
 
 
 class Task(WritingTask, NextTokenTask):
@@ -196,11 +170,7 @@ class Task(WritingTask, NextTokenTask):
         return [Document(text, answers, is_ended=False, add_special_tokens=True)] if answers else []
 
     def _template(self, tokenizer: Any) -> ChatTemplate:
-        settings = self.settings
-        template = chat_template(tokenizer, settings.date, settings.template_kwargs)
-        if unknown := [name for name in settings.template_kwargs if not template.mentions(name)]:
-            raise ConfigError(f"this model's chat template does not read {unknown[0]}.", where="task.template_kwargs")
-        return template
+        return template_of(tokenizer, self.settings)
 
 
 def _given(row: Row, column: str) -> bool:

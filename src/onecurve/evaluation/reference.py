@@ -1,0 +1,114 @@
+"""The frozen model that annotates examples: another one, or the run's own before step 1."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from onecurve.adapters.folder import is_adapter
+from onecurve.config import ModelSection, Recipe
+from onecurve.errors import ConfigError
+from onecurve.model.identity import weights_identity
+from onecurve.model.loading import whole_parameters
+from onecurve.model.unloadable import explained
+from onecurve.strategies.base import Strategy
+from onecurve.strategies.precision import DTYPES
+from onecurve.tasks.base import Processing
+
+_FROM_DEFAULT_BASE = ("gaussian", "orthogonal")
+"""Values of PEFT's `init_lora_weights` that leave the base as it was; others, such as pissa, take a part out of it."""
+_UNTOLD = {"architectures", "dtype", "transformers_version", "use_cache"}
+"""What a config says that does not change what its model computes, or that the precision says already."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The frozen model: another one, or the run's own before step 1.
+
+    Of a model with a new adapter that is the base, the adapter switched off; except where PEFT has taken a part of the
+    base's weights into the adapter (PiSSA and its kin), and where an adapter is trained further. There the model as it
+    stands is what the run starts from.
+    """
+
+    path: str | None
+    recipe: Recipe
+    strategy: Strategy
+    reading: Processing
+    accelerator: Accelerator
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the reference's answers: its weights, its config, and the precision."""
+        model = self.recipe.model
+        parts: dict[str, Any] = {"precision": self.strategy.precision, "dtype": model.dtype}
+        if self.path:
+            section = ModelSection(path=self.path)
+            return parts | {"weights": weights_identity(section)}
+        config = self.reading.config.to_dict()
+        parts |= {
+            "weights": weights_identity(model),
+            "config": {name: value for name, value in config.items() if name[0] != "_" and name not in _UNTOLD},
+            "quantization": model.quantization,
+            "add_tokens": model.add_tokens,
+        }
+        if self.recipe.peft and not self._is_off():
+            parts["peft"] = self.recipe.peft.model_dump()
+        if model.init == "random" or model.add_tokens or "peft" in parts:
+            parts["seed"] = self.recipe.seed
+        return parts
+
+    @contextmanager
+    def loaded(self, task: Any) -> Iterator[tuple[Any, Callable[[], AbstractContextManager[Any]]]]:
+        """Yield the reference, and the context of its forward passes; freed, or set back, afterwards."""
+        if self.path:
+            yield self._load(self.path, task), self._autocast
+        elif self._is_off():
+            unwrapped: Any = self.strategy.unwrapped()
+            # PEFT, when it switches an adapter on again, has all of it require gradients: also what is left out
+            before = {name: p.requires_grad for name, p in unwrapped.named_parameters()}
+            with unwrapped.disable_adapter():
+                yield self.strategy.model, self.strategy.autocast
+            for name, parameter in unwrapped.named_parameters():
+                parameter.requires_grad_(before[name])
+        else:
+            yield self.strategy.model, self.strategy.autocast
+
+    def _is_off(self) -> bool:
+        unwrapped: Any = self.strategy.unwrapped()
+        configs = getattr(unwrapped, "peft_config", {}).values()
+        if self.recipe.peft is None or not hasattr(unwrapped, "disable_adapter") or is_adapter(self.recipe.model.path):
+            return False
+        kinds = [getattr(config, "init_lora_weights", True) for config in configs]
+        return all(isinstance(kind, bool) or kind in _FROM_DEFAULT_BASE for kind in kinds)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        dtype = DTYPES.get(self.strategy.precision)
+        return torch.autocast(self.accelerator.device.type, dtype, enabled=dtype is not None)
+
+    def _load(self, path: str, task: Any) -> Any:
+        dtype = DTYPES.get(self.strategy.precision) or torch.float32
+        try:
+            with explained(path, dtype, self.accelerator.device), whole_parameters():
+                place = str(Path(path).expanduser())
+                model, found = task.auto_model().from_pretrained(place, dtype=dtype, output_loading_info=True)
+        except ConfigError as error:
+            raise ConfigError(error.what, where="task.reference", fix=error.fix) from None
+        if drawn := sorted(found["missing_keys"]):
+            raise ConfigError(
+                f"{path!r} has no weights for {drawn[0]}"
+                + (f" and {len(drawn) - 1} more" if len(drawn) > 1 else "")
+                + ": it is no trained model of this kind.",
+                where="task.reference",
+            )
+        rows, needed = model.get_input_embeddings().num_embeddings, len(self.reading.tokenizer)
+        if rows < needed:
+            raise ConfigError(
+                f"{path!r} has embeddings for {rows} tokens, and this run's tokenizer has {needed}: a reference reads "
+                "the same tokens.",
+                where="task.reference",
+                fix="Choose a model with the same tokenizer.",
+            )
+        return model.requires_grad_(False).to(self.accelerator.device)

@@ -1,0 +1,57 @@
+"""Losses of a pair of answers of which one is preferred."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def bradley_terry(chosen: "Tensor", rejected: "Tensor", centre: float) -> "Tensor":
+    """Return -log sigmoid(chosen - rejected) + centre * (chosen + rejected)^2 of each pair: float32 [pairs].
+
+    Bradley and Terry (1952); the second term keeps the rewards' mean near zero (Eisenstein et al. 2023,
+    arXiv:2312.09244), which the first one leaves open.
+    """
+    from torch.nn import functional
+
+    chosen, rejected = chosen.float(), rejected.float()
+    loss = -functional.logsigmoid(chosen - rejected)
+    return loss + centre * (chosen + rejected) ** 2 if centre else loss
+
+
+def token_logps(logits: "Tensor", places: "Tensor", targets: "Tensor", shape: "tuple[int, int]") -> "Tensor":
+    """Return the summed log-probability of each row's targets: float32 [rows].
+
+    Args:
+        logits: Of the targets: float [targets, vocabulary].
+        places: Where each stands in the flattened batch: int64 [targets].
+        targets: int64 [targets].
+        shape: (rows, longest) of the batch.
+    """
+    from torch.nn import functional
+
+    found = -functional.cross_entropy(logits.float(), targets, reduction="none")
+    whole = found.new_zeros(shape[0] * shape[1]).index_copy(0, places, found)
+    return whole.view(shape).sum(1)
+
+
+def sigmoid(margin: "Tensor", label_smoothing: float) -> "Tensor":
+    """Return the logistic loss of a margin, with a share of the labels taken for flipped: float32, as the margin.
+
+    Rafailov et al. 2023 (arXiv:2305.18290), equation 7; smoothed as in Mitchell 2023, "A note on DPO with noisy
+    preferences" (cDPO).
+    """
+    from torch.nn import functional
+
+    loss = -functional.logsigmoid(margin) * (1 - label_smoothing)
+    return loss - functional.logsigmoid(-margin) * label_smoothing if label_smoothing else loss
+
+
+def odds_ratio(chosen: "Tensor", rejected: "Tensor") -> "Tensor":
+    """Return the log of the ratio of two odds, p / (1 - p), of mean log-probabilities: float32 of their shape.
+
+    Hong et al. 2024 (arXiv:2403.07691), equation 4.
+    """
+    import torch
+
+    return (chosen - rejected) - (torch.log1p(-torch.exp(chosen)) - torch.log1p(-torch.exp(rejected)))

@@ -96,8 +96,15 @@ def check(forks, recipes, tmp_path, task, overrides, strategies):
 
 
 def compare_weights(ours, theirs):
-    name = "adapter_model.safetensors" if (ours / "adapter_config.json").exists() else "model.safetensors"
-    ours, theirs = load_file(ours / name), load_file(theirs / name)
+    kind = "adapter_model" if list(ours.rglob("adapter_config.json")) else "model"
+    files = sorted(path.relative_to(ours) for path in ours.rglob(f"{kind}*.safetensors"))
+    assert files, "no weights to compare"
+    for file in files:  # several where a model has several heads
+        compare_files(ours / file, theirs / file)
+
+
+def compare_files(ours, theirs):
+    ours, theirs = load_file(ours), load_file(theirs)
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():
         # Adam divides by the root of a moment: where a gradient is near zero, noise in it is noise in the update

@@ -77,7 +77,7 @@ def save(folder: Path, strategy: Strategy, accelerator: Any, step: int) -> None:
     pieces = [Piece(f"{w.key}/{w.name}", w.view, w.offset, w.numel, w.shape) for w in windows]
     peers = Group(accelerator) if accelerator.num_processes > 1 else Alone()
     writer = Writer(folder, peers, Retention(1), "stop")
-    recipe = {"eval": {"best_metric": None}}
+    recipe = {"eval": {"best_metric": None}, "task": {}}
     state = {"loss_scale": strategy.loss_scale.state(), "best": {}, "history": {}, "recipe": recipe, "step": step}
     writer.save(step, pieces, state)
     writer.wait()

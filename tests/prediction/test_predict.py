@@ -86,7 +86,8 @@ class Trainer:
         )
         run = self.forks.train(recipe, folder / "run", "python", *(LORA if lora else []))
         asked = Asked(case, run.output_dir / "model", rows, [])
-        asked.rows = [_unlabelled(row, asked.task) for row in rows]
+        told = [_unlabelled(row, asked.task) for row in rows]
+        asked.rows = [row for row in told if row]  # a prompt that stands in its answers alone is gone with them
         return asked
 
 

@@ -65,6 +65,7 @@ class Task(PreferenceTask, NextTokenTask):
     answers count, their end tokens included.
     """
 
+    is_guessed: ClassVar[bool] = False
     Settings: ClassVar[type[Settings]] = DpoSettings
     targets: ClassVar[frozenset[str]] = frozenset({"chosen", "rejected"})
     metric_names: Sequence[str] = (

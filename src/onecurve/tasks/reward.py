@@ -35,6 +35,7 @@ class Task(PreferenceTask):
     The loss of a pair is that of Bradley and Terry: -log sigmoid(chosen score - rejected score).
     """
 
+    is_guessed: ClassVar[bool] = False
     Settings: ClassVar[type[Settings]] = RewardSettings
     targets: ClassVar[frozenset[str]] = frozenset({"rejected"})
     peft_task_type: ClassVar[str | None] = "SEQ_CLS"

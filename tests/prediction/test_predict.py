@@ -86,8 +86,9 @@ class Trainer:
         )
         run = self.forks.train(recipe, folder / "run", "python", *(LORA if lora else []))
         asked = Asked(case, run.output_dir / "model", rows, [])
-        told = [_unlabelled(row, asked.task) for row in rows]
-        asked.rows = [row for row in told if row]  # a prompt that stands in its answers alone is gone with them
+        # A prompt that stands in its answers alone is gone with them
+        asked.labelled[:] = [row for row in rows if _unlabelled(row, asked.task)]
+        asked.rows = [_unlabelled(row, asked.task) for row in asked.labelled]
         return asked
 
 

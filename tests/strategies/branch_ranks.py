@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from onecurve.checkpoint import Alone, Piece, Writer, read_state
 from onecurve.checkpoint.retention import Retention
+from onecurve.config import RegularizationSection
 from onecurve.errors import TrainingError, UserError
 from onecurve.machine.distributed import start, uses_deepspeed
 from onecurve.ranks.group import Group
 from onecurve.resume import Checkpoints
+from onecurve.strategies.average import Average
 from onecurve.strategies.base import Strategy
 from onecurve.strategies.snapshot import Snapshot
 
@@ -85,7 +87,12 @@ def save(folder: Path, strategy: Strategy, accelerator: Any, step: int) -> None:
 
 def load(folder: Path, strategy: Strategy, accelerator: Any) -> None:
     ignored = SimpleNamespace(
-        load=lambda *state: "", snapshot=Snapshot(strategy), dev="", differs=lambda state: "", metric=None
+        load=lambda *state: "",
+        snapshot=Snapshot(strategy),
+        dev="",
+        differs=lambda state: "",
+        metric=None,
+        average=Average(strategy, RegularizationSection()),
     )
     run: Any = SimpleNamespace(
         strategy=strategy,

@@ -1,7 +1,7 @@
 """R-Drop: two predictions for each example, under different dropout masks, are to agree.
 
 L = (CE(p) + CE(q)) / 2 + alpha (KL(p || q) + KL(q || p)) / 2. Source: Liang et al., R-Drop, 2021, equations 2 to 4,
-with the two cross-entropies averaged, as in most of the authors' own code, so that the learning rate keeps its meaning.
+but with the mean of the two cross-entropies in place of their sum, so that the learning rate keeps its meaning.
 """
 
 from dataclasses import dataclass

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from onecurve.content.mixing import Mixing, cutmix, mixed, mixup
+from onecurve.data.mixture import Mixture
 from onecurve.data.plan import BatchPlan
 from onecurve.errors import ConfigError, TrainingError
 from onecurve.losses.cross_entropy import cross_entropy_sum, linear_cross_entropy_sum
@@ -235,6 +236,16 @@ def test_every_example_of_a_step_is_the_partner_of_one():
         assert partners.tolist() != step.sample_ids.tolist()
         whole = replace(step, micro_batches=[step.sample_ids])
         assert np.array_equal(whole.partners(0)[0], partners), "whatever the cut"
+
+
+def test_partners_in_a_mixture_are_draws_of_it_with_the_pass_that_each_is_of():
+    mixture = Mixture({"few": 3, "many": 40}, {"few": 1, "many": 1})
+    step = BatchPlan(np.ones(43, np.int64), 1, 16, 4, max_steps=4, mixture=mixture).step(2)
+    places = range(len(step.micro_batches))
+    drawn = [pair for place in places for pair in zip(step.at(place)[0], step.passes_at(place), strict=True)]
+    partners = [pair for place in places for pair in zip(*step.partners(place), strict=True)]
+    assert len({of_pass for _, of_pass in drawn}) > 1, "one source is gone through several times in this step"
+    assert sorted(partners) == sorted(drawn) and partners != drawn
 
 
 def test_an_encoder_decoders_input_embedding_is_its_encoders(tiny_t5):

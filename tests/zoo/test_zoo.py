@@ -50,7 +50,7 @@ def test_a_family_draws_one_curve_and_is_read_back_or_is_refused(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize("name", sorted(ALONE))
 def test_a_family_that_reads_padding_draws_one_curve_where_nothing_is_padded(
     tmp_path: Path, name: str, mode: str
 ) -> None:

@@ -251,18 +251,24 @@ def test_what_an_adapter_leaves_frozen_anyway_cannot_be_set(folder: Path, tmp_pa
     read([str(recipe), "--task.freeze_feature_encoder", frozen, "--peft", "null"])
 
 
-def test_masks_of_frames_need_the_vector_that_replaces_them(tmp_path: Path) -> None:
+def test_the_vector_that_replaces_masked_frames_is_drawn_where_it_is_trained(tmp_path: Path) -> None:
     """Published checkpoints, such as wav2vec2-base-960h, have none."""
     kind = {"mask_time_prob": 0.0, "weights": Wav2Vec2ForSequenceClassification}
     folder = build_tiny_wav2vec2(tmp_path, num_labels=2, **kind)
 
-    def load(**masks: float) -> Any:
+    def load(peft: dict[str, Any] | None = None, **masks: float) -> Any:
         settings = {"name": "audio_classification", "spec_augment": masks or None}
-        recipe = Recipe.model_validate(sound_recipe(folder, task=settings))
+        recipe = Recipe.model_validate(sound_recipe(folder, task=settings, peft=peft))
         config = AutoConfig.from_pretrained(folder)
         return load_model(recipe, load_task(recipe.task), config, Survey(NAMES), "no")
 
     assert not hasattr(load().wav2vec2, "masked_spec_embed")
-    with pytest.raises(ConfigError, match=r"task.spec_augment: .* has no wav2vec2.masked_spec_embed, the trained vec"):
-        load(time_prob=0.1)
     assert not hasattr(load(time_prob=0.0, feature_prob=0.2).wav2vec2, "masked_spec_embed")
+    torch.manual_seed(1)
+    drawn = load(time_prob=0.1)
+    vector = drawn.wav2vec2.masked_spec_embed.data
+    assert 0 <= float(vector.min()) < float(vector.max()) <= 1
+    assert "wav2vec2.masked_spec_embed [32]" in drawn.new_weights and "drawn at random" in drawn.new_weights
+    assert torch.equal(vector, load(time_prob=0.1).wav2vec2.masked_spec_embed)
+    with pytest.raises(ConfigError, match=r"task.spec_augment: .* has no wav2vec2.masked_spec_embed, the vector"):
+        load({"method": "lora"}, time_prob=0.1)

@@ -1,6 +1,8 @@
 """What is recorded of a launch, and what trackers are told of it."""
 
 import json
+import re
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -32,15 +34,15 @@ def test_a_tracker_that_is_not_installed_is_refused(monkeypatch):
 def opened(tmp_path, monkeypatch):
     directory = RunDirectory(tmp_path / "warm")
 
-    def start(trackers, resumed=None):
+    def start(trackers, resumed=None, max_steps=3, log_every=1):
         recipe = Recipe.model_validate(
             {
                 "output_dir": str(tmp_path / "warm"),
                 "task": {"name": "text_classification"},
                 "model": {"path": "some/model"},
                 "data": {"train": "a.jsonl"},
-                "train": {"max_steps": 3},
-                "tracking": {"trackers": trackers},
+                "train": {"max_steps": max_steps},
+                "tracking": {"trackers": trackers, "log_every": log_every},
             }
         )
         if resumed is None:
@@ -48,9 +50,21 @@ def opened(tmp_path, monkeypatch):
             directory.open("", 0)
         project = ProjectConfiguration(project_dir=str(directory.path))
         accelerator = Accelerator(cpu=True, log_with=trackers or None, project_config=project)
-        return Tracker(directory, accelerator, recipe, SimpleNamespace(max_steps=3), "0" * 32, resumed)
+        return Tracker(directory, accelerator, recipe, SimpleNamespace(max_steps=max_steps), "0" * 32, resumed)
 
     return start
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "log_every", "told"), [(12, 5, [1, 5, 10, 12]), (120, 2, [1, *range(3, 121, 3)])]
+)
+def test_a_log_without_a_terminal_is_as_quiet_as_asked_for(opened, capsys, monkeypatch, max_steps, log_every, told):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    tracker = opened([], None, max_steps, log_every)
+    for step in range(1, max_steps + 1):
+        tracker.train(step, {"loss": 1.0, "lr": 0.1, "num_tokens": 3, "seconds": 0.1})
+    lines = re.findall(r"^step (\d+)/", capsys.readouterr().out, re.M)
+    assert [int(step) for step in lines] == told
 
 
 def test_device_strategy_and_precision_are_printed_and_recorded(opened, capsys, tmp_path, monkeypatch):

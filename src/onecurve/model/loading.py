@@ -176,7 +176,9 @@ def _load_pretrained(
         trust_remote_code=section.trust_remote_code,
     )
     with whole_parameters():
-        fit, axes, remark = settle_head(read_fit(from_pretrained, section.path), head, auto_model, config)
+        fit, axes, remark = settle_head(
+            read_fit(from_pretrained, section.path, frozen=recipe.peft is not None), head, auto_model, config
+        )
         if section is recipe.model:  # an adapter that is trained further fits: it has been trained
             try_adapter(fit.skeleton, recipe.peft, task_type, fit.new_modules)
     with whole_parameters() if _reads_its_weights(fit.skeleton) else partitioned_in(options["dtype"]):

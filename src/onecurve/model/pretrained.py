@@ -51,16 +51,18 @@ class Fit:
         return ", ".join(f"{name} {shape}" for name, shape in shapes.items()) + (": drawn at random" if shapes else "")
 
 
-def read_fit(from_pretrained: Callable[..., tuple[Any, dict[str, Any]]], path: str) -> Fit:
+def read_fit(from_pretrained: Callable[..., tuple[Any, dict[str, Any]]], path: str, frozen: bool = False) -> Fit:
     """Compare a checkpoint with the model that its config describes, by transformers' own rules for names.
 
     Only a head may be new: what lies outside the base model, and the pooler through which a classifier reads an encoder
     and which a masked language model's checkpoint does not have. A language model's head counts as pretrained, but for
-    one that only fills in masks.
+    one that only fills in masks. The vector that stands in place of a sound's masked frames may be new too, as only
+    masks in training read it, where it is trained.
 
     Args:
         from_pretrained: The model class's, with everything bound but the device.
         path: The checkpoint's, for messages.
+        frozen: Whether the base model's weights stay as they are, under an adapter.
 
     Raises:
         ConfigError: Any other weight is missing, of another shape, or in the checkpoint but not in the model.
@@ -79,13 +81,15 @@ def read_fit(from_pretrained: Callable[..., tuple[Any, dict[str, Any]]], path: s
         ) from None
     shapes = {name: (tuple(there), tuple(here)) for name, there, here in found["mismatched_keys"]}
     head = _Head(skeleton)
+    _check_mask_vector([name for name in found["missing_keys"] if frozen and _is_mask_vector(name)], path)
     wrong = _Wrong(
-        missing=sorted(name for name in found["missing_keys"] if not head.may_be_missing(name)),
+        missing=sorted(
+            name for name in found["missing_keys"] if not head.may_be_missing(name) and not _is_mask_vector(name)
+        ),
         reshaped={name: shapes[name] for name in sorted(shapes) if not head.may_be_reshaped(name)},
         dropped=sorted(name for name in found["unexpected_keys"] if head.would_drop(name)),
         unused=sorted(found["unexpected_keys"]),
     )
-    _check_mask_vector(wrong.missing, path)
     if wrong.missing or wrong.reshaped or wrong.dropped:
         raise ConfigError(
             f"the weights of {path!r} are not those of the {type(skeleton).__name__} that its config.json describes: "
@@ -101,14 +105,19 @@ def read_fit(from_pretrained: Callable[..., tuple[Any, dict[str, Any]]], path: s
     )
 
 
+def _is_mask_vector(name: str) -> bool:
+    return name.rpartition(".")[2] == "masked_spec_embed"
+
+
 def _check_mask_vector(missing: list[str], path: str) -> None:
-    """Refuse masks of sounds where the checkpoint lacks only the vector that stands in place of masked frames."""
-    if missing and all(name.endswith("masked_spec_embed") for name in missing):
+    """Refuse masks of sounds where what stands in place of masked frames would stay as it was drawn."""
+    if missing:
         raise ConfigError(
-            f"{path!r} has no {missing[0]}, the trained vector that replaces masked frames, and frames are masked here "
-            "(by this setting, or by mask_time_prob or mask_feature_prob in the model's config.json).",
+            f"{path!r} has no {missing[0]}, the vector that replaces masked frames, and an adapter (peft) would leave "
+            "it as it is drawn. Frames are masked by this setting, or by mask_time_prob in the model's config.json.",
             where="task.spec_augment",
-            fix="Set it to {time_prob: 0}, with feature_prob to mask features, or use a checkpoint with the vector.",
+            fix="Set it to {time_prob: 0}, with feature_prob to mask features; or use a checkpoint with the vector, or "
+            "full fine-tuning, which trains it.",
         )
 
 
@@ -122,6 +131,8 @@ class _Head:
         self.is_pretrained = self.predicts_tokens and not _only_fills_masks(model)
 
     def may_be_missing(self, name: str) -> bool:
+        if _is_mask_vector(name):
+            return True
         if self.base is self.model:  # an encoder alone, whose last hidden states are read: nothing reads its pooler
             return name.startswith("pooler.")
         return self.may_be_reshaped(name) or (not self.is_pretrained and name.startswith(f"{self.prefix}pooler."))

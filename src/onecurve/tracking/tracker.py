@@ -39,7 +39,7 @@ class Tracker:
         self.main = accelerator.is_main_process
         self.resume, self.mixed_precision = recipe.train.resume, recipe.train.mixed_precision
         self.max_steps, self.log_every = (max_steps := plan.max_steps), recipe.tracking.log_every
-        self.print_every = max(1, max_steps // _PLAIN_LINES)
+        self.print_every = max(self.log_every, max_steps // _PLAIN_LINES)
         self.terminal = sys.stderr.isatty()
         self.bar = tqdm(total=max_steps, unit="step", disable=not (self.main and self.terminal), dynamic_ncols=True)
         self.tokens, self.seconds = 0, 0.0

@@ -20,7 +20,7 @@ class TrackingSection(Section):
     project: str = "onecurve"
     """Project name in the trackers."""
     log_every: int = Field(default=1, gt=0)
-    """Steps between train lines in metrics.jsonl."""
+    """Steps between train lines in metrics.jsonl; those of a log without a terminal are at least as far apart."""
     profile: int = Field(default=0, ge=0)
     """Number of steps to profile, after three warm-up steps; the result is in `<output_dir>/profile/`. 0: off."""
 

@@ -14,9 +14,9 @@ from accelerate import Accelerator
 from onecurve.checkpoint import (
     Alone,
     Peers,
-    Piece,
     Retention,
     SaveReport,
+    TensorWindow,
     Writer,
     choose_start,
     find,
@@ -257,18 +257,18 @@ class Checkpoints:
         saves = [step for step in range(after + 1, self.plan.max_steps + 1) if self.due(step)]
         on_first_rank(self.peers, lambda: require_room(self.root, self.num_bytes, final, self.keep, saves, after))
 
-    def _pieces(self, once: bool) -> Iterator[Piece]:
+    def _pieces(self, once: bool) -> Iterator[TensorWindow]:
         apart = (*self.best.snapshot.windows(), *self.best.average.windows())
         windows: Iterable[Window] = [*self.strategy.windows(once), *apart]
         for w in windows:
-            yield Piece(f"{w.key}/{w.name}", w.view, w.offset, w.numel, w.shape)
+            yield TensorWindow(f"{w.key}/{w.name}", w.view, w.offset, w.numel, w.shape)
 
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr)  # noqa: T201
 
 
-def _instead(piece: Piece, absent: Mapping[str, Absent]) -> Piece | None:
+def _instead(piece: TensorWindow, absent: Mapping[str, Absent]) -> TensorWindow | None:
     """Return the tensor to read a piece from; None if the piece stays zero."""
     if piece.tensor not in absent:
         return piece

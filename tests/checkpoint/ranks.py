@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from onecurve.checkpoint import Alone, Piece, Retention, Writer, load
+from onecurve.checkpoint import Alone, Retention, TensorWindow, Writer, load
 from onecurve.errors import TrainingError
 
 # A clean server that has imported torch: children start in milliseconds and inherit no threads
@@ -35,13 +35,13 @@ def tensors_at(step: int) -> dict[str, torch.Tensor]:
     return {name: torch.randn(shape, generator=generator).mul(100).to(dtype) for name, (shape, dtype) in SHAPES.items()}
 
 
-def pieces_of(tensors: dict[str, torch.Tensor], rank: int = 0, world_size: int = 1) -> list[Piece]:
+def pieces_of(tensors: dict[str, torch.Tensor], rank: int = 0, world_size: int = 1) -> list[TensorWindow]:
     """Give a rank its equal share of each tensor."""
     pieces = []
     for name, tensor in tensors.items():
         share = -(-tensor.numel() // world_size)
         start, stop = min(tensor.numel(), rank * share), min(tensor.numel(), (rank + 1) * share)
-        pieces.append(Piece(name, tensor.view(-1)[start:stop], start, tensor.numel(), tuple(tensor.shape)))
+        pieces.append(TensorWindow(name, tensor.view(-1)[start:stop], start, tensor.numel(), tuple(tensor.shape)))
     return pieces
 
 

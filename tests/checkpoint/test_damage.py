@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from onecurve.checkpoint import Alone, Piece, Retention, Writer, check, find, load, read_manifest, verify
+from onecurve.checkpoint import Alone, Retention, TensorWindow, Writer, check, find, load, read_manifest, verify
 from onecurve.checkpoint.folders import supersede
 from onecurve.checkpoint.manifest import FileEntry, Manifest, _checksum
 from onecurve.checkpoint.staging import file_sha256
@@ -318,4 +318,4 @@ def test_a_disk_that_ranks_do_not_share_is_noticed(tmp_path):
 
 def test_a_piece_outside_its_tensor_is_our_own_mistake(tmp_path):
     with pytest.raises(AssertionError):
-        Writer(tmp_path, Alone(), Retention()).save(1, [Piece("t", torch.zeros(3), 2, 4, (4,))], {})
+        Writer(tmp_path, Alone(), Retention()).save(1, [TensorWindow("t", torch.zeros(3), 2, 4, (4,))], {})

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from onecurve.checkpoint import Alone, Piece, Retention, Writer, find, verify
+from onecurve.checkpoint import Alone, Retention, TensorWindow, Writer, find, verify
 from onecurve.checkpoint.staging import Staging
 from onecurve.errors import TrainingError
 from tests.checkpoint.ranks import Processes, empty_tensors, load_all, on_threads, pieces_of, same_bits, tensors_at
@@ -19,9 +19,9 @@ from tests.checkpoint.ranks import Processes, empty_tensors, load_all, on_thread
 CAN_MOUNT = os.geteuid() == 0 and shutil.which("mount") is not None
 
 
-def big(step: int, num_bytes: int = 1_100_000) -> list[Piece]:
+def big(step: int, num_bytes: int = 1_100_000) -> list[TensorWindow]:
     values = torch.full((num_bytes // 4,), float(step))
-    return [Piece("t", values, 0, values.numel(), (values.numel(),))]
+    return [TensorWindow("t", values, 0, values.numel(), (values.numel(),))]
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_one_rank_with_a_full_disk_is_everybodys_failure(small_disk):
     def work(peers):
         writer = Writer(small_disk, peers, Retention(9), "continue")
         values = torch.zeros(10 if peers.rank else 1_000_000)
-        writer.save(1, [Piece(f"t{peers.rank}", values, 0, values.numel(), (values.numel(),))], {})
+        writer.save(1, [TensorWindow(f"t{peers.rank}", values, 0, values.numel(), (values.numel(),))], {})
         return writer.wait()[0]
 
     reports = on_threads(2, work)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from onecurve.checkpoint import Alone, Piece, Retention, Writer, find, load, read_state
+from onecurve.checkpoint import Alone, Retention, TensorWindow, Writer, find, load, read_state
 from onecurve.checkpoint.folders import steps
 from onecurve.checkpoint.writer import PHASES
 from onecurve.errors import LaunchError
@@ -202,5 +202,5 @@ def test_pieces_cover_what_they_are_cut_from():
     for world_size in (1, 2, 3):
         shares = [pieces_of(tensors_at(1), rank, world_size) for rank in range(world_size)]
         for name, tensor in tensors_at(1).items():
-            parts: list[Piece] = [piece for share in shares for piece in share if piece.tensor == name]
+            parts: list[TensorWindow] = [piece for share in shares for piece in share if piece.tensor == name]
             assert same_bits(torch.cat([piece.values for piece in parts]), tensor.view(-1))

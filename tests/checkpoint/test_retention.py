@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onecurve.checkpoint import Alone, Piece, Retention, Writer, find, forecast, supersede, verify
+from onecurve.checkpoint import Alone, Retention, TensorWindow, Writer, find, forecast, supersede, verify
 from onecurve.checkpoint.folders import steps
 from onecurve.errors import LaunchError, TrainingError
 from onecurve.planning import disk_forecast
@@ -22,8 +22,8 @@ ALSO = st.lists(st.integers(0, 60), max_size=3).map(tuple)
 RULES = st.builds(Retention, st.integers(1, 4), st.integers(0, 4), st.booleans(), ALSO)
 
 
-def pieces(step: int) -> list[Piece]:
-    return [Piece("t", torch.full((5,), float(step)), 0, 5, (5,))]
+def pieces(step: int) -> list[TensorWindow]:
+    return [TensorWindow("t", torch.full((5,), float(step)), 0, 5, (5,))]
 
 
 @given(RULES, st.sets(st.integers(0, 60), min_size=1), st.none() | st.integers(0, 60), st.data())

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from onecurve.checkpoint import Alone, Piece, Retention, Writer, load, read_manifest, read_state, verify
-from onecurve.checkpoint.tensors import DTYPES, is_finite
+from onecurve.checkpoint import Alone, Retention, TensorWindow, Writer, load, read_manifest, read_state, verify
+from onecurve.checkpoint.tensors import STORED_DTYPES, is_finite
 from onecurve.errors import LaunchError
 from tests.checkpoint.ranks import (
     empty_tensors,
@@ -23,7 +23,9 @@ from tests.checkpoint.ranks import (
 )
 
 
-def save(root: Path, step: int, pieces_by_rank: list[list[Piece]], state: dict | None = None, keep: int = 9) -> Path:
+def save(
+    root: Path, step: int, pieces_by_rank: list[list[TensorWindow]], state: dict | None = None, keep: int = 9
+) -> Path:
     def work(peers):
         writer = Writer(root, peers, Retention(keep))
         writer.save(step, pieces_by_rank[peers.rank], state or {})
@@ -51,14 +53,14 @@ def layouts(draw):
     shapes = draw(st.lists(st.lists(st.integers(0, 9), max_size=3), min_size=1, max_size=4))
     dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8])
     tensors, writers = {}, draw(st.integers(1, 4))
-    held: list[list[Piece]] = [[] for _ in range(writers)]
+    held: list[list[TensorWindow]] = [[] for _ in range(writers)]
     wanted = []
     for number, shape in enumerate(shapes):
         name, numel = f"key/tensor.{number}", torch.Size(shape).numel()
         tensors[name] = (torch.randn(shape, generator=torch.Generator().manual_seed(number)) * 99).to(draw(dtypes))
         flat = tensors[name].view(-1)
         for rank, runs in enumerate(draw(partitions(numel, writers))):
-            held[rank] += [Piece(name, flat[start:stop], start, numel, tuple(shape)) for start, stop in runs]
+            held[rank] += [TensorWindow(name, flat[start:stop], start, numel, tuple(shape)) for start, stop in runs]
         for _ in range(draw(st.integers(1, 3))):
             start = draw(st.integers(0, numel))
             wanted.append((name, start, draw(st.integers(start, numel))))
@@ -73,7 +75,7 @@ def test_any_partition_is_read_back_by_any_other(layout):
         folder = save(Path(root), 1, held)
         assert verify(folder) == []
         pieces = [
-            Piece(
+            TensorWindow(
                 name,
                 torch.full((stop - start,), 3).to(tensors[name].dtype),
                 start,
@@ -87,29 +89,29 @@ def test_any_partition_is_read_back_by_any_other(layout):
             assert same_bits(piece.values, tensors[piece.tensor].view(-1)[piece.offset : piece.end])
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("dtype", STORED_DTYPES.values(), ids=STORED_DTYPES)
 def test_every_dtype_survives(tmp_path, dtype):
     tensor = torch.arange(100).to(dtype)
-    folder = save(tmp_path, 1, [[Piece("t", tensor, 0, 100, (10, 10))]])
+    folder = save(tmp_path, 1, [[TensorWindow("t", tensor, 0, 100, (10, 10))]])
     read = torch.zeros(100, dtype=dtype)
-    load(folder, [Piece("t", read, 0, 100, (10, 10))])
+    load(folder, [TensorWindow("t", read, 0, 100, (10, 10))])
     assert same_bits(read, tensor)
     assert verify(folder) == []
 
 
 def test_special_values_keep_their_bits(tmp_path):
     tensor = torch.tensor([-0.0, 1e-45, torch.finfo(torch.float32).max, -1e-38])
-    folder = save(tmp_path, 1, [[Piece("t", tensor, 0, 4, (4,))]])
+    folder = save(tmp_path, 1, [[TensorWindow("t", tensor, 0, 4, (4,))]])
     read = torch.zeros(4)
-    load(folder, [Piece("t", read, 0, 4, (4,))])
+    load(folder, [TensorWindow("t", read, 0, 4, (4,))])
     assert same_bits(read, tensor)
 
 
 def test_a_strided_view_is_saved_and_filled(tmp_path):
     tensor = torch.randn(10, 2)
-    folder = save(tmp_path, 1, [[Piece("t", tensor[:, 1], 0, 10, (10,))]])
+    folder = save(tmp_path, 1, [[TensorWindow("t", tensor[:, 1], 0, 10, (10,))]])
     read = torch.zeros(10, 2)
-    load(folder, [Piece("t", read[:, 1], 0, 10, (10,))])
+    load(folder, [TensorWindow("t", read[:, 1], 0, 10, (10,))])
     assert same_bits(read[:, 1].contiguous(), tensor[:, 1].contiguous())
     assert not read[:, 0].any()
 
@@ -145,13 +147,13 @@ def test_a_rank_reads_only_what_it_needs(tmp_path):
     ("change", "told"),
     [
         (lambda p: p.pop(), "count/step is in the checkpoint, and no rank has it"),
-        (lambda p: p.append(Piece("new", torch.zeros(2), 0, 2, (2,))), "new is not in the checkpoint"),
+        (lambda p: p.append(TensorWindow("new", torch.zeros(2), 0, 2, (2,))), "new is not in the checkpoint"),
         (
-            lambda p: p.append(Piece("param/a.bias", torch.zeros(8), 0, 8, (8,))),
+            lambda p: p.append(TensorWindow("param/a.bias", torch.zeros(8), 0, 8, (8,))),
             r"param/a.bias is float32 \[7\] in the checkpoint, here float32 \[8\]",
         ),
         (
-            lambda p: p.append(Piece("param/a.bias", torch.zeros(7).half(), 0, 7, (7,))),
+            lambda p: p.append(TensorWindow("param/a.bias", torch.zeros(7).half(), 0, 7, (7,))),
             r"param/a.bias is float32 \[7\] in the checkpoint, here float16 \[7\]",
         ),
     ],
@@ -185,7 +187,7 @@ def test_windows_that_do_not_make_a_whole_are_never_committed(tmp_path, rank_1, 
     def work(peers):
         start, stop = rank_1 if peers.rank else (0, 3)
         writer = Writer(tmp_path, peers, Retention(), "continue")
-        writer.save(1, [Piece("t", tensor[start:stop], start, 10, (10,))], {})
+        writer.save(1, [TensorWindow("t", tensor[start:stop], start, 10, (10,))], {})
         return writer.wait()[0]
 
     for report in on_threads(2, work):
@@ -197,7 +199,7 @@ def test_windows_that_do_not_make_a_whole_are_never_committed(tmp_path, rank_1, 
 def test_ranks_that_disagree_on_a_tensor_are_never_committed(tmp_path):
     def work(peers):
         writer = Writer(tmp_path, peers, Retention(), "continue")
-        writer.save(1, [Piece("t", torch.zeros(5), 5 * peers.rank, 10, (2, 5) if peers.rank else (10,))], {})
+        writer.save(1, [TensorWindow("t", torch.zeros(5), 5 * peers.rank, 10, (2, 5) if peers.rank else (10,))], {})
         return writer.wait()[0].error
 
     assert all("ranks disagree on t" in error for error in on_threads(2, work))

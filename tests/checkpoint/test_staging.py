@@ -6,11 +6,11 @@ from safetensors import safe_open
 
 from onecurve.checkpoint import staging
 from onecurve.checkpoint.staging import Staging, window_key
-from onecurve.checkpoint.tensors import Piece
+from onecurve.checkpoint.tensors import TensorWindow
 
 
 def piece(name, values, offset=0):
-    return Piece(name, values, offset, values.numel() + offset, (values.numel() + offset,))
+    return TensorWindow(name, values, offset, values.numel() + offset, (values.numel() + offset,))
 
 
 def written(path, taken):

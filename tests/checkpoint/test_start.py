@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from onecurve.checkpoint import Alone, Piece, Retention, Writer, choose_start
+from onecurve.checkpoint import Alone, Retention, TensorWindow, Writer, choose_start
 from onecurve.errors import ConfigError, LaunchError
 
 JOB = {"SLURM_JOB_ID": "118"}
@@ -23,7 +23,7 @@ def save(root, step, began=None, value=1.0):
     root.mkdir(parents=True, exist_ok=True)
     writer = Writer(root, Alone(), Retention(9))
     state = {"run_id": "r", "step": step} | ({} if began is None else {"began": began})
-    writer.save(step, [Piece("param/w", torch.full((2,), value), 0, 2, (2,))], state)
+    writer.save(step, [TensorWindow("param/w", torch.full((2,), value), 0, 2, (2,))], state)
     writer.wait()
     return root / f"step-{step:08d}"
 

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from onecurve.checkpoint import Alone, Piece, Retention, Writer
+from onecurve.checkpoint import Alone, Retention, TensorWindow, Writer
 from onecurve.cli import main
 
 
@@ -16,7 +16,8 @@ def run_folder(tmp_path):
     weight, bias = torch.ones(2, 3), torch.zeros(4)
     for step in (1, 2):
         pieces = [
-            Piece(f"param/{n}", t.view(-1), 0, t.numel(), tuple(t.shape)) for n, t in (("w", weight), ("b", bias))
+            TensorWindow(f"param/{n}", t.view(-1), 0, t.numel(), tuple(t.shape))
+            for n, t in (("w", weight), ("b", bias))
         ]
         writer.save(step, pieces, {"run_id": "r", "lr": {"peak": step}, "seed": 0})
         writer.secure()
@@ -78,7 +79,7 @@ def test_diff_tells_where_two_differ(run_folder, capsys):
 def test_diff_tells_what_only_one_has_and_other_shapes(run_folder, tmp_path, capsys):
     other = tmp_path / "other"
     writer = Writer(other, Alone(), Retention(9))
-    pieces = [Piece("param/w", torch.ones(5), 0, 5, (5,)), Piece("new", torch.ones(1), 0, 1, (1,))]
+    pieces = [TensorWindow("param/w", torch.ones(5), 0, 5, (5,)), TensorWindow("new", torch.ones(1), 0, 1, (1,))]
     writer.save(1, pieces, {"run_id": "r", "lr": {"peak": 2}, "seed": 0})
     writer.wait()
     assert checkpoint("diff", run_folder, other) == 1

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from onecurve.checkpoint import Alone, Piece, Retention, Writer
+from onecurve.checkpoint import Alone, Retention, TensorWindow, Writer
 from onecurve.cli import main
 from onecurve.config import load_recipe
 from onecurve.errors import ConfigError
@@ -197,7 +197,7 @@ def test_what_cannot_leave_is_refused(folder, classified, adapted, tmp_path, cap
     assert "keeps no best weights" in refusal(capsys, adapted.output_dir, tmp_path / "new", "--which", "best")
     (tmp_path / "old").mkdir()
     writer = Writer(tmp_path / "old" / "checkpoints", Alone(), Retention(1))
-    writer.save(1, [Piece("param/w", torch.ones(2), 0, 2, (2,))], {"run_id": "r"})
+    writer.save(1, [TensorWindow("param/w", torch.ones(2), 0, 2, (2,))], {"run_id": "r"})
     writer.wait()
     assert "has no survey" in refusal(capsys, tmp_path / "old", tmp_path / "new")
     assert "nothing to merge" in refusal(capsys, root, tmp_path / "new", "--merge")

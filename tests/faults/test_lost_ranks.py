@@ -20,7 +20,7 @@ import pytest
 from onecurve.checkpoint.folders import steps
 from onecurve.machine.run_lock import RunLock
 from onecurve.run.directory import RunDirectory
-from onecurve.run.lifecycle import Asked, Run
+from onecurve.run.lifecycle import Decision, Run
 from tests.faults.test_hangs import start_planted
 from tests.launching import ROOT, Finished, command, environment
 from tests.resume.curves import partings
@@ -205,7 +205,7 @@ def test_a_launcher_that_may_restart_goes_on_exactly_after_a_rank_was_killed(for
 def test_a_rank_that_outlives_its_run_leaves_its_successors_status_alone(tmp_path):
     run, directory = Run(), RunDirectory(tmp_path / "run")
     saves = SimpleNamespace(resume=lambda: 0, let_finish=lambda seconds: None)
-    run.begin(directory, "", timedelta(hours=1), saves, lambda step: Asked())
+    run.begin(directory, "", timedelta(hours=1), saves, lambda step: Decision())
     directory.lock.path.unlink()
     successor = RunLock(directory.lock.path)
     successor.acquire()

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, linear
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from onecurve.checkpoint.staging import Staging, window_key
-from onecurve.checkpoint.tensors import Piece
+from onecurve.checkpoint.tensors import TensorWindow
 from onecurve.config import OptimSection
 from onecurve.losses.cross_entropy import cross_entropy_sum, linear_cross_entropy_sum
 from onecurve.machine import memory
@@ -82,7 +82,9 @@ def test_a_save_has_the_values_of_its_moment_whatever_is_computed_before_and_aft
             busy = torch.tanh(busy @ busy)
         weights += busy.sum().mul(0) + 1
         moment += 2
-        staging.take([Piece("weights", weights, 0, size, (size,)), Piece("moment", moment, 0, size, (size,))])
+        staging.take(
+            [TensorWindow("weights", weights, 0, size, (size,)), TensorWindow("moment", moment, 0, size, (size,))]
+        )
         staging.secure()
         weights += 64  # the next update, while nothing is written yet
         moment += 64

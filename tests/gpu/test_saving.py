@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from onecurve.checkpoint import Alone, Piece, Retention, Writer, load, verify
+from onecurve.checkpoint import Alone, Retention, TensorWindow, Writer, load, verify
 
 pytestmark = pytest.mark.gpu
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.gpu
 def pieces(device, fill=None):
     values = torch.arange(3_000_001, dtype=torch.float32, device=device) if fill is None else None
     values = torch.full((3_000_001,), fill, device=device) if values is None else values
-    return [Piece("param/w", values, 0, values.numel(), (values.numel(),))]
+    return [TensorWindow("param/w", values, 0, values.numel(), (values.numel(),))]
 
 
 @pytest.mark.parametrize("last", [False, True])

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from onecurve.checkpoint import Alone, Piece, Retention, Writer, load
+from onecurve.checkpoint import Alone, Retention, TensorWindow, Writer, load
 from onecurve.checkpoint.adapter_buffers import buffer_pieces
 from onecurve.config import DataSection, TrainSection
 from onecurve.data import BatchPlan, Loader
@@ -166,7 +166,7 @@ def test_checkpoints_and_the_best_weights_keep_the_statistics(data, tmp_path):
     windows = [*strategy.windows(once=True), *snapshot.windows()]
     assert {f"buffer/{name}" for name in best} <= {f"{w.key}/{w.name}" for w in windows}
     writer = Writer(tmp_path, Alone(), Retention())
-    pieces = [Piece(f"{w.key}/{w.name}", w.view, w.offset, w.numel, w.shape) for w in windows]
+    pieces = [TensorWindow(f"{w.key}/{w.name}", w.view, w.offset, w.numel, w.shape) for w in windows]
     writer.save(1, pieces, {}, last=True)
     assert [report.error for report in writer.wait()] == [""]
     train_step(strategy, loader, step, 0.1, 0, History(TrainSection()))
@@ -179,7 +179,10 @@ def test_checkpoints_and_the_best_weights_keep_the_statistics(data, tmp_path):
     empty = Snapshot(again)
     empty.take()
     live = [*again.windows(), *empty.windows()]
-    load(tmp_path / "step-00000001", [Piece(f"{w.key}/{w.name}", w.view, w.offset, w.numel, w.shape) for w in live])
+    load(
+        tmp_path / "step-00000001",
+        [TensorWindow(f"{w.key}/{w.name}", w.view, w.offset, w.numel, w.shape) for w in live],
+    )
     assert all(torch.equal(value, best[name]) for name, value in resumed.named_buffers())
 
 

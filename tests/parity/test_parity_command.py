@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from onecurve.checkpoint import Alone, Piece, Retention, Writer
+from onecurve.checkpoint import Alone, Retention, TensorWindow, Writer
 from onecurve.cli import main
 from onecurve.parity.distance import distance, largest, num_clipped, relative
 from onecurve.parity.forms import Form, held
@@ -252,7 +252,9 @@ class Runs:
         self.folder.mkdir()
         writer = Writer(self.folder / "checkpoints", Alone(), Retention(9))
         for step, tensors in self.tensors.items():
-            writer.save(step, [Piece(n, t.view(-1), 0, t.numel(), tuple(t.shape)) for n, t in tensors.items()], {})
+            writer.save(
+                step, [TensorWindow(n, t.view(-1), 0, t.numel(), tuple(t.shape)) for n, t in tensors.items()], {}
+            )
         writer.wait()
         (self.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in self.curve))
         return Launched(Form("ddp", 2, 4), self.folder, 0, "", 1.0)

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from onecurve.checkpoint import Alone, Piece, Retention, Writer
+from onecurve.checkpoint import Alone, Retention, TensorWindow, Writer
 from onecurve.checkpoint.folders import steps
 from onecurve.errors import TrainingError, UserError
 from onecurve.ranks.lost_rank import RankLost
@@ -16,7 +16,7 @@ def saving(root):
     """A writer in the middle of a save that takes half a second more."""
     writer = Writer(root, Alone(), Retention(), phase=lambda name: time.sleep(0.5) if name == "written" else None)
     root.mkdir()
-    writer.save(3, [Piece("t", torch.ones(5), 0, 5, (5,))], {})
+    writer.save(3, [TensorWindow("t", torch.ones(5), 0, 5, (5,))], {})
     return writer
 
 

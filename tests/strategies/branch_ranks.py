@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onecurve.checkpoint import Alone, Piece, Writer, read_state
+from onecurve.checkpoint import Alone, TensorWindow, Writer, read_state
 from onecurve.checkpoint.retention import Retention
 from onecurve.config import RegularizationSection
 from onecurve.errors import TrainingError, UserError
@@ -76,7 +76,7 @@ def train_plainly(model: nn.Module, optimizer: torch.optim.Optimizer, step: int,
 def save(folder: Path, strategy: Strategy, accelerator: Any, step: int) -> None:
     """Save as earlier versions did: without optimizer state of what never had a gradient."""
     windows = [w for w in strategy.windows(once=True) if w.key == "param" or not w.name.startswith(LATE)]
-    pieces = [Piece(f"{w.key}/{w.name}", w.view, w.offset, w.numel, w.shape) for w in windows]
+    pieces = [TensorWindow(f"{w.key}/{w.name}", w.view, w.offset, w.numel, w.shape) for w in windows]
     peers = Group(accelerator) if accelerator.num_processes > 1 else Alone()
     writer = Writer(folder, peers, Retention(1), "stop")
     recipe = {"eval": {"best_metric": None}, "task": {}}

@@ -6,7 +6,7 @@ from onecurve.checkpoint.peers import Alone, Peers
 from onecurve.checkpoint.reader import Found, find, load, read_manifest, read_state
 from onecurve.checkpoint.retention import Retention, forecast
 from onecurve.checkpoint.start import Start, choose_start
-from onecurve.checkpoint.tensors import Piece
+from onecurve.checkpoint.tensors import TensorWindow
 from onecurve.checkpoint.verification import check, verify
 from onecurve.checkpoint.writer import SaveReport, Writer
 
@@ -15,10 +15,10 @@ __all__ = [
     "Found",
     "Manifest",
     "Peers",
-    "Piece",
     "Retention",
     "SaveReport",
     "Start",
+    "TensorWindow",
     "Writer",
     "check",
     "choose_start",

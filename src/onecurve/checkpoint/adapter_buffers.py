@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from onecurve.adapters.buffers import adapter_buffers, take_dtypes
-from onecurve.checkpoint import Piece
+from onecurve.checkpoint import TensorWindow
 from onecurve.checkpoint.manifest import Stored
 
 _KEY = "buffer/"
 
 
-def buffer_pieces(model: nn.Module, rank: int = 0, world_size: int = 1) -> Iterator[Piece]:
+def buffer_pieces(model: nn.Module, rank: int = 0, world_size: int = 1) -> Iterator[TensorWindow]:
     """Yield this rank's share of the adapter's buffers, which every rank holds whole.
 
     Those that training moves are windows of the strategy.
@@ -25,10 +25,10 @@ def buffer_pieces(model: nn.Module, rank: int = 0, world_size: int = 1) -> Itera
         share = -(-buffer.numel() // world_size)
         run = buffer.detach().view(-1)[rank * share : (rank + 1) * share]
         if run.numel():
-            yield Piece(_KEY + name, run, rank * share, buffer.numel(), tuple(buffer.shape))
+            yield TensorWindow(_KEY + name, run, rank * share, buffer.numel(), tuple(buffer.shape))
 
 
-def stored_buffers(model: nn.Module, stored: Mapping[str, Stored]) -> list[Piece]:
+def stored_buffers(model: nn.Module, stored: Mapping[str, Stored]) -> list[TensorWindow]:
     """Return the buffers to fill from a checkpoint, in its dtypes; none where it is from before they were stored."""
     names = {name.removeprefix(_KEY): entry for name, entry in stored.items() if name.startswith(_KEY)}
     take_dtypes(model, {name: getattr(torch, entry.dtype) for name, entry in names.items()})

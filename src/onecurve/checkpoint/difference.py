@@ -7,10 +7,7 @@ from typing import Any
 
 import torch
 
-from onecurve.checkpoint.reader import Windows
-
-_ELEMENTS = 2**24
-"""Compared at a time: no whole tensor is ever in memory."""
+from onecurve.checkpoint.reader import ELEMENTS_AT_A_TIME, Windows
 
 
 @dataclass(frozen=True)
@@ -39,8 +36,8 @@ def compare_tensors(a: Path, b: Path) -> Iterator[Difference | str]:
 
 def _compare(name: str, numel: int, left: Windows, right: Windows) -> Difference:
     different, largest, scale = 0, 0.0, 0.0
-    for start in range(0, numel, _ELEMENTS):
-        one, other = (_range(windows, name, start, min(numel, start + _ELEMENTS)) for windows in (left, right))
+    for start in range(0, numel, ELEMENTS_AT_A_TIME):
+        one, other = (_range(windows, name, start, min(numel, start + ELEMENTS_AT_A_TIME)) for windows in (left, right))
         different += int((one != other).sum())
         largest = max(largest, float((one.double() - other.double()).abs().max()))
         scale = max(scale, float(one.double().abs().max()))

@@ -30,7 +30,7 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
-class Held:
+class StoredWindow:
     """A window: elements [offset, offset + length) of a flattened tensor, in one file."""
 
     file: str
@@ -46,7 +46,7 @@ class Stored:
     numel: int
     dtype: str
     """As in `torch.float32`, without the `torch`."""
-    held: tuple[Held, ...]
+    held: tuple[StoredWindow, ...]
     """By offset."""
 
     @property
@@ -54,7 +54,7 @@ class Stored:
         """The files that hold a part."""
         return {held.file for held in self.held}
 
-    def overlapping(self, start: int, stop: int) -> Iterator[Held]:
+    def overlapping(self, start: int, stop: int) -> Iterator[StoredWindow]:
         """Yield the windows that hold any of elements [start, stop)."""
         return (held for held in self.held if held.offset < stop and held.offset + held.length > start)
 
@@ -133,7 +133,7 @@ class Manifest:
                 tuple(stored["shape"]),
                 int(stored["numel"]),
                 str(stored["dtype"]),
-                tuple(Held(files[number].name, offset, length) for number, offset, length in stored["windows"]),
+                tuple(StoredWindow(files[number].name, offset, length) for number, offset, length in stored["windows"]),
             )
             for name, stored in body["tensors"].items()
         }
@@ -144,7 +144,7 @@ def _checksum(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def read_manifest(folder: Path) -> Manifest:
+def parse_manifest(folder: Path) -> Manifest:
     """Read a checkpoint's manifest.
 
     Raises:
@@ -175,7 +175,7 @@ def assemble(step: int, run_id: str, state: FileEntry, contributions: Iterable[C
     """
     files: list[FileEntry] = []
     kinds: dict[str, tuple[tuple[int, ...], int, str]] = {}
-    windows: dict[str, list[Held]] = {}
+    windows: dict[str, list[StoredWindow]] = {}
     for (name, size, sha256), held in contributions:
         files.append(FileEntry(name, size, sha256))
         for tensor, numel, shape, dtype, offset, length in held:
@@ -184,7 +184,7 @@ def assemble(step: int, run_id: str, state: FileEntry, contributions: Iterable[C
                 raise Damaged(f"{tensor}: {numel} elements are not of shape {tuple(shape)}")
             if kinds.setdefault(tensor, kind) != kind:
                 raise Damaged(f"ranks disagree on {tensor}: {kinds[tensor]} and {kind}")
-            windows.setdefault(tensor, []).extend([Held(name, offset, length)] if length else [])
+            windows.setdefault(tensor, []).extend([StoredWindow(name, offset, length)] if length else [])
     tensors = {
         tensor: Stored(*kind, tuple(sorted(windows[tensor], key=lambda held: held.offset)))
         for tensor, kind in kinds.items()

@@ -22,11 +22,10 @@ from onecurve.checkpoint.folders import (
     step_of,
     steps,
 )
-from onecurve.checkpoint.manifest import Damaged, Manifest
-from onecurve.checkpoint.manifest import read_manifest as _read_manifest
+from onecurve.checkpoint.manifest import Damaged, Manifest, parse_manifest
 from onecurve.checkpoint.peers import Peers, on_first_rank
 from onecurve.checkpoint.staging import window_key
-from onecurve.checkpoint.tensors import Piece, dtype_name, gap_or_overlap
+from onecurve.checkpoint.tensors import TensorWindow, dtype_name, gap_or_overlap
 from onecurve.checkpoint.verification import check
 from onecurve.errors import LaunchError
 
@@ -94,7 +93,7 @@ def read_manifest(folder: Path) -> Manifest:
         LaunchError: It has no good manifest.
     """
     try:
-        return _read_manifest(folder)
+        return parse_manifest(folder)
     except Damaged as error:
         raise LaunchError(f"It is no complete checkpoint: {error}.", where=str(folder)) from None
 
@@ -109,6 +108,10 @@ def read_state(folder: Path) -> dict[str, Any]:
         return json.loads((folder / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise LaunchError(f"{STATE} cannot be read: {error}.", where=str(folder)) from None
+
+
+ELEMENTS_AT_A_TIME = 2**24
+"""Read of a tensor where two checkpoints are compared: no whole tensor need fit in memory."""
 
 
 class Windows:
@@ -146,7 +149,7 @@ class Windows:
 @torch.no_grad()
 def load(
     folder: Path,
-    pieces: Iterable[Piece],
+    pieces: Iterable[TensorWindow],
     peers: Peers | None = None,
     unread: Callable[[str], bool] = lambda name: False,
 ) -> None:
@@ -176,7 +179,7 @@ def load(
                 piece.values.narrow(0, offset - piece.offset, values.numel()).copy_(values)
 
 
-def _mismatch(manifest: Manifest, piece: Piece) -> str:
+def _mismatch(manifest: Manifest, piece: TensorWindow) -> str:
     stored = manifest.tensors.get(piece.tensor)
     if stored is None:
         return f"{piece.tensor} is not in the checkpoint"

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import torch
 
 from onecurve.checkpoint.manifest import Damaged
-from onecurve.checkpoint.tensors import CODES, Piece, dtype_name, is_finite
+from onecurve.checkpoint.tensors import CODES, TensorWindow, dtype_name, is_finite
 from onecurve.machine.accelerator import Device, accelerator_of
 
 _CHUNK = 2**20
@@ -38,16 +38,16 @@ class Staging:
     def __init__(self) -> None:
         self.pinned: list[torch.Tensor] = []
         """Page-locked memory for what came from a device; the next save uses it again."""
-        self.windows: list[tuple[Piece, list[torch.Tensor]]] = []
+        self.windows: list[tuple[TensorWindow, list[torch.Tensor]]] = []
         """What was taken and the values it had, in one or several runs, in the file's order."""
         self.begun = 0
         """Windows whose writing has begun."""
         self.secured_seconds = 0.0
         """That `secure` took since `take`."""
         self.lock = Lock()
-        """Held while a piece of a window is read, and while what is read changes."""
+        """StoredWindow while a piece of a window is read, and while what is read changes."""
 
-    def take(self, pieces: Iterable[Piece], copy: bool = True) -> None:
+    def take(self, pieces: Iterable[TensorWindow], copy: bool = True) -> None:
         """Take live values; until `secure` returns they must not change.
 
         Without `copy`, which is for a save that no update follows, what lies on a device is read from there as it is

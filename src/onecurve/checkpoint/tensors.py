@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-DTYPES = {
+STORED_DTYPES = {
     "BF16": torch.bfloat16,
     "BOOL": torch.bool,
     "F16": torch.float16,
@@ -21,7 +21,7 @@ DTYPES = {
 }
 """safetensors' names."""
 
-CODES = {dtype: code for code, dtype in DTYPES.items()}
+CODES = {dtype: code for code, dtype in STORED_DTYPES.items()}
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -30,7 +30,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TensorWindow:
     """A run of one flattened tensor, handed over by the rank that holds it."""
 
     tensor: str

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from onecurve.checkpoint.folders import STATE, step_of
-from onecurve.checkpoint.manifest import Damaged, FileEntry, Manifest, read_manifest
+from onecurve.checkpoint.manifest import Damaged, FileEntry, Manifest, parse_manifest
 from onecurve.checkpoint.peers import Alone, Peers, on_first_rank
 from onecurve.checkpoint.staging import file_sha256, window_key
 from onecurve.checkpoint.tensors import dtype_name, is_finite
@@ -41,7 +41,7 @@ def check(folder: Path, peers: Peers) -> list[str]:
 def _structure(folder: Path) -> list[str]:
     """What the manifest and the files' sizes tell, without reading tensors."""
     try:
-        manifest = read_manifest(folder)
+        manifest = parse_manifest(folder)
     except Damaged as error:
         return [str(error)]
     problems = []
@@ -66,7 +66,7 @@ def _size_problem(folder: Path, file: FileEntry) -> str:
 def _contents(folder: Path, rank: int, world_size: int) -> list[str]:
     """Read this rank's share of the files; an error of the disk is a problem like any other."""
     try:
-        manifest = read_manifest(folder)
+        manifest = parse_manifest(folder)
     except Damaged as error:
         return [f"{error} (seen by rank {rank})"]
     windows = _windows_by_file(manifest)

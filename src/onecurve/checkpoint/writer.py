@@ -28,7 +28,7 @@ from onecurve.checkpoint.manifest import Contribution, Damaged, FileEntry, assem
 from onecurve.checkpoint.peers import Peers
 from onecurve.checkpoint.retention import Retention
 from onecurve.checkpoint.staging import Staging
-from onecurve.checkpoint.tensors import Piece
+from onecurve.checkpoint.tensors import TensorWindow
 from onecurve.errors import TrainingError
 from onecurve.machine.atomic_write import write_atomically
 from onecurve.machine.latest import LATEST
@@ -100,7 +100,7 @@ class Writer:
         self.reports: list[SaveReport] = []
         self.failed: SaveReport | None = None
 
-    def save(self, step: int, pieces: Iterable[Piece], state: dict[str, Any], last: bool = False) -> float:
+    def save(self, step: int, pieces: Iterable[TensorWindow], state: dict[str, Any], last: bool = False) -> float:
         """Wait for the save before, and write in the background what the pieces hold now.
 
         Call `secure` before their values change; after the `last` save, `wait`.

@@ -63,9 +63,9 @@ def _positive(text: str) -> int:
 
 
 def _compare(arguments: argparse.Namespace, work_dir: Path) -> int:
-    from onecurve.parity.request import Asked
+    from onecurve.parity.request import Request
 
-    asked = Asked(
+    request = Request(
         argv=[arguments.recipe, *arguments.overrides],
         strategies=arguments.forms,
         ranks=arguments.ranks,
@@ -76,13 +76,13 @@ def _compare(arguments: argparse.Namespace, work_dir: Path) -> int:
         keep=arguments.work_dir is not None,
         against=arguments.against,
     )
-    checked, sizes = asked.check()
+    checked, sizes = request.check()
     # The recipe is valid: only now import what takes seconds
     from onecurve.parity.comparison import compare
     from onecurve.parity.report import table, to_json
 
     try:
-        report = compare(asked, checked, sizes, lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201
+        report = compare(request, checked, sizes, lambda line: print(line, file=sys.stderr, flush=True))  # noqa: T201
     except TrainingError as error:
         print(f"onecurve parity: {error}", file=sys.stderr)  # noqa: T201
         return 1

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from onecurve.checkpoint import Piece, load, read_manifest, read_state, verify
+from onecurve.checkpoint import TensorWindow, load, read_manifest, read_state, verify
 from onecurve.checkpoint.adapter_buffers import stored_buffers
 from onecurve.config import Recipe, curve_settings, load_recipe, resolve
 from onecurve.conversion.merging import merged
@@ -123,12 +123,14 @@ def _fill(model: Any, folder: Path, key: str, left_out: list[str]) -> None:
     Parameters that the loss does not reach stay as loaded.
     """
     pieces = [
-        Piece(f"{key}/{name}", p.data.view(-1), 0, p.numel(), tuple(p.shape))
+        TensorWindow(f"{key}/{name}", p.data.view(-1), 0, p.numel(), tuple(p.shape))
         for name, p in model.named_parameters()
         if p.requires_grad and name not in left_out
     ]
     kind = "buffer" if key == "param" else key
-    moving = [Piece(f"{kind}/{name}", b.view(-1), 0, b.numel(), tuple(b.shape)) for name, b in moving_buffers(model)]
+    moving = [
+        TensorWindow(f"{kind}/{name}", b.view(-1), 0, b.numel(), tuple(b.shape)) for name, b in moving_buffers(model)
+    ]
     pieces += moving if kind == key else []
     tensors = read_manifest(folder).tensors
     stored = {name for name in tensors if name.startswith(f"{key}/")}

@@ -17,7 +17,7 @@ _REMEDIES_TOLD = 3
 
 
 @dataclass(frozen=True)
-class Held:
+class MemoryUse:
     """Memory that training takes on one rank, in bytes."""
 
     parameters: int
@@ -96,7 +96,7 @@ class OutOfMemory:
             f"{'; '.join(remedies)}."
         )
 
-    def _held(self, asked: int) -> Held:
+    def _held(self, asked: int) -> MemoryUse:
         parameters = list(self.model.parameters())
         share = self.accelerator.num_processes
         whole = sum(_count(p) * p.element_size() for p in parameters)
@@ -106,13 +106,13 @@ class OutOfMemory:
         own = whole // (share if self.stage == 3 else 1)
         moved = own if self.moves else 0
         rest = memory.peak(self.device) + asked - self.before - moved - gradients - moments
-        return Held(own, gradients, moments, max(0, rest))
+        return MemoryUse(own, gradients, moments, max(0, rest))
 
-    def _remedies(self, held: Held) -> list[tuple[float, str]]:
+    def _remedies(self, held: MemoryUse) -> list[tuple[float, str]]:
         """Return (bytes saved on this rank, setting)."""
         return [*self._of_activations(held), *self._of_state(held)]
 
-    def _of_activations(self, held: Held) -> list[tuple[float, str]]:
+    def _of_activations(self, held: MemoryUse) -> list[tuple[float, str]]:
         train = self.recipe.train
         found = []
         if tokens := train.micro_batch_tokens:  # if an example has more than half of them, the next launch reports it
@@ -135,7 +135,7 @@ class OutOfMemory:
             found.append((held.activations / 2, "train.mixed_precision bf16"))
         return found
 
-    def _of_state(self, held: Held) -> list[tuple[float, str]]:
+    def _of_state(self, held: MemoryUse) -> list[tuple[float, str]]:
         ranks = self.accelerator.num_processes
         found = []
         others = 1 - 1 / ranks  # what the other ranks could hold for this one

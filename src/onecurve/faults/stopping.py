@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from onecurve.config import TrainSection
 from onecurve.resume import Checkpoints
 from onecurve.run.directory import RunDirectory
-from onecurve.run.lifecycle import EX_TEMPFAIL, SIGNALS, Asked
+from onecurve.run.lifecycle import EX_TEMPFAIL, SIGNALS, Decision
 
 SAVE, STOP, TIME = "SAVE", "STOP", "the end of its time"
 _STOP_AFTER = "train.stop_after (raise it or leave it out)"
@@ -57,12 +57,12 @@ class Stopping:
         for name in SIGNALS:
             signal.signal(getattr(signal, name), self._hear)
 
-    def behind(self, step: int) -> Asked:
+    def behind(self, step: int) -> Decision:
         """The requests that a launch resumed after `step` received before it began; its first step begins now."""
         self.border = time.monotonic()  # not when this was made: reading a large checkpoint is no step
         if self.stop_after == self.checkpoints.plan.max_steps:
             self.stop_after = None
-        return Asked(stop=_STOP_AFTER) if self.stop_after and step >= self.stop_after else Asked()
+        return Decision(stop=_STOP_AFTER) if self.stop_after and step >= self.stop_after else Decision()
 
     def requests(self) -> list[float]:
         """Return what this rank was asked for, one number for each reason, when the passes of a step are made.
@@ -77,7 +77,7 @@ class Stopping:
         ends = self.border + max(spent, self.longest if self.made > 1 else 0.0)
         return self._requests(ends, max(spent, self.longest))
 
-    def asked(self, step: int, known: Sequence[float] | None = None) -> Asked:
+    def asked(self, step: int, known: Sequence[float] | None = None) -> Decision:
         """Agree, after `step`, on the requests that any rank received since the last one; every rank calls it.
 
         Args:
@@ -96,12 +96,12 @@ class Stopping:
         self.seen.discard(SAVE)
         reasons = [name for name in (*SIGNALS, TIME) if counts[name]]
         if reasons:
-            return Asked(save=True, stop=" and ".join(reasons), exit_code=EX_TEMPFAIL)
+            return Decision(save=True, stop=" and ".join(reasons), exit_code=EX_TEMPFAIL)
         if counts[STOP]:
-            return Asked(save=True, stop=f"the file {STOP}")
+            return Decision(save=True, stop=f"the file {STOP}")
         if step == self.stop_after:
-            return Asked(save=True, stop=_STOP_AFTER)
-        return Asked(save=bool(counts[SAVE]))
+            return Decision(save=True, stop=_STOP_AFTER)
+        return Decision(save=bool(counts[SAVE]))
 
     def _requests(self, ends: float, longest: float) -> list[float]:
         """See `requests`; a step that ends so may be followed by one that takes as long as the longest."""

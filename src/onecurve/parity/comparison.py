@@ -14,7 +14,7 @@ from onecurve.parity.distance import distance, first_moment, num_clipped
 from onecurve.parity.dropout import active_dropout
 from onecurve.parity.forms import ONE_PROCESS, Form, held
 from onecurve.parity.peer import peer_rows
-from onecurve.parity.request import Asked
+from onecurve.parity.request import Request
 from onecurve.parity.running import Launched, Trainer
 from onecurve.parity.verdict import Parting, Row, first_parting, measure
 from onecurve.preflight import Checked
@@ -46,14 +46,14 @@ class Report:
         return all(row.passed is not False for row in self.rows)
 
 
-def compare(asked: Asked, checked: Checked, sizes: list[int], say: Callable[[str], None]) -> Report:
+def compare(request: Request, checked: Checked, sizes: list[int], say: Callable[[str], None]) -> Report:
     """Train the recipe's first steps in every form and compare each with one process of the same micro-batch size.
 
     Dropout masks belong to a micro-batch's place in its step, so that only runs of the same split draw the same ones;
     one process of another split is judged against the first only where no dropout is active.
 
     Args:
-        asked: What to compare.
+        request: What to compare.
         checked: The recipe.
         sizes: Micro-batch sizes.
         say: Gets a line as each run ends.
@@ -63,13 +63,13 @@ def compare(asked: Asked, checked: Checked, sizes: list[int], say: Callable[[str
         TrainingError: One process fails.
     """
     dropout = active_dropout(checked.recipe, checked.task)
-    return _Comparison(asked, checked, dropout, say).report(sizes)
+    return _Comparison(request, checked, dropout, say).report(sizes)
 
 
 class _Comparison:
-    def __init__(self, asked: Asked, checked: Checked, dropout: list[str], say: Callable[[str], None]) -> None:
-        self.asked, self.recipe, self.dropout, self.say = asked, checked.recipe, dropout, say
-        self.trainer = Trainer(asked.argv, asked.steps, asked.work_dir, checked.recipe.train.cut_by)
+    def __init__(self, request: Request, checked: Checked, dropout: list[str], say: Callable[[str], None]) -> None:
+        self.request, self.recipe, self.dropout, self.say = request, checked.recipe, dropout, say
+        self.trainer = Trainer(request.argv, request.steps, request.work_dir, checked.recipe.train.cut_by)
         self.again: dict[tuple[Form, int], Launched] = {}
         """Runs trained anew up to a step at which one parted."""
 
@@ -82,9 +82,9 @@ class _Comparison:
         self.start = first.checkpoint(0)
         curve, accelerator = first.curve, own_accelerator()
         found = Report(
-            argv=self.asked.argv,
+            argv=self.request.argv,
             steps=len(curve),
-            tolerance=self.asked.tolerance,
+            tolerance=self.request.tolerance,
             device=accelerator.name() if accelerator else "cpu",
             versions=read_state(self.start)["versions"],
             dropout=self.dropout,
@@ -97,11 +97,11 @@ class _Comparison:
             if size != sizes[0]:
                 one = self._train(Form(ONE_PROCESS, 1, size), self.start)
                 found.rows.append(self._row(one, first, judged=not self.dropout, note=self._masks()))
-            forms, not_held = held(self.asked.strategies, self.asked.ranks, size, num_gpus)
+            forms, not_held = held(self.request.strategies, self.request.ranks, size, num_gpus)
             found.not_held += not_held
             found.rows += self._rows(forms, one)
-        if self.asked.against == "HF":
-            found.rows += peer_rows(self.asked, first, self.start, num_gpus, self.say)
+        if self.request.against == "HF":
+            found.rows += peer_rows(self.request, first, self.start, num_gpus, self.say)
         return found
 
     def _rows(self, forms: list[Form], one: Launched) -> Iterator[Row]:
@@ -115,7 +115,7 @@ class _Comparison:
         row = measure(run, one, self.start, judged, note)
         if row.loss is None or not judged:
             return row
-        parting = first_parting(row, run, one, self.asked.tolerance)
+        parting = first_parting(row, run, one, self.request.tolerance)
         if parting is None:
             return replace(row, passed=row.trained)
         return replace(row, passed=False, parting=self._with_tensor(parting, run, one))
@@ -153,5 +153,5 @@ class _Comparison:
         return f"{form.ranks - busy} ranks have no micro-batch" if busy < form.ranks else ""
 
     def _clear(self, folder: Path) -> None:
-        if not self.asked.keep:
+        if not self.request.keep:
             rmtree(folder, ignore_errors=True)

@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 
-from onecurve.checkpoint.reader import Windows
+from onecurve.checkpoint.reader import ELEMENTS_AT_A_TIME, Windows
 
-_ELEMENTS = 2**24
-"""Compared at a time: no whole tensor need fit in memory."""
 _FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
 """What optimizers call a running mean of gradients: after step 1, a multiple of that step's clipped gradient."""
 
@@ -106,8 +104,8 @@ def _squares(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[float, float]:
 
 def _pairs(name: str, left: Windows, right: Windows) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     numel = next(side.manifest.tensors[name].numel for side in (left, right) if name in side.manifest.tensors)
-    for start in range(0, numel, _ELEMENTS):
-        stop = min(numel, start + _ELEMENTS)
+    for start in range(0, numel, ELEMENTS_AT_A_TIME):
+        stop = min(numel, start + ELEMENTS_AT_A_TIME)
         yield _values(left, name, start, stop), _values(right, name, start, stop)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback
 
-from onecurve.checkpoint import Alone, Piece, Retention, Writer
+from onecurve.checkpoint import Alone, Retention, TensorWindow, Writer
 from onecurve.data import Split, Step
 from onecurve.data.collation import Collation, Wanted
 from onecurve.machine.distributed import launched_rank
@@ -30,14 +30,14 @@ class Examples(Dataset[tuple[int, Any]]):
         return index, self.split[index]
 
 
-def pieces(model: nn.Module, optimizer: Any = None) -> Iterator[Piece]:
+def pieces(model: nn.Module, optimizer: Any = None) -> Iterator[TensorWindow]:
     """Yield what is trained, whole, as a checkpoint stores it, and the optimizer's moments where it keeps them so."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
             whole = {key: value for key, value in state.items() if value.shape == parameter.shape}
             for key, value in {"param": parameter.data, **whole}.items():
-                yield Piece(f"{key}/{name}", value.view(-1), 0, value.numel(), tuple(value.shape))
+                yield TensorWindow(f"{key}/{name}", value.view(-1), 0, value.numel(), tuple(value.shape))
 
 
 class Recorder(TrainerCallback):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from onecurve.parity.forms import ONE_PROCESS, Form
 from onecurve.parity.hf_arguments import DEEPSPEED
-from onecurve.parity.request import Asked
+from onecurve.parity.request import Request
 from onecurve.parity.running import Launched, launch
 from onecurve.parity.verdict import Row, measure
 
@@ -15,25 +15,25 @@ _SEVERAL = ("ddp", "zero2")
 _RANKS = 2
 
 
-def peer_rows(asked: Asked, one: Launched, start: Path, num_gpus: int, say: Callable[[str], None]) -> Iterator[Row]:
+def peer_rows(request: Request, one: Launched, start: Path, num_gpus: int, say: Callable[[str], None]) -> Iterator[Row]:
     """Yield the Trainer on one process against onecurve's one process, and on two ranks against its own; never judged.
 
     Args:
-        asked: The comparison.
+        request: The comparison.
         one: onecurve's one process.
         start: The checkpoint all start from.
         num_gpus: CUDA devices; none: the CPU.
         say: Gets a line as each run ends.
     """
     size = one.form.micro_batch_size
-    alone = _run(Form(ONE_PROCESS, 1, size), asked, start, say)
+    alone = _run(Form(ONE_PROCESS, 1, size), request, start, say)
     yield _named(measure(alone, one, start, judged=False, note="its sampler draws another order"))
     for form in (Form(strategy, _RANKS, size) for strategy in _SEVERAL):
         if alone.exit_code or 0 < num_gpus < _RANKS:
             why = f"this machine has {num_gpus} GPU(s)" if num_gpus else "it did not run on one process"
             yield Row(f"HF {form.name}", size, "HF one process", 0.0, note=f"not run: {why}")
         else:
-            row = _named(measure(_run(form, asked, start, say), alone, start, judged=False))
+            row = _named(measure(_run(form, request, start, say), alone, start, judged=False))
             yield replace(row, against="HF one process")
 
 
@@ -41,14 +41,14 @@ def _named(row: Row) -> Row:
     return replace(row, form=f"HF {row.form}", passed=None)
 
 
-def _run(form: Form, asked: Asked, start: Path, say: Callable[[str], None]) -> Launched:
-    folder = asked.work_dir / f"hf-{form.folder}"
+def _run(form: Form, request: Request, start: Path, say: Callable[[str], None]) -> Launched:
+    folder = request.work_dir / f"hf-{form.folder}"
     folder.mkdir(parents=True, exist_ok=True)
     options = []
     if form.strategy == "zero2":
         options = ["--deepspeed_config_file", str(folder / "deepspeed.json")]
         (folder / "deepspeed.json").write_text(json.dumps(DEEPSPEED), encoding="utf-8")
-    words = [str(start), str(folder), str(asked.steps), *asked.argv, "--output_dir", str(folder / "unused")]
+    words = [str(start), str(folder), str(request.steps), *request.argv, "--output_dir", str(folder / "unused")]
     words += ["--train.micro_batch_size", str(form.micro_batch_size), "--train.resume", "never"]
     run = launch(form, folder, ["-m", "onecurve.parity.hf_trainer", *words], options)
     say(f"HF {form.name}: {run.seconds:.0f} s{f', exit code {run.exit_code}' if run.exit_code else ''}")

@@ -3,12 +3,11 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from math import isfinite
-from typing import Any
 
 from onecurve.parity.comparison import Report
 from onecurve.parity.distance import Distance, Largest
 from onecurve.parity.verdict import NORM_FACTOR, Row
+from onecurve.tracking.tracker import finite
 
 _HEAD = (
     "launch form",
@@ -35,7 +34,7 @@ def table(report: Report) -> str:
 def to_json(report: Report) -> str:
     """Write the report with every number as it was measured; what is not finite is null."""
     values = asdict(report) | {"passed": report.passed}
-    return json.dumps(_finite(values), indent=1, allow_nan=False) + "\n"
+    return json.dumps(finite(values), indent=1, allow_nan=False) + "\n"
 
 
 def _above(report: Report) -> Iterator[str]:
@@ -102,11 +101,3 @@ def _story(row: Row) -> str:
         return f"{told}."
     kind = "weights" if parting.kind == "param" else "gradient"
     return f"{told}; most in the {kind} of {parting.tensor} ({parting.share:.2e} of the norm of all)."
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not isfinite(value) else value

@@ -10,7 +10,7 @@ from onecurve.preflight import Checked, preflight
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """What the user wants compared."""
 
     argv: list[str]

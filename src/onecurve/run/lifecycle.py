@@ -43,7 +43,7 @@ MESSAGE_FILE = "ONECURVE_MESSAGE_FILE"
 
 
 @dataclass(frozen=True)
-class Asked:
+class Decision:
     """What all ranks agreed to do after a step."""
 
     save: bool = False
@@ -69,7 +69,7 @@ class Run:
     directory: RunDirectory | None = None
     """None until the run has begun; until then existing files are not changed."""
     step = 0
-    asked = Asked()
+    asked = Decision()
     """What was agreed after that step; a reason to stop is how the run ends when nothing fails."""
 
     explain: Callable[[BaseException], str] | None = None
@@ -87,7 +87,7 @@ class Run:
         config: str,
         hang_timeout: timedelta,
         saves: Saves,
-        behind: Callable[[int], Asked],
+        behind: Callable[[int], Decision],
     ) -> None:
         """Take the directory over and go on after the step resumed from, unless a stop already lies `behind` it.
 

@@ -24,7 +24,7 @@ from onecurve.strategies.zero_sizes import derive, fill, kept_whole, sizes_of
 
 
 @dataclass(frozen=True)
-class _Held:
+class _FlatSlice:
     """A run of a parameter in one of this rank's flat float32 groups."""
 
     name: str
@@ -240,19 +240,19 @@ class Zero:
                 room = torch.zeros_like(held.flat.data) if shape else torch.zeros((), device=held.flat.device)
                 self.optimizer.optimizer.state[held.flat].setdefault(key, room)
 
-    def _held(self) -> Iterator["_Held"]:
+    def _held(self) -> Iterator["_FlatSlice"]:
         return self._held_in_stage_3() if self.stage == 3 else self._held_in_stages_1_and_2()
 
-    def _held_in_stages_1_and_2(self) -> Iterator["_Held"]:
+    def _held_in_stages_1_and_2(self) -> Iterator["_FlatSlice"]:
         # safe_get_full_* fail with more than one parameter group, so the fragments are read where they lie
         for name, parameter in self.unwrapped().named_parameters():
             mapping = getattr(parameter, "_hp_mapping", None)
             if is_trained(parameter) and mapping is not None:
                 flat = self.optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
                 run = mapping.hp_fragment_address
-                yield _Held(name, flat, run.start, run.numel, mapping.lp_fragment_address.start, parameter.shape)
+                yield _FlatSlice(name, flat, run.start, run.numel, mapping.lp_fragment_address.start, parameter.shape)
 
-    def _held_in_stage_3(self) -> Iterator["_Held"]:
+    def _held_in_stage_3(self) -> Iterator["_FlatSlice"]:
         parameter: Any  # DeepSpeed hangs the attributes named ds_* on it
         for name, parameter in self.unwrapped().named_parameters():
             if not is_trained(parameter):
@@ -262,7 +262,7 @@ class Zero:
             held = min(length, parameter.ds_numel - offset)  # the last share may end in padding
             if held > 0:
                 flat = self.optimizer.fp32_partitioned_groups_flat[group]
-                yield _Held(name, flat, start, held, offset, parameter.ds_shape)
+                yield _FlatSlice(name, flat, start, held, offset, parameter.ds_shape)
 
     def refresh(self) -> None:
         if self.loss_scale.enabled:

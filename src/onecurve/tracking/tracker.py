@@ -85,7 +85,7 @@ class Tracker:
         """Append one line to metrics.jsonl and send its numbers to the trackers."""
         if not self.main:
             return
-        line = {"event": event, "step": step, "time": round(time(), 3), **_finite(values)}
+        line = {"event": event, "step": step, "time": round(time(), 3), **finite(values)}
         self.directory.append(json.dumps(line, allow_nan=False))
         numbers = {f"{event}/{k}": v for k, v in values.items() if isinstance(v, (int, float))}
         self.accelerator.log(numbers, step=step)
@@ -175,10 +175,10 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no infinity: what is not finite becomes null."""
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not isfinite(value) else value

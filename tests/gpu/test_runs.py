@@ -59,8 +59,8 @@ def run(forks, recipe, tmp_path):
 
 
 def weights(ended):
-    (path,) = (ended.output_dir / "model").glob("*model.safetensors")
-    return load_file(path)
+    adapter, whole = (ended.output_dir / "model" / f"{kind}model.safetensors" for kind in ("adapter_", ""))
+    return load_file(adapter if adapter.is_file() else whole)  # an adapter's folder links to its base
 
 
 def parted(ours, theirs):

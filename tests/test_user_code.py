@@ -234,6 +234,12 @@ def test_the_resolved_recipe_holds_the_hash_and_is_refused_for_other_code(projec
         read([str(project / "resolved.yaml")])
 
 
+def test_a_metric_that_it_does_not_name_cannot_choose_the_best_step(project, recipe):
+    read([str(recipe), "--eval.best_metric", "agreement"])
+    with pytest.raises(ConfigError, match=r"no metric 'recall'; .* add it to the task's `metric_names`"):
+        read([str(recipe), "--eval.best_metric", "recall"])
+
+
 def test_a_run_with_a_task_and_a_metric_of_its_own_from_another_folder(project, recipe, tmp_path):
     run = train(recipe, tmp_path / "run")  # from the repository's root
     assert {"agreement", "loss"} <= run.events("eval")[-1].keys()

@@ -27,6 +27,10 @@ class Task(TextClassification):
 
     sample = [{"text": f"profit {('rises', 'falls')[i % 2]} {i}", "label": ("up", "down")[i % 2]} for i in range(16)]
 
+    def __init__(self, settings):
+        super().__init__(settings)
+        self.metric_names = (*self.metric_names, "agreement")
+
     def metrics(self, pairs, loss, survey):
         return super().metrics(pairs, loss, survey) | {"agreement": sum(p == r for p, r in pairs) / len(pairs)}
 '''

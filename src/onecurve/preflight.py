@@ -18,6 +18,8 @@ from onecurve.strategies import check_strategy
 from onecurve.tasks import load_task, locate_task, resolve_task, unread_keys
 from onecurve.tasks.base import Pools, Task
 
+_OWN_METRIC = "If the task's `metrics` returns it, add it to the task's `metric_names`."
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -71,7 +73,7 @@ def _check_metric(recipe: Recipe, task: Task) -> None:
         raise ConfigError(
             f"no metric {asked!r}; the metrics of this task are {', '.join(task.metric_names)}{names}.",
             where="eval.best_metric",
-            fix=closest(asked, known),
+            fix=closest(asked, known) or (_OWN_METRIC if ":" in recipe.task.name else ""),
         )
 
 

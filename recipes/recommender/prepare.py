@@ -49,7 +49,7 @@ def lists(shop: Shop, start: date, end: date, draw: random.Random) -> list[dict[
     found = []
     for _, day, earlier, grades in moments(shop, start, end):
         known = {one.item for one in earlier} | grades.keys()
-        popular = {n: weight + 1 for n, weight in shop.popularity(day).items() if shop.items[n].out < day}
+        popular = {n: weight + 1 for n, weight in shop.popularity(day).items() if shop.items[n].out <= day}
         free = {name: weight for name, weight in popular.items() if name not in known}
         others = dict.fromkeys(draw.choices([*free], [*free.values()], k=OTHERS), 0)
         graded = [*{**grades, **others}.items()]
@@ -72,7 +72,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data")
     parser.add_argument("--run", type=Path, default=Path("runs/recommender"))
-    parser.add_argument("--dev", type=int, default=60, help="rows of the models' dev splits, at most")
+    parser.add_argument("--dev", type=int, default=40, help="rows of the models' dev splits, at most")
     given = parser.parse_args()
     try:
         shop = Shop.read(given.data)
@@ -80,10 +80,11 @@ if __name__ == "__main__":
         print(f"prepare.py: {mistake}", file=sys.stderr)
         sys.exit(2)
     given.run.mkdir(parents=True, exist_ok=True)
-    draw = random.Random(SEED)
     for split, start, end, at_most in [
         ("train", date.min, TRAIN_UNTIL, None),
         ("dev", TRAIN_UNTIL, DEV_UNTIL, given.dev),
     ]:
+        draw = random.Random(f"{SEED} pairs {split}")
         write(given.run / f"pairs-{split}.jsonl", pairs(shop, start, end), at_most, draw)
+        draw = random.Random(f"{SEED} lists {split}")
         write(given.run / f"lists-{split}.jsonl", lists(shop, start, end, draw), at_most, draw)

@@ -83,7 +83,7 @@ class Shop:
 
     def before(self, day: date) -> "Shop":
         """Return the shop as it was at the beginning of a day."""
-        items = {name: item for name, item in self.items.items() if item.out < day}
+        items = {name: item for name, item in self.items.items() if item.out <= day}
         return Shop(items, [one for one in self.events if one.date < day])
 
     def of(self, user: str) -> list[Event]:

@@ -67,6 +67,8 @@ def read(path: Path) -> tuple[list[Headline], int]:
                 f"{path}, line {number}: {error}. It must be a line of `onecurve predict MODEL --json --keep date "
                 "headline`, with heads topic and sentiment and a date such as 2026-03-01."
             ) from None
+    if not found:
+        raise Mistake(f"{path}: no headline has an answer.")
     return sorted(found, key=lambda one: one.date), lost
 
 

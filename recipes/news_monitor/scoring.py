@@ -27,11 +27,18 @@ class Right:
 
 
 def count(rows: Sequence[Mapping[str, Any]], told: Sequence[Mapping[str, Any]]) -> Right:
-    """Count, for rows and the model's answers to them; a row without an answer is wrong."""
+    """Count, for rows and the model's answers to them.
+
+    Raises:
+        Mistake: A row that the model has no answer for.
+    """
+    for row, answer in zip(rows, told, strict=True):
+        if "error" in answer:
+            raise Mistake(f"headline {row.get('headline')!r}: {answer['error']}.")
     known = {head: [row.get(head) is not None for row in rows] for head in HEADS}
     right = {
         head: sum(
-            answer.get(head, {}).get("label") == row[head]
+            answer[head]["label"] == row[head]
             for row, answer, there in zip(rows, told, known[head], strict=True)
             if there
         )
@@ -44,7 +51,7 @@ def score(model: Path, rows: Sequence[Mapping[str, Any]]) -> Right:
     """Ask a model about headlines, and count."""
     from onecurve import predict
 
-    return count(rows, predict(model, [{"headline": row["headline"]} for row in rows], batch_size=32))
+    return count(rows, predict(model, [{"text": row["headline"]} for row in rows], batch_size=32))
 
 
 if __name__ == "__main__":

@@ -108,7 +108,9 @@ def update(given: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--run", type=Path, default=Path("runs/news_monitor"), help="the monitor's folder")
     parser.add_argument("--recipe", type=Path, default=HERE / "update.yaml")
     parser.add_argument("--test", type=Path, default=HERE / "data" / "test.jsonl", help="the old test set")

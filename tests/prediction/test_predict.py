@@ -8,11 +8,14 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 
 from onecurve.cli import main
 from onecurve.config import TaskSection
@@ -357,6 +360,9 @@ def test_columns_to_keep_stand_beside_each_answer(trained: Trainer, capsys: Any,
     with open(tmp_path / "rows.csv", "w", newline="") as file:
         csv.writer(file).writerows([[*kept[0]], *(row.values() for row in kept)])
     assert ask(capsys, asked.model, "--input", tmp_path / "rows.csv", *words) == expected
+    table = [{**row, "date": date.fromisoformat(row["date"])} for row in kept]
+    parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "rows.parquet")
+    assert ask(capsys, asked.model, "--input", tmp_path / "rows.parquet", *words) == expected
     monkeypatch.setattr(sys, "stdin", io.StringIO(path.read_text()))
     assert ask(capsys, asked.model, *words) == expected
     assert "there is no column 'dat'; the columns are: day, date, label, text." in refusal(

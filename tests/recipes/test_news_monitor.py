@@ -172,6 +172,9 @@ def test_what_cannot_be_read_is_told_by_its_line(predictions, tmp_path):
         monitor.read(predictions)
     with pytest.raises(monitor.Mistake, match="No such file"):
         monitor.read(tmp_path / "none.jsonl")
+    (tmp_path / "none.jsonl").write_text('{"error": "text is empty"}\n')
+    with pytest.raises(monitor.Mistake, match="no headline has an answer"):
+        monitor.read(tmp_path / "none.jsonl")
     with pytest.raises(monitor.Mistake, match="--false_alarms must be between 0 and 1"):
         run_monitor(predictions, "--false_alarms", 2)
 
@@ -221,13 +224,15 @@ def test_corrections_are_checked_before_any_is_written(tmp_path):
 
 
 def test_right_labels_are_counted_where_they_are_known():
-    rows = [{"topic": "a", "sentiment": "up"}, {"topic": "b"}, {"topic": "a", "sentiment": "up"}]
+    rows = [{"topic": "a", "sentiment": "up"}, {"topic": "b"}, {"topic": "a", "sentiment": "up", "headline": "x"}]
     told = [
         {"topic": {"label": "a"}, "sentiment": {"label": "down"}},
         {"topic": {"label": "b"}, "sentiment": {"label": "up"}},
-        {"error": "text is empty"},
+        {"topic": {"label": "b"}, "sentiment": {"label": "up"}},
     ]
-    assert count(rows, told) == Right({"topic": 2, "sentiment": 0}, {"topic": 3, "sentiment": 2})
+    assert count(rows, told) == Right({"topic": 2, "sentiment": 1}, {"topic": 3, "sentiment": 2})
+    with pytest.raises(corrections.Mistake, match="headline 'x': text is empty"):
+        count(rows, [*told[:2], {"error": "text is empty"}])
 
 
 @pytest.mark.parametrize(
@@ -268,8 +273,12 @@ def test_the_current_model_is_changed_in_one_step(tmp_path):
 def test_the_whole_chain_with_a_tiny_model(tmp_path, tiny_bert):
     run = tmp_path / "run"
 
+    stream = read(RECIPE / "data" / "stream.jsonl")[:300]
+    (tmp_path / "stream.jsonl").write_text("".join(json.dumps(row) + "\n" for row in stream))
+
     def make(*words: str, code: int = 0) -> str:
-        command = ["make", "-C", str(RECIPE), f"RUN={run}", f"PYTHON={sys.executable}", *words]
+        places = [f"RUN={run}", f"INPUT={tmp_path / 'stream.jsonl'}", f"PYTHON={sys.executable}"]
+        command = ["make", "-C", str(RECIPE), *places, *words]
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=540)
         assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout + done.stderr
@@ -277,7 +286,6 @@ def test_the_whole_chain_with_a_tiny_model(tmp_path, tiny_bert):
     small = f"--data.cache_dir {tmp_path / 'cache'} --train.max_steps"
     make("train", f"MORE=--model.path {tiny_bert} --train.epochs null {small} 30 --optim.lr 1e-3 --eval.every 30")
     assert (run / "current" / "model" / "sentiment" / "config.json").is_file()
-    stream = read(RECIPE / "data" / "stream.jsonl")
     make("predict")
     told = read(run / "predictions.jsonl")
     assert [one["kept"] for one in told] == [{key: row[key] for key in ("date", "headline")} for row in stream]
@@ -285,8 +293,9 @@ def test_the_whole_chain_with_a_tiny_model(tmp_path, tiny_bert):
     done = subprocess.run(script, env=environment(), capture_output=True, text=True)
     found = read(run / "alarms.jsonl") if (run / "alarms.jsonl").exists() else []
     assert done.returncode == (3 if found else 0) and len((run / "t.csv").read_text().splitlines()) == 1 + len(stream)
-
     make("correct", "HEADLINE=Toll climbs as fever sweeps Ashdown", "TOPIC=health", "SENTIMENT=negative")
+    make("correct", """HEADLINE=It's "over" for Ashdown""", "TOPIC=politics")
+    assert read(run / "corrections.jsonl")[1]["headline"] == """It's "over" for Ashdown"""
     assert "got 'weird'" in make("correct", "HEADLINE=x", "TOPIC=weird", code=2)
     make("readers", "BEFORE=2026-03-08")
     wrong = len(corrections.latest(read(run / "corrections.jsonl")))

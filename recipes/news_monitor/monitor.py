@@ -125,7 +125,7 @@ def alarm(surge: Surge, rows: Iterable[Headline]) -> dict[str, Any]:
         **asdict(surge),
         "date": surge.date.isoformat(),
         "share": surge.negative / surge.headlines,
-        "examples": [one.headline for one in there[:_EXAMPLES]],
+        "examples": [*dict.fromkeys(one.headline for one in there)][:_EXAMPLES],
     }
 
 

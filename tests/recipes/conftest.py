@@ -4,4 +4,4 @@ import sys
 
 from tests.launching import ROOT
 
-sys.path[:0] = [str(ROOT / "recipes" / name) for name in ("news_monitor", "recommender")]
+sys.path += [str(ROOT / "recipes" / name) for name in ("news_monitor", "recommender")]

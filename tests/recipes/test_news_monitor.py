@@ -133,7 +133,7 @@ def predictions(tmp_path) -> Path:
             for n in range(number):
                 answers = {"topic": {"label": "health", "probability": 0.9}}
                 answers["sentiment"] = {"label": mood, "probability": 0.5 + n / 100}
-                lines.append({"id": 0, "kept": {"date": day.isoformat(), "headline": f"{mood} {n}"}, **answers})
+                lines.append({"id": 0, "kept": {"date": day.isoformat(), "headline": f"{mood} {n // 2}"}, **answers})
     lines.append({"id": 1, "kept": {"date": None, "headline": ""}, "error": "text is empty"})
     path = tmp_path / "predictions.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -152,7 +152,7 @@ def test_a_new_alarm_is_told_once_and_to_the_command(predictions, tmp_path, caps
     assert said.startswith("1 rows have no answer and are left out")
     (told,) = read(tmp_path / "told")
     assert (told["date"], told["topic"], told["share"]) == ("2026-03-15", "health", 1.0)
-    assert told["examples"] == [f"negative {n}" for n in (8, 7, 6, 5, 4)]  # those it is surest of
+    assert told["examples"] == [f"negative {n}" for n in (4, 3, 2, 1, 0)]  # those it is surest of, each once
     table = (tmp_path / "table.csv").read_text().splitlines()
     assert table[0] == "date,headline,topic,topic_score,sentiment,sentiment_score"
     assert table[1] == "2026-03-01,negative 0,health,0.9,negative,0.5" and len(table) == 1 + 14 * 6 + 9

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from shop import HALF_LIFE, Mistake, Shop, profile
 
-NEAREST, POPULAR = 15, 5
+NEAREST, POPULAR = 10, 5
 """Candidates of a user: the items nearest to the user's text, and the most popular ones besides."""
 
 Vectors = Mapping[str, np.ndarray]

@@ -114,8 +114,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data")
     parser.add_argument("--run", type=Path, default=Path("runs/recommender"))
-    parser.add_argument("--dev_users", type=int, default=30, help="users that the blend is fitted on, at most")
-    parser.add_argument("--users", type=int, default=60, help="users that are measured, at most")
+    parser.add_argument("--dev_users", type=int, default=1000, help="users that the blend is fitted on, at most")
+    parser.add_argument("--users", type=int, default=1000, help="users that are measured, at most")
     try:
         main(parser.parse_args())
     except Mistake as mistake:

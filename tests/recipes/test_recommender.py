@@ -206,7 +206,7 @@ def test_a_blend_is_the_logistic_regression_of_scikit_learn_and_its_parts_make_t
 
 
 @pytest.mark.slow
-def test_the_whole_chain_with_a_tiny_model(tmp_path, tiny_bert):
+def test_the_whole_chain_with_a_tiny_model(tmp_path):
     data, run = tmp_path / "data", tmp_path / "run"
     data.mkdir()
     shop = Shop.read(RECIPE / "data")
@@ -223,7 +223,8 @@ def test_the_whole_chain_with_a_tiny_model(tmp_path, tiny_bert):
         assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout + done.stderr
 
-    small = f"--model.path {tiny_bert} --data.cache_dir {tmp_path / 'cache'} --data.max_length 250 --train.max_steps 3"
+    model = "--model.path recipes/tiny-bert --model.init random"
+    small = f"{model} --data.cache_dir {tmp_path / 'cache'} --train.max_steps 3"
     make("models", f"EMBEDDING={small} --eval.every 3", f"RANKING={small} --eval.every 3")
     out = make("measure", "MEASURE=--dev_users 20 --users 12")
     assert "test: 12 of" in out and "| blend less popularity |" in out

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from blending import FEATURES, Blend
 from bm25 import BM25
-from candidates import NEAREST, POPULAR, pick
-from measure import relevant_items
+from candidates import NEAREST, POPULAR, Asked, pick
+from measure import lists_of, relevant_items, tables
 from prepare import lists, pairs
 from rankings import diversity, interval, score
 from shop import DEV_UNTIL, TRAIN_UNTIL, Event, Item, Mistake, Shop, chosen, interests, profile
@@ -200,6 +200,26 @@ def test_a_blend_is_the_logistic_regression_of_scikit_learn_and_its_parts_make_t
     assert sum(blend.parts(rows[0]).values()) == blend.score(rows[0])
     blend.write(tmp_path / "blend.json")
     assert Blend.read(tmp_path / "blend.json") == blend
+
+
+def test_each_way_orders_by_its_own_number_and_gains_are_of_the_same_users():
+    shop = small_shop()
+    named = [*"abcdefgh"]
+    features = {item: dict.fromkeys(FEATURES, 0.0) for item in named[:4]}
+    for number, item in enumerate("cbad"):
+        features[item] |= {"relevance": -number, "recency": number}
+    blend = Blend(
+        {**dict.fromkeys(FEATURES, 0.0), "recency": 2.0}, dict.fromkeys(FEATURES, 0.5), dict.fromkeys(FEATURES, 1.0)
+    )
+    asked = Asked("u", "bought Book g", nearest=named, popular=named[::-1], features=features)
+    found = lists_of([asked, asked], shop, blend)
+    assert {name: "".join(lists[0]) for name, lists in found.items()} == {
+        "popularity": "hgfedcba", "BM25": "gabcdefh", "bi-encoder": "abcdefgh", "cross-encoder": "cbad", "blend": "dabc",
+    }  # fmt: skip
+    table = tables(found, [["d"], ["a"]], {item: [1.0, 0.0] for item in named}).splitlines()
+    assert table[2].startswith("| popularity | ") and table[6].startswith("| blend | ")
+    assert table[6].endswith("| 0.750 (0.500 to 1.000) |")  # MRR of 1 and of 1/2
+    assert table[9].startswith("| blend less bi-encoder | ") and table[9].endswith("| +0.125 (-0.500 to +0.750) |")
 
 
 # The whole chain

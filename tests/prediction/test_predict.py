@@ -8,11 +8,14 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 
 from onecurve.cli import main
 from onecurve.config import TaskSection
@@ -343,6 +346,32 @@ def test_every_way_in_asks_the_same(trained: Trainer, capsys: Any, tmp_path: Pat
             assert ask(capsys, asked.model, *words) == expected
     assert ask(capsys, asked.model, "--input", rows, "--output", tmp_path / "out.jsonl") == []
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == expected
+
+
+def test_columns_to_keep_stand_beside_each_answer(trained: Trainer, capsys: Any, tmp_path: Path, monkeypatch: Any):
+    asked = trained("single_label")
+    expected = ask(capsys, asked.model, "--input", _write(tmp_path / "bare.jsonl", asked.rows))
+    # By the file's own names: what the task reads, what it learns, and what it does not know
+    kept = [{"date": f"2026-03-{n:02}", "label": "x", "text": row["text"]} for n, row in enumerate(asked.rows, 1)]
+    path = _write(tmp_path / "rows.jsonl", [{"day": 1, **row} for row in kept])
+    expected = [{"id": one["id"], "kept": row, **one} for one, row in zip(expected, kept, strict=True)]
+    words = ["--keep", "date", "label", "text"]
+    assert ask(capsys, asked.model, "--input", path, *words) == expected
+    with open(tmp_path / "rows.csv", "w", newline="") as file:
+        csv.writer(file).writerows([[*kept[0]], *(row.values() for row in kept)])
+    assert ask(capsys, asked.model, "--input", tmp_path / "rows.csv", *words) == expected
+    table = [{**row, "date": date.fromisoformat(row["date"])} for row in kept]
+    parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "rows.parquet")
+    assert ask(capsys, asked.model, "--input", tmp_path / "rows.parquet", *words) == expected
+    monkeypatch.setattr(sys, "stdin", io.StringIO(path.read_text()))
+    assert ask(capsys, asked.model, *words) == expected
+    assert "there is no column 'dat'; the columns are: day, date, label, text." in refusal(
+        capsys, asked.model, "--input", path, "--json", "--keep", "dat"
+    )
+    for given in (["--input", path], [asked.rows[0]["text"], "--json"]):
+        assert "--keep: repeats columns of rows in JSON objects" in refusal(
+            capsys, asked.model, *given, "--keep", "date"
+        )
 
 
 def test_the_command_itself_reads_standard_input(trained: Trainer) -> None:

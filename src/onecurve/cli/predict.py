@@ -34,6 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", help="where to write; standard output when absent")
     parser.add_argument("--batch_size", type=int, default=16, help="rows of one forward pass")
     parser.add_argument("--json", action="store_true", help="write one JSON object a row")
+    parser.add_argument(
+        "--keep",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="with --json: columns of the input that each object repeats under `kept`, such as a date",
+    )
     parser.add_argument("--max_new_tokens", type=int, default=64, help="how far a language model writes")
     parser.add_argument("--task", metavar="NAME", help="the task, where the folder has no task.json")
     parser.add_argument("--trust_remote_code", action="store_true", help="run Python code that comes with the model")
@@ -51,6 +58,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"must be at least 1; got {arguments.batch_size}.", where="--batch_size")
     if arguments.max_new_tokens < 1:
         raise ConfigError(f"must be at least 1; got {arguments.max_new_tokens}.", where="--max_new_tokens")
+    if arguments.keep and (texts or not arguments.json):
+        raise ConfigError(
+            "repeats columns of rows in JSON objects.", where="--keep", fix="Give the rows with --input, and --json."
+        )
     _check_output(arguments.output, arguments.input)
     from onecurve.machine.log_noise import hush_transformers
 
@@ -63,14 +74,14 @@ def run(arguments: argparse.Namespace) -> int:
     check_askable((trained := members[0]).task, arguments.model)
     if further:
         check_together(members, names)
-    asked: list[tuple[Any, Any]] = []
-    rows = _noted(_rows(trained, texts, arguments.input), asked)
+    asked: list[tuple[dict[str, Any], Any]] = []
+    rows = _noted(_rows(trained, texts, arguments), asked)
     errors = 0
     with open(arguments.output, "w", encoding="utf-8") if arguments.output else nullcontext(sys.stdout) as out:
         for number, told in enumerate(answer_together(members, rows, arguments.batch_size, arguments.max_new_tokens)):
             errors += "error" in told
-            name, text = asked[number]
-            line = json.dumps({"id": name, **told}, ensure_ascii=False) if arguments.json else plain(told, text)
+            named, text = asked[number]
+            line = json.dumps(named | told, ensure_ascii=False, default=str) if arguments.json else plain(told, text)
             print(line, file=out, flush=True)
     if errors:
         print(f"onecurve predict: {errors} of {len(asked)} rows could not be used.", file=sys.stderr)  # noqa: T201
@@ -91,19 +102,24 @@ def _check_output(output: str | None, given: str | None) -> None:
         raise ConfigError(f"{output!r} is what --input reads.", where="--output", fix="Name another file.")
 
 
-def _rows(trained: "Trained", texts: list[str], path: str | None) -> "Iterator[Located | Broken]":
+def _rows(trained: "Trained", texts: list[str], arguments: argparse.Namespace) -> "Iterator[Located | Broken]":
     from onecurve.prediction.rows import rows_of_file, rows_of_lines, rows_of_texts
 
+    path, keep = arguments.input, arguments.keep
     if texts:
         return rows_of_texts(trained.task, texts)
-    return rows_of_file(trained, path) if path not in (None, "-") else rows_of_lines(trained, sys.stdin)
+    return rows_of_file(trained, path, keep) if path not in (None, "-") else rows_of_lines(trained, sys.stdin, keep)
 
 
-def _noted(rows: "Iterator[Located | Broken]", asked: list[tuple[Any, Any]]) -> "Iterator[Located | Broken]":
-    """Pass rows on, and note of each what its answer is told by: its `id`, else its number, and what it begins with."""
+def _noted(rows: "Iterator[Located | Broken]", asked: list[tuple[dict[str, Any], Any]]) -> "Iterator[Located | Broken]":
+    """Pass rows on, and note of each what its answer is told by: `id`, else its number; and what the row begins with.
+
+    Columns to keep stand beside the `id`, under `kept`.
+    """
     for number, found in enumerate(rows):
-        row = getattr(found, "row", {})
+        row, kept = getattr(found, "row", {}), dict(getattr(found, "kept", {}))
         name = row.get("id")  # in CoNLL-U, a column of its words
         first = next((value for key, value in row.items() if key != "id"), found.place)
-        asked.append((name if isinstance(name, str | int) else number, first))
+        named = {"id": name if isinstance(name, str | int) else number}
+        asked.append((named | ({"kept": kept} if kept else {}), first))
         yield found

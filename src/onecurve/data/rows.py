@@ -18,6 +18,8 @@ class Located:
     row: Row
     number: int = 0
     """Its place among all rows of its data, broken ones included, from 0."""
+    kept: Mapping[str, Any] = field(default_factory=dict)
+    """File column -> value, of the columns that are passed on beside what the task reads."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Columns:
     """Task column -> image or audio, where its values are files."""
     setting: str = "data.columns"
     """The setting that maps columns, for messages."""
+    kept: tuple[str, ...] = ()
+    """File columns that must exist and are passed on as they are, whether the task reads them or not."""
 
     @classmethod
     def resolve(
@@ -95,7 +99,7 @@ class Columns:
     @cached_property
     def wanted(self) -> frozenset[str]:
         """The file columns that any row may be read from."""
-        return frozenset(self.names.values()).union(*(shape.names.values() for shape in self.shapes))
+        return frozenset([*self.names.values(), *self.kept]).union(*(shape.names.values() for shape in self.shapes))
 
     def names_in(self, row: Mapping[str, Any]) -> Mapping[str, str]:
         """Return task column -> file column for a row: of a shape that it has, with nothing of the task's own form."""
@@ -132,14 +136,15 @@ class Columns:
         for column, value in row.items():
             if not _is_unicode(value):
                 return Broken(record.place, f"column '{names[column]}' holds half of a surrogate pair.")
-        return Located(record.place, row)
+        return Located(record.place, row, kept={name: record.row.get(name) for name in self.kept})
 
     def missing(self, there: Mapping[str, Any], *names: str) -> str:
         """Say that these file columns are not there, what is, and how to map it."""
         wanted = " or ".join(f"'{name}'" for name in names)
         settings = " or ".join(f"{self.setting}.{column}" for column, name in self.names.items() if name in names)
         listed = ", ".join(map(str, there)) or "none"
-        return f"there is no column {wanted}; the columns are: {listed}. Set {settings} to the column to read."
+        how = f" Set {settings} to the column to read." if settings else ""
+        return f"there is no column {wanted}; the columns are: {listed}.{how}"
 
 
 def _shape(names: Mapping[str, str]) -> Shape:

@@ -76,7 +76,7 @@ class Source:
             yield from self._rows_of(part)
 
     def _rows_of(self, part: Part) -> Iterator[Located | Broken]:
-        unseen = set(self.columns.needed)
+        unseen = {*self.columns.needed, *self.columns.kept}
         last: Located | None = None
         for record in part.records(self.columns):
             place = f"{part.name}, {record.place}" if record.place else part.name
@@ -92,7 +92,7 @@ class Source:
                 picked = replace(picked, row=self.media.placed(picked.row, part.folder))
             yield picked
         if last and unseen:
-            missing = [name for name in self.columns.names.values() if name in unseen]
+            missing = [name for name in (*self.columns.names.values(), *self.columns.kept) if name in unseen]
             raise DataError(self.columns.missing(last.row, *missing), where=part.name)
         others = [name for name in part.columns() if name not in self.columns.wanted]
         self.use.note(dict.fromkeys(others, True), self.columns)

@@ -1,7 +1,8 @@
 """The rows that a trained model is asked about: texts, lines, or a file of any format that training reads."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,27 +34,41 @@ def rows_of_inputs(trained: Trained, inputs: Iterable[str | Mapping[str, Any]]) 
             yield Broken(place, f"must be a text or a map; got {type(given).__name__}")
 
 
-def rows_of_lines(trained: Trained, lines: Iterable[str]) -> Iterator[Located | Broken]:
-    """Yield a row for each line that is not empty: a JSON object, or a text."""
+def rows_of_lines(trained: Trained, lines: Iterable[str], keep: Sequence[str] = ()) -> Iterator[Located | Broken]:
+    """Yield a row for each line that is not empty: a JSON object, or a text.
+
+    Args:
+        trained: The model.
+        lines: The lines.
+        keep: Keys of the objects that are passed on with the row; None where an object lacks one.
+    """
     for number, line in enumerate(lines, 1):
         place, line = f"line {number}", line.strip()
         if line.startswith("{"):
             try:
-                yield _read(Located(place, _renamed(json.loads(line), trained)), trained.task)
+                record = json.loads(line)
+                kept = {name: record.get(name) for name in keep}
+                yield _read(Located(place, _renamed(record, trained), kept=kept), trained.task)
             except ValueError as error:
                 yield Broken(place, f"broken JSON: {error}")
         elif line:
-            yield _read(Located(place, trained.task.read_text(line)), trained.task)
+            yield _read(Located(place, trained.task.read_text(line), kept=dict.fromkeys(keep)), trained.task)
 
 
-def rows_of_file(trained: Trained, path: str) -> Iterator[Located | Broken]:
+def rows_of_file(trained: Trained, path: str, keep: Sequence[str] = ()) -> Iterator[Located | Broken]:
     """Yield the rows of a file, a folder or a hub data set; its columns are called as the training data's.
 
+    Args:
+        trained: The model.
+        path: What to read.
+        keep: Columns of the file that are passed on with the row, by the file's own names.
+
     Raises:
-        UserError: Nothing there, or it cannot be read.
+        UserError: Nothing there, it cannot be read, or no row has a column to keep.
     """
     settings = DataSection(train=path, columns=_mapping(trained))
-    return open_source("--input", path, settings, *_known(trained.task), trained.task.media).rows()
+    source = open_source("--input", path, settings, *_known(trained.task), trained.task.media)
+    return replace(source, columns=replace(source.columns, kept=tuple(keep))).rows()
 
 
 def _read(found: Located, task: Task) -> Located | Broken:
@@ -61,7 +76,7 @@ def _read(found: Located, task: Task) -> Located | Broken:
     if not task.media:
         return found
     columns = MediaColumns(task.media)
-    return columns.read(Located(found.place, columns.placed(found.row, Path())))
+    return columns.read(replace(found, row=columns.placed(found.row, Path())))
 
 
 def _mapping(trained: Trained) -> dict[str, str]:

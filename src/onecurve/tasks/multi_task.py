@@ -14,7 +14,9 @@ from onecurve.tasks.base import TALLY, Answer, BadRow, Batch, Example, Processin
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_RESERVED = frozenset({"base", "error", "id", "loss", "num_items", "place", "reference", "row", "text", "truncated"})
+_RESERVED = frozenset(
+    {"base", "error", "id", "kept", "loss", "num_items", "place", "reference", "row", "text", "truncated"}
+)
 """Names that stand beside a head's in answers, in scores and in the model folder."""
 
 

@@ -96,6 +96,18 @@ class Transforms(Protocol):
 
 
 @runtime_checkable
+class Rewords(Protocol):
+    """A task of which some texts may be changed in training while its targets stay: see `regularization`.
+
+    Its `encode` returns one example for a row, whose inputs are `input_ids`, `token_type_ids` and `lengths`; a row of
+    these columns alone is enough for them.
+    """
+
+    reworded: ClassVar[Sequence[str]]
+    """The columns: texts, or lists of texts."""
+
+
+@runtime_checkable
 class Annotates(Protocol):
     """A task whose loss reads what a frozen model, the reference, says of each example: computed once, before step 1.
 

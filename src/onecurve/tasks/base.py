@@ -16,10 +16,12 @@ from onecurve.tasks._capabilities import Mixes as Mixes
 from onecurve.tasks._capabilities import Packaged as Packaged
 from onecurve.tasks._capabilities import Pools as Pools
 from onecurve.tasks._capabilities import Recognises as Recognises
+from onecurve.tasks._capabilities import Rewords as Rewords
 from onecurve.tasks._capabilities import Transforms as Transforms
 from onecurve.tasks._capabilities import Writes as Writes
 
 if TYPE_CHECKING:  # the heavy imports wait until a recipe is known to be good
+    from numpy.random import Generator
     from torch import Tensor, nn
 
 IGNORE_INDEX = -100
@@ -32,6 +34,10 @@ Example = dict[str, Any]
 list with one for each of the task's `terms`. What stands under `TALLY` is counted for the summary and not kept."""
 TALLY = "tally"
 """Key of an example: phrase -> how often what it says is true of the example."""
+TEXTS = "texts of the row"
+"""Key of an example: the columns whose texts are changed in training, as JSON; there where the recipe changes some."""
+UNCHANGED = "unchanged"
+"""Key of an example whose texts were changed: itself as it was."""
 Batch = dict[str, "Tensor"]
 """One micro-batch; every tensor's first dimension is the example."""
 Answer = dict[str, Any]
@@ -86,6 +92,17 @@ class Processing(Protocol):
         ...
 
 
+class Augments(Protocol):
+    """What changes the texts of a training example: `regularization.text_augmentation.TextAugmentation`."""
+
+    code: str
+    """Hash of what it reads besides the recipe; empty where that is nothing."""
+
+    def __call__(self, task: "Task", example: Example, rng: "Generator", reading: Processing) -> Example:
+        """Return the example with other texts, drawn from `rng`."""
+        ...
+
+
 class Task(ABC):
     """What a task is: one file in this folder, with a subclass of this class that is named `Task`.
 
@@ -123,6 +140,9 @@ class Task(ABC):
     """The settings that change neither examples nor training, only how the model is scored."""
     loss_settings: ClassVar[frozenset[str]] = frozenset()
     """The settings that change the loss, and not the examples."""
+
+    augmentation: "Augments | None" = None
+    """What changes the texts of training examples; set where the recipe asks for it and the task `Rewords`."""
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings

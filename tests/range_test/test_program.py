@@ -66,7 +66,7 @@ def test_one_curve_under_every_launch_form(recipe, tmp_path):
     for how in ("single", "ddp", "zero2"):
         words = ["--launch", how, *(["--num_processes", "2"] if how != "single" else [])]
         code, out, err = find_rate(tmp_path, "--from", "1e-5", "--to", "1e-2", "--output", how, *words)
-        assert code in (0, 1), out + err
+        assert code in (0, 1) and (tmp_path / how / "lr.json").is_file(), out + err
         points = json.loads((tmp_path / how / "lr.json").read_text())["points"]
         assert [point["lr"] for point in points] == [rate_at(n, 1e-5, 1e-2, STEPS) for n in range(1, STEPS + 1)]
         curves[how] = [point["loss"] for point in points]

@@ -7,6 +7,7 @@ import pytest
 from numpy.random import Generator, Philox
 
 from onecurve.config import RegularizationSection
+from onecurve.content.rewording import TEXTS
 from onecurve.data import load_data
 from onecurve.data.collation import Collation, Wanted
 from onecurve.errors import ConfigError, DataError
@@ -15,7 +16,7 @@ from onecurve.preflight import read
 from onecurve.regularization import text_augmentation
 from onecurve.regularization.text_augmentation import build_text_augmentation
 from onecurve.seeds import stream_key
-from onecurve.tasks.base import TEXTS, Rewords
+from onecurve.tasks.base import Rewords
 from tests.launching import write_recipe
 from tests.regularization.gradients import gradient, objective_of
 from tests.tasks.contract import distance, in_double, prepare, without_dropout

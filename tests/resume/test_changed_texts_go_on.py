@@ -1,4 +1,4 @@
-"""Texts changed in training: one curve under every launch form, exact over an interruption, and not with another list."""
+"""Changed texts: one curve under every launch form, exact over an interruption, refused with another list."""
 
 import pytest
 

@@ -15,6 +15,10 @@ from onecurve.content.words import UNSPACED
 if TYPE_CHECKING:
     from numpy.random import Generator
 
+TEXTS = "texts of the row"
+"""Key of an example: the columns whose texts are changed in training, as JSON; there where the recipe changes some."""
+UNCHANGED = "unchanged"
+"""Key of an example whose texts were changed: itself as it was."""
 Synonyms = Mapping[str, Sequence[str]]
 """Word, in lower case -> what may stand for it."""
 _WORD = re.compile(rf"{UNSPACED}|(?:(?!{UNSPACED})\S)+")

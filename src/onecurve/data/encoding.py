@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from onecurve.config import DataSection, refuse_without_effect
+from onecurve.content.rewording import TEXTS
 from onecurve.data.cache import cache_root, get_or_write
 from onecurve.data.cache_key import content_key, located, processor_digest, sample_digest, with_texts
 from onecurve.data.checked import check_once
@@ -24,7 +25,7 @@ from onecurve.data.sources import open_splits, refuse_unread
 from onecurve.data.splits import Data, Split, joined
 from onecurve.data.workers import in_order
 from onecurve.errors import DataError
-from onecurve.tasks.base import TALLY, TEXTS, BadRow, Example, Processing, Recognises, Rewords, Row, Survey, Task
+from onecurve.tasks.base import TALLY, BadRow, Example, Processing, Recognises, Rewords, Row, Survey, Task
 
 _ROWS_LOOKED_AT = 10_000
 """How far a refusal looks on to say how many rows are too long."""

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from onecurve import user_code
 from onecurve.config import RegularizationSection
-from onecurve.content.rewording import Draft, Synonyms, draw
+from onecurve.content.rewording import TEXTS, UNCHANGED, Draft, Synonyms, draw
 from onecurve.errors import ConfigError, DataError
-from onecurve.tasks.base import TEXTS, UNCHANGED, Example, Processing, Survey, Task
+from onecurve.tasks.base import Example, Processing, Survey, Task
 
 if TYPE_CHECKING:
     from numpy.random import Generator

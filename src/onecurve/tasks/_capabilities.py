@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from onecurve.content.mixing import Mixing
-    from onecurve.tasks.base import Answer, Batch, Example, Processing, Row
+    from onecurve.tasks.base import Answer, Batch, Example, Processing, Row, Task
 
 
 @runtime_checkable
@@ -105,6 +105,20 @@ class Rewords(Protocol):
 
     reworded: ClassVar[Sequence[str]]
     """The columns: texts, or lists of texts."""
+
+
+class Augments(Protocol):
+    """What changes the texts of a training example: `regularization.text_augmentation.TextAugmentation`."""
+
+    @property
+    def code(self) -> str:
+        """Hash of what it reads besides the recipe; empty where that is nothing."""
+
+    def __call__(
+        self, task: "Task", example: "Example", rng: "np.random.Generator", reading: "Processing"
+    ) -> "Example":
+        """Return the example with other texts, drawn from `rng`."""
+        ...
 
 
 @runtime_checkable

@@ -10,6 +10,7 @@ from onecurve.content.survey import Survey as Survey
 from onecurve.errors import BadRow as BadRow
 from onecurve.tasks._capabilities import Annotates as Annotates
 from onecurve.tasks._capabilities import Asked as Asked
+from onecurve.tasks._capabilities import Augments as Augments
 from onecurve.tasks._capabilities import Classifies as Classifies
 from onecurve.tasks._capabilities import Generates as Generates
 from onecurve.tasks._capabilities import Mixes as Mixes
@@ -21,7 +22,6 @@ from onecurve.tasks._capabilities import Transforms as Transforms
 from onecurve.tasks._capabilities import Writes as Writes
 
 if TYPE_CHECKING:  # the heavy imports wait until a recipe is known to be good
-    from numpy.random import Generator
     from torch import Tensor, nn
 
 IGNORE_INDEX = -100
@@ -34,10 +34,6 @@ Example = dict[str, Any]
 list with one for each of the task's `terms`. What stands under `TALLY` is counted for the summary and not kept."""
 TALLY = "tally"
 """Key of an example: phrase -> how often what it says is true of the example."""
-TEXTS = "texts of the row"
-"""Key of an example: the columns whose texts are changed in training, as JSON; there where the recipe changes some."""
-UNCHANGED = "unchanged"
-"""Key of an example whose texts were changed: itself as it was."""
 Batch = dict[str, "Tensor"]
 """One micro-batch; every tensor's first dimension is the example."""
 Answer = dict[str, Any]
@@ -92,17 +88,6 @@ class Processing(Protocol):
         ...
 
 
-class Augments(Protocol):
-    """What changes the texts of a training example: `regularization.text_augmentation.TextAugmentation`."""
-
-    code: str
-    """Hash of what it reads besides the recipe; empty where that is nothing."""
-
-    def __call__(self, task: "Task", example: Example, rng: "Generator", reading: Processing) -> Example:
-        """Return the example with other texts, drawn from `rng`."""
-        ...
-
-
 class Task(ABC):
     """What a task is: one file in this folder, with a subclass of this class that is named `Task`.
 
@@ -140,9 +125,7 @@ class Task(ABC):
     """The settings that change neither examples nor training, only how the model is scored."""
     loss_settings: ClassVar[frozenset[str]] = frozenset()
     """The settings that change the loss, and not the examples."""
-
-    augmentation: "Augments | None" = None
-    """What changes the texts of training examples; set where the recipe asks for it and the task `Rewords`."""
+    augmentation: "Augments | None" = None  # changes training texts; the recipe's, where the task `Rewords`
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings

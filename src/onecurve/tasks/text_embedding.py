@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from onecurve.content.rewording import UNCHANGED
 from onecurve.errors import ConfigError
 from onecurve.losses.in_batch import in_batch_losses, relevant_ranks
 from onecurve.metrics import ranking
 from onecurve.tasks._sequences import SequencesTask, by_example, each_sequence, put_back, sequences
-from onecurve.tasks.base import UNCHANGED, Answer, BadRow, Batch, Example, Processing, Row, Settings, Survey, check_text
+from onecurve.tasks.base import Answer, BadRow, Batch, Example, Processing, Row, Settings, Survey, check_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -218,7 +218,10 @@ def test_a_task_whose_texts_cannot_change_alone_is_refused(tmp_path, task):
 
 
 def test_a_function_that_returns_no_text_ends_the_run_with_what_it_was_given(loaded, tmp_path):
-    (tmp_path / "late.py").write_text("def late(text, rng):\n    return text if 'try' in text else ''\n")
-    task, reading, data = loaded(text_function="late.py:late")
-    with pytest.raises(DataError, match=r"text_function: .*late returned '' for 'the dog"):
-        batch(task, reading, data.train, [0])
+    late = "def blank(text, rng):\n    return text if 'try' in text else ''\n"
+    late += "def fails(text, rng):\n    return text if 'try' in text else {}[1]\n"
+    (tmp_path / "late.py").write_text(late)
+    for name, said in {"blank": "returned '' for 'the dog", "fails": "fails for 'the dog.*KeyError: 1"}.items():
+        task, reading, data = loaded(text_function=f"late.py:{name}")
+        with pytest.raises(DataError, match=rf"text_function: .*{name} {said}"):
+            batch(task, reading, data.train, [0])

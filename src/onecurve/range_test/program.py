@@ -66,6 +66,7 @@ def main(argv: list[str], run: Run) -> None:
     run.begin(checked.directory, checked.config, recipe.train.hang_timeout, NoCheckpoints(), lambda step: Stop())
     tracker = Tracker(checked.directory, accelerator, recipe, plan, "", None)
     tracker.open(precision, remark, unused, packed, describe_run(recipe, task, data, plan, model, reading, accelerator))
+    tracker.say(_describe_passes(asked.steps / plan.steps_per_epoch))
     history, running, why = History(recipe.train), Running(), ""
     while (step := plan.after(run.step)) and not why:
         lr = rate_at(step.number, asked.first, asked.last, asked.steps)
@@ -79,6 +80,12 @@ def main(argv: list[str], run: Run) -> None:
             why = f"at a rate of {lr:.3g} the running average of the loss is above {RISE:g} times its lowest value"
     tracker.bar.close()
     tracker.event("end", run.step, reason=why)
+
+
+def _describe_passes(passes: float) -> str:
+    if passes <= 1:
+        return ""
+    return f"the test reads the data {passes:.1f} times: losses fall of what was seen before, too. Fewer --steps help"
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class TextAugmentation:
             reading: Not used by another thread meanwhile.
 
         Raises:
-            DataError: The user's function returns something else than text.
+            DataError: The user's function fails, or returns something else than text.
         """
         row = json.loads(example[TEXTS])
         section = self.section
@@ -74,7 +74,7 @@ class TextAugmentation:
         from numpy.random import Generator, Philox
 
         function, name, rng = self._function, self.section.text_function, Generator(Philox(key=seed))
-        return (lambda text: _checked(function(text, rng), text, str(name))) if function else str
+        return (lambda text: _called(function, text, rng, str(name))) if function else str
 
 
 def _texts(row: dict[str, Any]) -> Iterator[tuple[tuple[str, int | None], str]]:
@@ -97,7 +97,11 @@ def _put(
     return changed
 
 
-def _checked(found: Any, text: str, name: str) -> str:
+def _called(function: Callable[[str, "Generator"], str], text: str, rng: "Generator", name: str) -> str:
+    try:
+        found = function(text, rng)
+    except Exception as error:
+        raise DataError(f"{name} fails for {text!r}: {type(error).__name__}: {error}", where=_FUNCTION) from error
     if not isinstance(found, str) or not found.strip():
         raise DataError(
             f"{name} returned {found!r} for {text!r}.", where=_FUNCTION, fix="Have it return text that is not blank."

@@ -128,7 +128,7 @@ def build_text_augmentation(section: RegularizationSection) -> TextAugmentation 
             )
         function = user_code.load(section.text_function, _FUNCTION)
         _check_function(function, section.text_function)
-        digest.update(user_code.source_hash(function).encode())
+        digest.update(f"{function.__qualname__} {user_code.source_hash(function)}".encode())
     return TextAugmentation(section, synonyms, digest.hexdigest() if synonyms or section.text_function else "")
 
 

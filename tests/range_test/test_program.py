@@ -27,11 +27,20 @@ def setup(source: str, name: str) -> list[str]:
     return lines[first : last + 1]
 
 
+def differs(source: str) -> bool:
+    lines = [line for line in setup(source, "main") if line != "data = replace(data, eval=None, test=None)"]
+    return lines != setup((ROOT / "train.py").read_text(encoding="utf-8"), "main")
+
+
 def test_a_run_is_put_together_as_train_py_does_it():
-    ours = setup(inspect.getsource(program), "main")
-    assert [line for line in ours if line != "data = replace(data, eval=None, test=None)"] == setup(
-        (ROOT / "train.py").read_text(encoding="utf-8"), "main"
-    )
+    assert not differs(inspect.getsource(program))
+
+
+def test_a_run_that_is_put_together_otherwise_is_found():
+    source = inspect.getsource(program)
+    (pack,) = [line for line in source.splitlines(keepends=True) if line.startswith("    packed = ")]
+    assert differs(source.replace(pack, ""))
+    assert differs(source.replace("plan.most_passes(accelerator.num_processes)", "1"))
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ HEAVY = {"torch", "transformers", "accelerate", "deepspeed", "peft", "datasets",
 HEAVY |= {"numpy", "pyarrow", "pandas", "scipy", "sklearn", "tokenizers", "huggingface_hub"}
 HELPED = [
     "", "chat", "checkpoint", "checkpoint average", "checkpoint convert",
-    "data", "data stage", "doctor", "init", "parity", "predict",
+    "data", "data stage", "doctor", "init", "lr", "parity", "predict",
     "train",
 ]  # fmt: skip
 
@@ -275,7 +275,7 @@ def test_every_subcommand_is_asked_for_help():
     assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == {name.split()[0] for name in HELPED[1:]}
 
 
-@pytest.mark.parametrize("command", ["data stage", "parity", "train", "train --launch zero2"])
+@pytest.mark.parametrize("command", ["data stage", "lr", "parity", "train", "train --launch zero2"])
 def test_a_typo_is_answered_by_a_command_before_anything_heavy_is_imported(command):
     recipe = ROOT / "recipes" / "quickstart.yaml"
     exit_code, imported, said = run_and_list_imports("-m", "onecurve", *command.split(), str(recipe), "--optim.lrr=1")

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onecurve import user_code
 from onecurve.config import Recipe, check_effects, closest, dump_recipe, load_recipe, resolve
 from onecurve.errors import ConfigError
 from onecurve.machine.distributed import asked_world_size
 from onecurve.machine.optional_packages import keep_out_unused, require, require_trackers
 from onecurve.optim import check_optim
 from onecurve.regularization.checks import check_regularization
+from onecurve.regularization.text_augmentation import build_text_augmentation
 from onecurve.run.directory import RunDirectory
 from onecurve.strategies import check_strategy
 from onecurve.tasks import load_task, locate_task, resolve_task, unread_keys
-from onecurve.tasks.base import Pools, Task
+from onecurve.tasks.base import Pools, Rewords, Task
 
 _OWN_METRIC = "If the task's `metrics` returns it, add it to the task's `metric_names`."
 
@@ -41,8 +43,12 @@ def read(argv: list[str]) -> Checked:
         UserError: The first mistake found.
     """
     recipe, sources = load_recipe(argv)
-    recipe = recipe.model_copy(update={"task": locate_task(recipe.task, Path(argv[0]).parent)})
+    folder = Path(argv[0]).parent
+    regularization = recipe.regularization.located(lambda name: user_code.locate(name, folder))
+    recipe = recipe.model_copy(update={"task": locate_task(recipe.task, folder), "regularization": regularization})
     task = load_task(recipe.task)
+    if isinstance(task, Rewords):
+        task.augmentation = build_text_augmentation(regularization)
     _check_metric(recipe, task)
     if isinstance(task, Pools) and recipe.train.compile:
         raise ConfigError(

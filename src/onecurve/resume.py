@@ -64,6 +64,8 @@ class Checkpoints:
             self.curve["data.weights"] = dict(plan.mixture.weights)
         if code := code_identity(self.recipe.model):
             self.curve["model.code"] = code
+        if (augmentation := checked.task.augmentation) and augmentation.code:
+            self.curve["regularization.code"] = augmentation.code
         # What auto came to on this device: on another it may come to something else
         self.curve["train.mixed_precision"] = strategy.precision
         if self.recipe.peft or self.recipe.regularization.freezes:

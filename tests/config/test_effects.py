@@ -34,6 +34,7 @@ CASES = {  # key: its value, what it needs, and what of it is said where that is
     "regularization.average_decay": ("0.9", ["--regularization.average", "ema"], "for regularization.average ema"),
     "regularization.average_every": ("2", ["--regularization.average", "swa"], "nothing is averaged"),
     "regularization.average_start": ("2", ["--regularization.average", "ema"], "nothing is averaged"),
+    "regularization.synonym_share": ("0.5", ["--regularization.synonyms", "words.txt"], "no words are replaced"),
     "train.emulate": ("true", ["--train.mixed_precision", "bf16"], "never emulate"),
     "train.group_by_length": ("true", [], "a step is one micro-batch"),
     "train.spike_window": ("8", ["--train.on_spike", "skip"], "losses are not compared"),

@@ -1,7 +1,6 @@
 """Train a recipe: start train.py on this machine as `accelerate launch` would, and return its exit code."""
 
 import argparse
-import signal
 import sys
 
 EPILOG = """
@@ -35,17 +34,13 @@ def run(arguments: argparse.Namespace) -> int:
     from onecurve.errors import ConfigError
     from onecurve.launching import Launch, find_launch_file
     from onecurve.preflight import read
-    from onecurve.run.lifecycle import SIGNALS
 
     if not arguments.recipe:
         raise ConfigError(USAGE.replace("train.py", "onecurve train"))
     argv = [arguments.recipe, *arguments.overrides]
     read(argv)  # a mistake in it is answered here and now, once
     with Launch(argv, find_launch_file(arguments.launch, arguments.num_processes)) as launch:
-        for name in SIGNALS:
-            signal.signal(getattr(signal, name), lambda number, _: launch.send(number))
-        launch.start()
-        exit_code = launch.wait()
+        exit_code = launch.run()
     if reason := launch.reason(exit_code):
         print(f"onecurve train: {reason}", file=sys.stderr)  # noqa: T201
     return exit_code

@@ -11,6 +11,8 @@ FREE_TO_CHANGE = (
     "data.test",
     "data.max_samples",
     "data.cache_dir",
+    "regularization.synonyms",  # what is in the file counts
+    "regularization.text_function",  # its code counts
     "train.micro_batch_size",
     "train.micro_batch_tokens",
     "train.group_by_length",

@@ -15,9 +15,9 @@ from onecurve.config.suggest import meant
 from onecurve.errors import ConfigError
 
 _OPEN = {"task", "peft", "optim"}
-_BESIDE_KEYS = {"data", "data.weights", "model.weights", "model.code", "reference"}
+_BESIDE_KEYS = {"data", "data.weights", "model.weights", "model.code", "reference", "regularization.code"}
 """What a resumed run compares besides keys: the examples and a mixture's weights, the frozen weights, a model's own
-code, and what a reference says of the examples."""
+code, what a reference says of the examples, and the synonyms and code that change training texts."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,9 @@ NEEDS: dict[str, Needs] = {
     ),
     "regularization.average_every": _AVERAGE,
     "regularization.average_start": _AVERAGE,
+    "regularization.synonym_share": Needs(
+        lambda r: r.regularization.synonyms, "no words are replaced", "set regularization.synonyms"
+    ),
     "train.emulate": Needs(
         lambda r: r.train.mixed_precision not in ("no", "auto"),
         "train.mixed_precision no and auto never emulate",
@@ -128,7 +131,8 @@ ALWAYS = frozenset(
     "regularization.focal_gamma regularization.label_smoothing regularization.mixup_alpha "
     "regularization.neftune_alpha regularization.r_drop "
     "regularization.average regularization.freeze regularization.freeze_blocks regularization.layer_decay "
-    "regularization.unfreeze_every "
+    "regularization.unfreeze_every regularization.synonyms regularization.text_function "
+    "regularization.word_deletion regularization.word_swap "
     "train.max_steps train.epochs train.global_batch_size train.micro_batch_size train.micro_batch_tokens "
     "train.mixed_precision train.activations train.compile train.deterministic train.packing train.on_nonfinite "
     "train.on_spike train.resume train.stop_after train.time_limit train.hang_timeout train.allow_changes "

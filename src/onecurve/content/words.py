@@ -6,10 +6,11 @@ from typing import Any
 
 from onecurve.errors import ConfigError
 
-_UNSPACED = re.compile(
+UNSPACED = (
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
 """Letters of scripts that put no spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
+_UNSPACED = re.compile(UNSPACED)
 _STARTS, _CONTINUES, _ENDS, _GOES_ON = ("▁", "Ġ"), ("##",), ("</w>",), ("@@",)
 """Marks of vocabularies: before a token that starts a word, before one that continues it; after one that ends a word,
 after one that does not."""

@@ -111,6 +111,11 @@ def located(key: str, location: str) -> str:
     return hashlib.blake2b(f"{key} {location}".encode(), digest_size=16).hexdigest() if location else key
 
 
+def with_texts(key: str, columns: Sequence[str]) -> str:
+    """Return the key of examples that keep the texts of these columns beside what they are encoded to."""
+    return hashlib.blake2b(f"{key} texts {' '.join(columns)}".encode(), digest_size=16).hexdigest() if columns else key
+
+
 def processor_digest(processor: Any) -> str:
     """Return a hash of everything that a tokenizer or another processor would save, chat templates included."""
     digest = hashlib.blake2b(digest_size=16)

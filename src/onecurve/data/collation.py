@@ -1,7 +1,9 @@
 """From the numbers of examples to a batch: read, transformed where the task does that, and collated."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -71,7 +73,16 @@ class Collation:
         name, numbers = self.split.name, wanted.numbers
         training = name == "train"
         keys = wanted.keys("example") if training else [stream_key(0, "example", name, number) for number in numbers]
-        return transformed(self.task, self.split.take(numbers), keys, training, self.reading)
+        examples = self.split.take(numbers)
+        if training and (augmentation := self.task.augmentation):
+            drawn = zip(examples, _streams(wanted.keys("texts")), strict=True)
+            examples = [augmentation(self.task, example, rng, self._own_reading) for example, rng in drawn]
+        return transformed(self.task, examples, keys, training, self.reading)
+
+    @cached_property
+    def _own_reading(self) -> Processing:
+        """Reads texts beside a thread that reads others: a tokenizer can do one at a time."""
+        return deepcopy(self.reading)
 
 
 def transformed(

@@ -24,8 +24,9 @@ _collations: Mapping[str, Collation]
 
 def num_workers(asked: int | str, task: Task) -> int:
     """Return how many workers a rank has: `data.workers`; auto: its share of the cores less one, on a GPU alone."""
-    if asked != "auto" or not isinstance(task, Transforms):
-        return int(asked) if isinstance(asked, int) and isinstance(task, Transforms) else 0
+    works = isinstance(task, Transforms) or task.augmentation
+    if asked != "auto" or not works:
+        return int(asked) if isinstance(asked, int) and works else 0
     from onecurve.machine.accelerator import own_accelerator
 
     return 0 if own_accelerator() is None else max(1, min(_AUTO_AT_MOST, num_cores() // ranks_here() - 1))

@@ -1,6 +1,7 @@
 """From rows to examples: each split is checked, encoded once, and then read from the cache."""
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -10,8 +11,9 @@ from typing import Any
 import pyarrow as pa
 
 from onecurve.config import DataSection, refuse_without_effect
+from onecurve.content.rewording import TEXTS
 from onecurve.data.cache import cache_root, get_or_write
-from onecurve.data.cache_key import content_key, located, processor_digest, sample_digest
+from onecurve.data.cache_key import content_key, located, processor_digest, sample_digest, with_texts
 from onecurve.data.checked import check_once
 from onecurve.data.checking import Report, RowChecker
 from onecurve.data.collation import Collation
@@ -23,7 +25,7 @@ from onecurve.data.sources import open_splits, refuse_unread
 from onecurve.data.splits import Data, Split, joined
 from onecurve.data.workers import in_order
 from onecurve.errors import DataError
-from onecurve.tasks.base import TALLY, BadRow, Example, Processing, Recognises, Row, Survey, Task
+from onecurve.tasks.base import TALLY, BadRow, Example, Processing, Recognises, Rewords, Row, Survey, Task
 
 _ROWS_LOOKED_AT = 10_000
 """How far a refusal looks on to say how many rows are too long."""
@@ -57,9 +59,11 @@ def load_data(settings: DataSection, task: Task, reading: Processing, seed: int)
     parts, keys, hits = {}, {}, []
     for name, checker in checkers.items():
         hashes = checked.digests[name], sample_digest(checked.samples[name], encoder.encode_whole), processor_hash
-        keys[name] = content_key(*hashes, task, survey, checker.source.settings, reading.max_length)
         training = checker.source.split == "train"
-        writing = _Writing(encoder, checker, None if training else survey, stamps[name])
+        texts = task.reworded if training and task.augmentation and isinstance(task, Rewords) else ()
+        key = content_key(*hashes, task, survey, checker.source.settings, reading.max_length)
+        keys[name] = with_texts(key, texts)
+        writing = _Writing(replace(encoder, texts=texts), checker, None if training else survey, stamps[name])
         about = {"split": name, "data": checker.source.spec, "task": type(task).__module__}
         entry = get_or_write(root, located(keys[name], checker.source.location()), writing.write, about)
         report = checked.reports[name].add(Report(**entry.counts))
@@ -113,6 +117,8 @@ class _Encoder:
     reading: Processing
     on_long: str
     on_bad_row: str
+    texts: Sequence[str] = ()
+    """The columns whose texts examples keep, to be changed in training."""
 
     def encode_part(self, rows: list[Located]) -> _Part:
         """Encode rows that belong together, up to the first that ends the run."""
@@ -128,7 +134,7 @@ class _Encoder:
             try:
                 for example in self.encode(row, part.report):
                     assert ROW not in example, f"the key '{ROW}' is the cache's own"
-                    yield {**example, ROW: row.number}
+                    yield {**example, **self._kept_texts(row.row), ROW: row.number}
             except BadRow as error:
                 part.bad.append(Broken(row.place, str(error)))
                 if self.on_bad_row != "skip":
@@ -136,6 +142,10 @@ class _Encoder:
             except _TooLong as error:
                 part.too_long = number, error.args[0]
                 return
+
+    def _kept_texts(self, row: Row) -> Example:
+        texts = {column: row[column] for column in self.texts if row.get(column) is not None}
+        return {TEXTS: json.dumps(texts, ensure_ascii=False)} if self.texts else {}
 
     def encode(self, row: Located, report: Report) -> list[Example]:
         """Encode one row and do with what is too long as the recipe says.

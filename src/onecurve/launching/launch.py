@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -32,6 +32,7 @@ class Launch:
         file: How they are started; None: one process, without a launcher.
         output: A file descriptor for what they print, when not this process's own streams.
         variables: Further environment variables.
+        program: What is started in train.py's place, as arguments of Python.
     """
 
     def __init__(
@@ -40,8 +41,9 @@ class Launch:
         file: LaunchFile | None = None,
         output: int | None = None,
         variables: dict[str, str] | None = None,
+        program: Sequence[str] = (),
     ) -> None:
-        self.command = [sys.executable, str(files.root() / "train.py"), *argv]
+        self.command = [sys.executable, *(program or [str(files.root() / "train.py")]), *argv]
         self.file, self.output, self.variables = file, output, variables or {}
         self.processes: list[subprocess.Popen[bytes]] = []
         self.signalled = False
@@ -80,6 +82,13 @@ class Launch:
                     )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def run(self) -> int:
+        """Start the ranks, pass this process's signals on to them, and return what `wait` does."""
+        for name in SIGNALS:
+            signal.signal(getattr(signal, name), lambda number, _: self.send(number))
+        self.start()
+        return self.wait()
 
     def send(self, number: int) -> None:
         """Pass a signal on to every rank; before there are any, keep them from starting."""

@@ -72,6 +72,10 @@ def describe(recipe: Recipe, model: "nn.Module", survey: Survey, counts: Counts)
         yield f"against   overfitting: {', '.join(told)}"
     if remark := getattr(model, "dropout_remark", ""):
         yield f"dropout   {section.dropout:g} instead of {remark}"
+    if section.on_texts:
+        told = [f"{name} {getattr(section, name)}" for name in section.on_texts]
+        share = f" (share {section.synonym_share:g})" if section.synonyms else ""
+        yield f"texts     changed in training: {', '.join(told)}{share}"
     if section.class_weights:
         weights = class_weights(section.class_weights, survey.labels, counts())
         yield "weights   " + ", ".join(f"{name} {w:.3g}" for name, w in zip(survey.labels, weights, strict=True))

@@ -4,7 +4,7 @@ from typing import NoReturn
 
 from onecurve.config import Recipe
 from onecurve.errors import ConfigError
-from onecurve.tasks.base import Classifies, Mixes, Pools, Task
+from onecurve.tasks.base import Classifies, Mixes, Pools, Rewords, Task
 
 _SUITS = {
     "label_smoothing": {"label", "token"},
@@ -36,6 +36,9 @@ def check_regularization(recipe: Recipe, task: Task) -> None:
     for name in ("mixup_alpha", "cutmix_alpha"):
         if getattr(section, name) and not isinstance(task, Mixes):
             _refuse(name, f"mixes images, and {recipe.task.name} does not classify images")
+    for name in section.on_texts:
+        if not isinstance(task, Rewords):
+            _refuse(name, f"changes the texts that a model reads, and those of {recipe.task.name} cannot change alone")
     _check_embeddings(recipe, task)
     if section.r_drop and recipe.train.logits == "chunked":
         why = "compares whole distributions, of which train.logits chunked keeps none"

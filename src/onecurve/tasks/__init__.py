@@ -115,7 +115,9 @@ def _has(kind: type, member: str) -> bool:
 
 def unread_keys(task: Task, adapted: bool = False) -> Mapping[str, str]:
     """Return the keys of the recipe that a task does not read, and why; `adapted`: under an adapter."""
-    own = {} if isinstance(task, Transforms) else {"data.workers": "this task's examples are read as they are kept"}
+    own: dict[str, str] = {}
+    if not (isinstance(task, Transforms) or task.augmentation):
+        own["data.workers"] = "this task's examples are read as they are kept"
     if isinstance(task, Pools):
         own["eval.predictions"] = "an example has no loss of its own: it depends on all others of its split"
     return {**own, **task.without_effect(), **(task.needs_whole_model if adapted else {})}

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from onecurve.content.mixing import Mixing
-    from onecurve.tasks.base import Answer, Batch, Example, Processing, Row
+    from onecurve.tasks.base import Answer, Batch, Example, Processing, Row, Task
 
 
 @runtime_checkable
@@ -92,6 +92,32 @@ class Transforms(Protocol):
             training: Whether to augment.
             reading: Made the example.
         """
+        ...
+
+
+@runtime_checkable
+class Rewords(Protocol):
+    """A task of which some texts may be changed in training while its targets stay: see `regularization`.
+
+    Its `encode` returns one example for a row, whose inputs are `input_ids`, `token_type_ids` and `lengths`; a row of
+    these columns alone is enough for them.
+    """
+
+    reworded: ClassVar[Sequence[str]]
+    """The columns: texts, or lists of texts."""
+
+
+class Augments(Protocol):
+    """What changes the texts of a training example: `regularization.text_augmentation.TextAugmentation`."""
+
+    @property
+    def code(self) -> str:
+        """Hash of what it reads besides the recipe; empty where that is nothing."""
+
+    def __call__(
+        self, task: "Task", example: "Example", rng: "np.random.Generator", reading: "Processing"
+    ) -> "Example":
+        """Return the example with other texts, drawn from `rng`."""
         ...
 
 

@@ -10,12 +10,14 @@ from onecurve.content.survey import Survey as Survey
 from onecurve.errors import BadRow as BadRow
 from onecurve.tasks._capabilities import Annotates as Annotates
 from onecurve.tasks._capabilities import Asked as Asked
+from onecurve.tasks._capabilities import Augments as Augments
 from onecurve.tasks._capabilities import Classifies as Classifies
 from onecurve.tasks._capabilities import Generates as Generates
 from onecurve.tasks._capabilities import Mixes as Mixes
 from onecurve.tasks._capabilities import Packaged as Packaged
 from onecurve.tasks._capabilities import Pools as Pools
 from onecurve.tasks._capabilities import Recognises as Recognises
+from onecurve.tasks._capabilities import Rewords as Rewords
 from onecurve.tasks._capabilities import Transforms as Transforms
 from onecurve.tasks._capabilities import Writes as Writes
 
@@ -123,6 +125,7 @@ class Task(ABC):
     """The settings that change neither examples nor training, only how the model is scored."""
     loss_settings: ClassVar[frozenset[str]] = frozenset()
     """The settings that change the loss, and not the examples."""
+    augmentation: "Augments | None" = None  # changes training texts; the recipe's, where the task `Rewords`
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings

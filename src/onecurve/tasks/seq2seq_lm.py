@@ -52,6 +52,7 @@ class Task(WritingTask):
         {"source": "thirteen", "target": "1 3"},
         {"source": "two hundred", "target": "2 0 0"},
     )
+    reworded: ClassVar[Sequence[str]] = ("source",)
     targets: ClassVar[frozenset[str]] = frozenset({"target"})
     peft_task_type: ClassVar[str | None] = "SEQ_2_SEQ_LM"
     metric_names: Sequence[str] = ("loss", "perplexity")

@@ -30,6 +30,7 @@ class Task(Labelled):
         "text_pair?": "a second text, such as the hypothesis to a premise",
         "label": "a name or whole number; multi-label: a list of names or a 0/1 vector; regression: a number",
     }
+    reworded: ClassVar[Sequence[str]] = ("text", "text_pair")
     encoder_version: ClassVar[int] = 2
     peft_task_type: ClassVar[str | None] = "SEQ_CLS"
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from onecurve.content.rewording import UNCHANGED
 from onecurve.errors import ConfigError
 from onecurve.losses.in_batch import in_batch_losses, relevant_ranks
 from onecurve.metrics import ranking
@@ -68,6 +69,7 @@ class Task(SequencesTask):
         "a query alone": {"query": "query"},
         "a document alone": {"positive": "document"},
     }
+    reworded: ClassVar[Sequence[str]] = ("query", "positive", "negative")
     targets: ClassVar[frozenset[str]] = frozenset({"negative"})
     sample: ClassVar[Sequence[Row]] = (
         {
@@ -126,10 +128,14 @@ class Task(SequencesTask):
             )
 
     def collate(self, examples: Sequence[Example], reading: Processing) -> Batch:
-        """Pad the texts; `texts` numbers each by its tokens: int64 [examples, texts], 0 where an example has none."""
+        """Pad the texts; `texts` numbers each by its tokens: int64 [examples, texts], 0 where an example has none.
+
+        Texts that were changed for training keep the numbers they had: two changes of one text are no negatives.
+        """
         import torch
 
-        numbers = torch.tensor([_number(one["input_ids"]) for example in examples for one in sequences(example)])
+        unchanged = [example.get(UNCHANGED, example) for example in examples]
+        numbers = torch.tensor([_number(one["input_ids"]) for example in unchanged for one in sequences(example)])
         texts = by_example(numbers, [len(example["lengths"]) for example in examples])
         return super().collate(examples, reading) | {"texts": texts}
 

@@ -65,6 +65,7 @@ class Task(SequencesTask):
         "documents?": "a list of texts",
         "labels?": "a list with the label of each",
     }
+    reworded: ClassVar[Sequence[str]] = ("query", "document", "positive", "negative", "documents")
     targets: ClassVar[frozenset[str]] = frozenset({"label", "labels"})
     sample: ClassVar[Sequence[Row]] = tuple(
         {"query": query, "documents": [answer, other], "labels": [1, 0]}

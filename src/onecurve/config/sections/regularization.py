@@ -1,5 +1,6 @@
 """Regularization: what acts on the loss, the inputs and the weights in training; evaluation adds nothing of its own."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
@@ -62,9 +63,21 @@ class RegularizationSection(Section):
     r_drop: _Positive = None
     """R-Drop: weight of the divergence between two predictions for each example under different dropout masks. Doubles
     the cost of a step."""
+    synonym_share: float = Field(default=0.1, gt=0, le=1)
+    """synonyms only: the probability that a word in the list is replaced by one of its synonyms, anew in every pass."""
+    synonyms: str | None = None
+    """Text augmentation: a file of synonyms, each line a word, a tab, and its synonyms separated by commas."""
+    text_function: str | None = None
+    """Text augmentation of your own: `my_file.py:NAME` or `package.module:NAME`, a function of a text and a NumPy
+    Generator, from which alone it draws, that returns the text to train on."""
     unfreeze_every: int | None = Field(default=None, gt=0)
     """Gradual unfreezing: train the head alone for this many steps, then a block more from the top after each as many
     steps, and the embeddings at last. Default: train all from the start."""
+
+    word_deletion: _Share = None
+    """Text augmentation: the probability that a word is left out, anew in every pass. 0.1 in EDA."""
+    word_swap: _Share = None
+    """Text augmentation: the probability that a word is exchanged with another of its text, anew in every pass."""
 
     @field_validator("class_weights")
     @classmethod
@@ -82,6 +95,15 @@ class RegularizationSection(Section):
     def on_embeddings(self) -> list[str]:
         """The keys that are set and change token embeddings."""
         return [name for name in ("fgm", "neftune_alpha") if getattr(self, name)]
+
+    def located(self, locate: Callable[[str], str]) -> "RegularizationSection":
+        """Return it with the user's function as it is found from the working directory."""
+        return self.model_copy(update={"text_function": locate(name)}) if (name := self.text_function) else self
+
+    @property
+    def on_texts(self) -> list[str]:
+        """The keys that are set and change training texts."""
+        return [name for name in ("synonyms", "text_function", "word_deletion", "word_swap") if getattr(self, name)]
 
     @property
     def copies(self) -> int:

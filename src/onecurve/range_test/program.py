@@ -11,7 +11,7 @@ from onecurve.optim import build_optimizer
 from onecurve.preflight import heavy_imports, preflight
 from onecurve.range_test.curve import RISE, Running, rate_at
 from onecurve.range_test.request import Asked
-from onecurve.run.lifecycle import Asked as Stop
+from onecurve.run.lifecycle import Decision as Stop
 from onecurve.run.lifecycle import Run, execute, leave
 from onecurve.strategies import build_strategy
 

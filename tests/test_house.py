@@ -96,7 +96,7 @@ def broken_launch_files(root: Path) -> list[str]:
 def refused_recipes(root: Path) -> list[str]:
     """Return the recipes that train.py would not start, as far as that needs no data and no weights."""
     problems = []
-    for path in sorted((root / "recipes").glob("*.yaml")):
+    for path in sorted((root / "recipes").rglob("*.yaml")):
         try:
             checked = read([str(path)])
             check_adapter(checked.recipe.peft)

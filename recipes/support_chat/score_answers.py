@@ -21,7 +21,7 @@ from retrieval import Encoder, Search, Words, top
 from training_rows import gold, read_questions
 
 import onecurve
-from onecurve.errors import UserError
+from onecurve.errors import ConfigError, UserError
 
 HERE = Path(__file__).parent
 BETA = 0.1
@@ -82,6 +82,23 @@ def scored(bot: Bot, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float
     ]
 
 
+def model_folder(name: str, cache_dir: Path | None = None) -> Path:
+    """Return the folder of a model: as it is, or of a hub name where train.py has downloaded it.
+
+    Raises:
+        ConfigError: There is neither.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, cache_dir=cache_dir, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        raise ConfigError(f"{name!r} is no folder, and the hub's cache does not have it.", where="--model") from None
+
+
 def bots(run: Path, searches: Mapping[str, Search], asked: argparse.Namespace) -> list[tuple[str, Bot]]:
     """Return what is compared, with its name; those of one run."""
     threshold, tuned = read_threshold(run), searches["bi-encoder, tuned"]
@@ -89,7 +106,11 @@ def bots(run: Path, searches: Mapping[str, Search], asked: argparse.Namespace) -
         ("retrieval alone: BM25, sentence", Bot(searches["BM25"], None, float("-inf"))),
         ("retrieval alone: tuned bi-encoder, sentence", Bot(tuned, None, threshold)),
     ]
-    models = {"untuned": asked.model or run / "small-model", "SFT": run / "sft", "SFT + DPO": run / "dpo"}
+    models = {
+        "untuned": model_folder(asked.model or str(run / "small-model")),
+        "SFT": run / "sft",
+        "SFT + DPO": run / "dpo",
+    }
     for name, folder in models.items():
         model = onecurve.load(folder, task="sft" if name == "untuned" else None)
         found.append((f"retrieval + {name} model", Bot(tuned, model, threshold, asked.passages, asked.max_new_tokens)))
@@ -103,7 +124,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--data", type=Path, default=HERE / "data")
     parser.add_argument("--documents", type=Path, default=HERE / "documents")
     parser.add_argument("--base_encoder", type=Path, default=Path("models/all-MiniLM-L6-v2"))
-    parser.add_argument("--model", type=Path, help="the untuned language model; default: small-model/ of each run")
+    parser.add_argument(
+        "--model", help="the untuned language model, a folder or a hub name; default: small-model/ of each run"
+    )
     parser.add_argument("--passages", type=int, default=2)
     parser.add_argument("--max_new_tokens", type=int, default=96)
     asked = parser.parse_args(argv)

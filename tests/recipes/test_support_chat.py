@@ -22,7 +22,7 @@ from answer import Bot, converse
 from passages import LONGEST, Passage, read_documents, sentences, split_document
 from prompt import NOT_FOUND, SYSTEM, messages
 from retrieval import Encoder, Found, Words, best_sentence, top
-from score_answers import holds, interval, preferred, rank, recall
+from score_answers import holds, interval, model_folder, preferred, rank, recall
 
 HERE = ROOT / "recipes" / "support_chat"
 RESET = Passage("reset.md", "Reset", "Restart", "Wait 20 seconds. Then plug it in.")
@@ -286,6 +286,18 @@ def test_preferences_before_and_after_are_told_apart() -> None:
     assert found == pytest.approx({"before": 0, "after": 0.5, "accuracy": 1.0, "margin": (1.3 + 1.0) / 2})
 
 
+def test_the_untuned_model_of_a_hub_name_is_what_training_has_downloaded(tmp_path: Path) -> None:
+    kept = tmp_path / "models--org--tiny"
+    for name, text in (("refs/main", "0" * 40), (f"snapshots/{'0' * 40}/config.json", "{}")):
+        (kept / name).parent.mkdir(parents=True)
+        (kept / name).write_text(text)
+    assert model_folder("org/tiny", tmp_path) == kept / "snapshots" / ("0" * 40)
+    assert model_folder(str(kept)) == kept
+    for absent in ("org/absent", "/no/folder/there"):
+        with pytest.raises(ConfigError, match="--model: .* is no folder, and the hub's cache does not have it"):
+            model_folder(absent, tmp_path)
+
+
 # The data
 
 
@@ -321,8 +333,8 @@ def test_every_step_at_toy_size(tmp_path: Path, encoder: Path) -> None:
         (data / path.name).write_text("\n".join([*lines[:12], *lines[-4:]]) + "\n")
     out = tmp_path / "run"
     few = "--train.epochs null --train.max_steps 2 --eval.every 0 --data.cache_dir cache"
-    variables = {"OUT": out, "DATA": data, "ENCODER": encoder, "PYTHON": sys.executable, "SFT": few, "DPO": few}
-    variables["EMBED"] = few
+    variables = {"OUT": out, "DATA": data, "ENCODER": encoder, "PYTHON": sys.executable, "DPO": few}
+    variables |= {"EMBED": few, "SFT": f"{few} --peft.method lora --peft.target_modules all-linear"}
     settings = environment() | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
 
     def run(*words: Any) -> str:

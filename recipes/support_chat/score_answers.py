@@ -21,11 +21,10 @@ from retrieval import Encoder, Search, Words, top
 from training_rows import gold, read_questions
 
 import onecurve
-from onecurve.errors import ConfigError, UserError
+from onecurve.config import read_yaml
+from onecurve.errors import ConfigError, DataError, UserError
 
 HERE = Path(__file__).parent
-BETA = 0.1
-"""Of dpo.yaml."""
 RESAMPLES = 10_000
 
 
@@ -56,7 +55,7 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def preferred(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def preferred(lines: Sequence[Mapping[str, float]], beta: float) -> dict[str, float]:
     """Return how DPO's held-out pairs fare: `before`, `after`: share of pairs whose chosen answer is the likelier one.
 
     `accuracy` and `margin` are of the rewards: how far the model has moved from the one before.
@@ -67,10 +66,26 @@ def preferred(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
     margins = [line["rewards/chosen"] - line["rewards/rejected"] for line in lines]
     after = [line["logps/chosen"] - line["logps/rejected"] for line in lines]
-    before = [one - margin / BETA for one, margin in zip(after, margins, strict=True)]
-    return {
-        "before": share(before), "after": share(after), "accuracy": share(margins), "margin": float(np.mean(margins)),
-    }  # fmt: skip
+    before = [one - margin / beta for one, margin in zip(after, margins, strict=True)]
+    numbers = (share(before), share(after), share(margins), float(np.mean(margins)))
+    return dict(zip(("before", "after", "accuracy", "margin"), numbers, strict=True))
+
+
+def read_test(path: Path) -> list[dict[str, Any]]:
+    """Return the test questions.
+
+    Raises:
+        DataError: `facts` are not lists of spellings, or are there without a document, or missing with one.
+    """
+    rows = read_questions(path, "facts")
+    for row in rows:
+        facts = row["facts"]
+        is_fit = isinstance(facts, list) and all(isinstance(fact, list) and fact for fact in facts)
+        if not is_fit or not all(isinstance(spelling, str) and spelling for fact in facts for spelling in fact):
+            raise DataError(f"the facts of {row['question']!r} must be a list of lists of spellings.", where=str(path))
+        if bool(facts) != (row.get("document") is not None):
+            raise DataError(f"{row['question']!r} needs both facts and a document, or neither.", where=str(path))
+    return rows
 
 
 def scored(bot: Bot, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
@@ -106,11 +121,8 @@ def bots(run: Path, searches: Mapping[str, Search], asked: argparse.Namespace) -
         ("retrieval alone: BM25, sentence", Bot(searches["BM25"], None, float("-inf"))),
         ("retrieval alone: tuned bi-encoder, sentence", Bot(tuned, None, threshold)),
     ]
-    models = {
-        "untuned": model_folder(asked.model or str(run / "small-model")),
-        "SFT": run / "sft",
-        "SFT + DPO": run / "dpo",
-    }
+    untuned = model_folder(asked.model or str(run / "small-model"))
+    models = {"untuned": untuned, "SFT": run / "sft", "SFT + DPO": run / "dpo"}
     for name, folder in models.items():
         model = onecurve.load(folder, task="sft" if name == "untuned" else None)
         found.append((f"retrieval + {name} model", Bot(tuned, model, threshold, asked.passages, asked.max_new_tokens)))
@@ -124,9 +136,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--data", type=Path, default=HERE / "data")
     parser.add_argument("--documents", type=Path, default=HERE / "documents")
     parser.add_argument("--base_encoder", type=Path, default=Path("models/all-MiniLM-L6-v2"))
-    parser.add_argument(
-        "--model", help="the untuned language model, a folder or a hub name; default: small-model/ of each run"
-    )
+    parser.add_argument("--model", help="the untuned language model, a folder or a hub name; default: small-model/")
     parser.add_argument("--passages", type=int, default=2)
     parser.add_argument("--max_new_tokens", type=int, default=96)
     asked = parser.parse_args(argv)
@@ -140,7 +150,7 @@ def main(argv: list[str]) -> int:
 
 def measure(asked: argparse.Namespace) -> None:
     """Score every run and print the tables as Markdown."""
-    documents, rows = read_documents(asked.documents), read_questions(asked.data / "questions-test.jsonl")
+    documents, rows = read_documents(asked.documents), read_test(asked.data / "questions-test.jsonl")
     known = [row for row in rows if row["facts"]]
     cache = asked.runs[0] / "index"
     searches: dict[str, Search] = {"BM25": Words(documents)}
@@ -170,7 +180,7 @@ def measure(asked: argparse.Namespace) -> None:
 
 def _print_answers(told: Mapping[str, list[list[float]]], rows: Sequence[Mapping[str, Any]]) -> None:
     kinds = {"all": [bool(row["facts"]) for row in rows]}
-    kinds |= {name: [row["learnt"] is value for row in rows] for name, value in (("learnt", True), ("new", False))}
+    kinds |= {name: [row.get("learnt") is value for row in rows] for name, value in (("learnt", True), ("new", False))}
     kinds["none"] = [not row["facts"] for row in rows]
     count = {name: sum(mask) for name, mask in kinds.items()}
     print(
@@ -190,8 +200,11 @@ def _print_preferences(runs: Sequence[Path]) -> None:
     for run in runs:
         path = run / "dpo" / "predictions-test.jsonl"
         pairs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        cells = " | ".join(f"{value:.3f}" for value in preferred(pairs).values())
-        print(f"| {run}: {len(pairs)} | {cells} |")
+        task = read_yaml((run / "dpo" / "config.yaml").read_text(encoding="utf-8"))["task"]
+        found = preferred(pairs, task["beta"])
+        if task["loss_type"] in ("orpo", "simpo"):  # no model before that the rewards compare with
+            found["before"] = float("nan")
+        print(f"| {run}: {len(pairs)} | {' | '.join(f'{value:.3f}' for value in found.values())} |")
 
 
 def _told(values: Sequence[float]) -> str:

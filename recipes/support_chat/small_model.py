@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--layers", type=int, default=4)
     asked = parser.parse_args(argv)
     texts = [SYSTEM, *(passage.whole for passage in read_documents(asked.documents))]
-    for row in read_questions(asked.data / "questions-train.jsonl"):
+    for row in read_questions(asked.data / "questions-train.jsonl", "answer"):
         texts += [row["question"], row["answer"]]
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(

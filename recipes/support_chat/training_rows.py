@@ -24,11 +24,15 @@ from onecurve.errors import DataError, UserError
 HERE = Path(__file__).parent
 
 
-def read_questions(path: Path) -> list[dict[str, Any]]:
+def read_questions(path: Path, *needed: str) -> list[dict[str, Any]]:
     """Return a file's rows: JSON lines.
 
+    Args:
+        path: The file.
+        *needed: Keys that each row must have beside its question.
+
     Raises:
-        DataError: No such file, or a line that is not a JSON object with a question.
+        DataError: No such file, or a line that is not a JSON object with what is needed.
     """
     if not path.is_file():
         raise DataError(f"there is no {str(path)!r}.")
@@ -38,8 +42,10 @@ def read_questions(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line) if line.strip() else None
         except ValueError as error:
             raise DataError(f"broken JSON: {error}.", where=f"{path}, line {number}") from None
-        if row is not None and (not isinstance(row, dict) or not str(row.get("question") or "").strip()):
-            raise DataError("must be an object with a question.", where=f"{path}, line {number}")
+        if row is not None and not isinstance(row, dict):
+            raise DataError("must be a JSON object.", where=f"{path}, line {number}")
+        if missing := [key for key in ("question", *needed) if row is not None and row.get(key) in (None, "")]:
+            raise DataError(f"has no {missing[0]!r}.", where=f"{path}, line {number}")
         rows += [row] if row is not None else []
     return rows
 
@@ -119,7 +125,7 @@ def write_rows(data: Path, search: Search, run: Path, count: int) -> None:
             run / "rows" / f"sft-{split}.jsonl",
             (
                 {"prompt": messages(row["question"], context(row, search, count)), "response": row["answer"]}
-                for row in read_questions(data / f"questions-{split}.jsonl")
+                for row in read_questions(data / f"questions-{split}.jsonl", "answer")
             ),
         )
     for split in ("train", "test"):
@@ -131,7 +137,7 @@ def write_rows(data: Path, search: Search, run: Path, count: int) -> None:
                     "chosen": row["chosen"],
                     "rejected": row["rejected"],
                 }
-                for row in read_questions(data / f"preferences-{split}.jsonl")
+                for row in read_questions(data / f"preferences-{split}.jsonl", "chosen", "rejected")
             ),
         )
     rows = read_questions(data / "questions-dev.jsonl")

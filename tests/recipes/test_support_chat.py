@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import onecurve
 from onecurve.errors import ConfigError, DataError
 from tests.launching import ROOT, environment
 from tests.tiny_models import build_tiny_bert
@@ -22,7 +23,7 @@ from answer import Bot, converse
 from passages import LONGEST, Passage, read_documents, sentences, split_document
 from prompt import NOT_FOUND, SYSTEM, messages
 from retrieval import Encoder, Found, Words, best_sentence, top
-from score_answers import holds, interval, model_folder, preferred, rank, recall
+from score_answers import holds, interval, model_folder, preferred, rank, read_test, recall
 
 HERE = ROOT / "recipes" / "support_chat"
 RESET = Passage("reset.md", "Reset", "Restart", "Wait 20 seconds. Then plug it in.")
@@ -206,6 +207,21 @@ def test_a_conversation_goes_on_after_a_question_that_does_not_fit(capsys: pytes
     assert bot.history == [("light?", "a")]
 
 
+def test_the_model_reads_the_prompt_through_its_chat_template(tiny_llama: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer, llama = (
+        AutoTokenizer.from_pretrained(tiny_llama),
+        AutoModelForCausalLM.from_pretrained(tiny_llama).eval(),
+    )
+    model = onecurve.load(tiny_llama, task="sft")
+    bot = Bot(Scored({"light?": [0, 0.9, 0]}), model, threshold=0.5, passages=1, max_new_tokens=4)
+    text = tokenizer.apply_chat_template(messages("light?", [LIGHT]), tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    written = llama.generate(input_ids=ids, max_new_tokens=4, do_sample=False)[0, ids.shape[1] :]
+    assert bot.ask("light?").text == tokenizer.decode(written, skip_special_tokens=True).strip() != ""
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -244,10 +260,22 @@ def test_a_row_names_one_passage() -> None:
 
 def test_rows_that_are_none_are_refused_with_their_line(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
-    for text, said in (('{"question": "a"}\n\n{"question": ""}', "line 3: must be"), ("{", "line 1: broken JSON")):
+    for text, said in (
+        ('{"question": "a", "answer": "b"}\n\n{"question": "a"}', "line 3: has no 'answer'"),
+        ("{", "line 1: broken JSON"),
+        ("[1]", "line 1: must be a JSON object"),
+    ):
         path.write_text(text)
         with pytest.raises(DataError, match=said):
-            training_rows.read_questions(path)
+            training_rows.read_questions(path, "answer")
+    for facts, document, said in (
+        (["12"], "a.md", "lists of spellings"),
+        ([["12"]], None, "or neither"),
+        ([], "a", "or"),
+    ):
+        path.write_text(json.dumps({"question": "q", "facts": facts, "document": document}))
+        with pytest.raises(DataError, match=said):
+            read_test(path)
 
 
 def test_the_threshold_tells_questions_with_an_answer_from_those_without() -> None:
@@ -282,7 +310,7 @@ def test_preferences_before_and_after_are_told_apart() -> None:
         numbers = (*logps, *rewards)
         return dict(zip(("logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected"), numbers, strict=True))
 
-    found = preferred([pair((-10, -20), (-15, -12)), pair((-30, -20), (-40, -20))])
+    found = preferred([pair((-10, -20), (-15, -12)), pair((-30, -20), (-40, -20))], 0.1)
     assert found == pytest.approx({"before": 0, "after": 0.5, "accuracy": 1.0, "margin": (1.3 + 1.0) / 2})
 
 
@@ -294,7 +322,7 @@ def test_the_untuned_model_of_a_hub_name_is_what_training_has_downloaded(tmp_pat
     assert model_folder("org/tiny", tmp_path) == kept / "snapshots" / ("0" * 40)
     assert model_folder(str(kept)) == kept
     for absent in ("org/absent", "/no/folder/there"):
-        with pytest.raises(ConfigError, match="--model: .* is no folder, and the hub's cache does not have it"):
+        with pytest.raises(ConfigError, match=r"--model: .* is no folder, and the hub's cache does not have it"):
             model_folder(absent, tmp_path)
 
 

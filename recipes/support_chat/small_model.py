@@ -9,14 +9,14 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
 from passages import read_documents
 from prompt import SYSTEM
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from training_rows import read_questions
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from onecurve.errors import UserError
 from onecurve.machine import files
+from onecurve.machine.log_noise import hush_transformers
 
 HERE = Path(__file__).parent
 SPECIAL = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
@@ -30,8 +30,22 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--data", type=Path, default=HERE / "data")
     parser.add_argument("--documents", type=Path, default=HERE / "documents")
     parser.add_argument("--vocab_size", type=int, default=1500)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=2)
     asked = parser.parse_args(argv)
+    try:
+        write_model(asked)
+    except UserError as error:
+        print(f"small_model.py: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def write_model(asked: argparse.Namespace) -> None:
+    """Build the vocabulary and draw the weights."""
+    hush_transformers()
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
     texts = [SYSTEM, *(passage.whole for passage in read_documents(asked.documents))]
     for row in read_questions(asked.data / "questions-train.jsonl", "answer"):
         texts += [row["question"], row["answer"]]
@@ -53,11 +67,11 @@ def main(argv: list[str]) -> int:
     torch.manual_seed(asked.seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=192,
-        intermediate_size=512,
+        hidden_size=128,
+        intermediate_size=352,
         num_hidden_layers=asked.layers,
-        num_attention_heads=6,
-        num_key_value_heads=6,
+        num_attention_heads=4,
+        num_key_value_heads=4,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -67,7 +81,6 @@ def main(argv: list[str]) -> int:
     model = LlamaForCausalLM(config)
     model.save_pretrained(asked.folder)
     print(f"{model.num_parameters():,} random weights, {len(tokenizer):,} tokens: {asked.folder}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -367,7 +367,7 @@ def test_every_step_at_toy_size(tmp_path: Path, encoder: Path) -> None:
 
     def run(*words: Any) -> str:
         done = subprocess.run(
-            list(map(str, words)), cwd=ROOT, env=settings, capture_output=True, text=True, timeout=560, check=False
+            list(map(str, words)), cwd=ROOT, env=settings, capture_output=True, text=True, timeout=1500, check=False
         )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
         return done.stdout

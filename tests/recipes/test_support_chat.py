@@ -47,7 +47,7 @@ class Scored:
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_bert(tmp_path_factory.mktemp("encoder") / "bert")
+    return build_tiny_bert(tmp_path_factory.mktemp("encoder") / "bert", max_position_embeddings=1024)
 
 
 def questions(name: str) -> list[dict[str, Any]]:
@@ -360,9 +360,11 @@ def test_every_step_at_toy_size(tmp_path: Path, encoder: Path) -> None:
         lines = path.read_text().splitlines()
         (data / path.name).write_text("\n".join([*lines[:12], *lines[-4:]]) + "\n")
     out = tmp_path / "run"
-    few = "--train.epochs null --train.max_steps 2 --eval.every 0 --data.cache_dir cache"
+    few = "--train.epochs null --train.max_steps 2 --optim.warmup_steps 1 --eval.every 0"
+    few += f" --data.cache_dir {tmp_path / 'cache'}"
     variables = {"OUT": out, "DATA": data, "ENCODER": encoder, "PYTHON": sys.executable, "DPO": few}
-    variables |= {"EMBED": few, "SFT": f"{few} --peft.method lora --peft.target_modules all-linear"}
+    variables |= {"EMBED": f"{few} --data.max_length 1024"}  # its tokens are bytes
+    variables |= {"SFT": f"{few} --peft.method lora --peft.target_modules all-linear"}
     settings = environment() | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
 
     def run(*words: Any) -> str:
@@ -372,7 +374,6 @@ def test_every_step_at_toy_size(tmp_path: Path, encoder: Path) -> None:
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
         return done.stdout
 
-    variables = {name: str(value).replace("cache", str(tmp_path / "cache")) for name, value in variables.items()}
     told = run("make", "-f", HERE / "Makefile", *(f"{name}={value}" for name, value in variables.items()))
     tables = [line.split("|")[1].strip() for line in told.splitlines() if line.startswith("| ")]
     assert tables[1:4] == ["BM25", "bi-encoder, untuned", "bi-encoder, tuned"]

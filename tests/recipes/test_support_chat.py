@@ -362,9 +362,10 @@ def test_every_step_at_toy_size(tmp_path: Path, encoder: Path) -> None:
     out = tmp_path / "run"
     few = "--train.epochs null --train.max_steps 2 --optim.warmup_steps 1 --eval.every 0"
     few += f" --data.cache_dir {tmp_path / 'cache'}"
-    variables = {"OUT": out, "DATA": data, "ENCODER": encoder, "PYTHON": sys.executable, "DPO": few}
+    variables = {"OUT": out, "DATA": data, "ENCODER": encoder, "PYTHON": sys.executable}
     variables |= {"EMBED": f"{few} --data.max_length 1024"}  # its tokens are bytes
     variables |= {"SFT": f"{few} --peft.method lora --peft.target_modules all-linear"}
+    variables |= {"DPO": f"{few} --peft.method lora"}  # trains that adapter further
     settings = environment() | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
 
     def run(*words: Any) -> str:

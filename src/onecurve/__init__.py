@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onecurve.api import Result, predict, train
+    from onecurve.api import Model, Result, load, predict, train
 
 __version__ = "0.1.0"
-__all__ = ["Result", "__version__", "predict", "train"]
+__all__ = ["Model", "Result", "__version__", "load", "predict", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The Python API: `train` and `predict`."""
+"""The Python API: `train`, `predict` and `load`."""
 
 import codecs
 import json
@@ -10,9 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onecurve.errors import ConfigError, TrainingError, UserError
+
+if TYPE_CHECKING:
+    from onecurve.prediction.trained import Trained
 
 _POLL_SECONDS = 0.1
 _CHUNK = 1 << 16
@@ -86,10 +89,10 @@ def predict(
     task: str | None = None,
     trust_remote_code: bool = False,
 ) -> list[dict[str, Any]]:
-    """Predict with a trained model, on the accelerator if there is one, in the precision that it is stored in.
+    """Predict with a trained model, which is loaded for this call; `load` keeps it.
 
     Args:
-        model: A run's `model/` folder.
+        model: A run's directory or its `model/` folder.
         inputs: Texts, or rows with the task's columns; labels are optional.
         batch_size: Rows per forward pass.
         max_new_tokens: Maximum number of generated tokens.
@@ -103,16 +106,52 @@ def predict(
     Raises:
         UserError: No model folder, or one whose task is not known.
     """
+    loaded = load(model, task=task, trust_remote_code=trust_remote_code)
+    return loaded.predict(inputs, batch_size=batch_size, max_new_tokens=max_new_tokens)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model, loaded once and asked any number of times; `load` returns one."""
+
+    trained: "Trained"
+
+    def predict(
+        self, inputs: Iterable[str | Mapping[str, Any]], *, batch_size: int = 8, max_new_tokens: int = 64
+    ) -> list[dict[str, Any]]:
+        """Return one prediction per input, as `onecurve.predict` does.
+
+        Args:
+            inputs: Texts, or rows with the task's columns; labels are optional.
+            batch_size: Rows per forward pass.
+            max_new_tokens: Maximum number of generated tokens.
+        """
+        from onecurve.prediction.answers import answer
+        from onecurve.prediction.rows import rows_of_inputs
+
+        return list(answer(self.trained, rows_of_inputs(self.trained, inputs), batch_size, max_new_tokens))
+
+
+def load(model: str | os.PathLike[str], *, task: str | None = None, trust_remote_code: bool = False) -> Model:
+    """Load a trained model, onto the accelerator if there is one, in the precision that it is stored in.
+
+    Args:
+        model: A run's directory or its `model/` folder.
+        task: Its task, where the folder has no task.json and several fit it.
+        trust_remote_code: Run Python code that comes with the model or its tokenizer.
+
+    Raises:
+        UserError: No model folder, or one whose task is not known or has no answers to give.
+    """
     from onecurve.machine.log_noise import hush_transformers
 
     hush_transformers()
-    from onecurve.prediction.answers import answer, check_askable
-    from onecurve.prediction.rows import rows_of_inputs
+    from onecurve.prediction.answers import check_askable
     from onecurve.prediction.trained import load_trained
 
     trained = load_trained(Path(model), task, trust_remote_code)
     check_askable(trained.task, str(model))
-    return list(answer(trained, rows_of_inputs(trained, inputs), batch_size, max_new_tokens))
+    return Model(trained)
 
 
 def _recipe_file(recipe: str | os.PathLike[str] | Mapping[str, Any], scratch: Path) -> str:

@@ -168,6 +168,15 @@ def test_predict_labels_texts_and_rows_whatever_the_batch(trained):
     assert pair[0]["probability"] != answers[0]["probability"]
 
 
+def test_a_loaded_model_is_asked_again_without_being_loaded(trained, monkeypatch):
+    texts = [row["text"] for row in ROWS[:2]]
+    expected = predict(trained.output_dir, texts)
+    model = onecurve.load(trained.output_dir)
+    monkeypatch.setattr("onecurve.prediction.trained.load_trained", None)
+    assert model.predict(texts) == expected
+    assert model.predict(iter(texts), batch_size=1)[1]["label"] == expected[1]["label"]
+
+
 def test_predict_continues_texts(tiny_llama):
     (answer,) = predict(tiny_llama, ["the dog"], max_new_tokens=4, task="causal_lm")
     assert list(answer) == ["text"]
@@ -176,6 +185,8 @@ def test_predict_continues_texts(tiny_llama):
 def test_predict_refuses_what_it_cannot_read(trained, tmp_path):
     with pytest.raises(UserError, match="is not a model folder"):
         predict(tmp_path, ["x"])
+    with pytest.raises(UserError, match="is not a model folder"):
+        onecurve.load(tmp_path)
     good, bad, wrong = predict(trained.output_dir / "model", ["x", {"txt": "x"}, 3])
     assert "label" in good and bad == {"error": "text is missing"}
     assert wrong == {"error": "must be a text or a map; got int"}

@@ -207,6 +207,14 @@ def test_rewards_are_trl_s_by_name_and_value() -> None:
     }
 
 
+def test_the_predictions_of_a_split_have_each_pair_s_numbers_by_the_same_names() -> None:
+    batch = {"reference_logps": torch.tensor([[-5.0, -5.0], [-3.0, -1.0]])}
+    first, second = TASK.answers(torch.tensor([[-4.0, -6.0], [-4.0, -1.0]]), batch, [{}, {}], Survey())
+    expected = {"logps/chosen": -4.0, "logps/rejected": -6.0, "rewards/chosen": 0.1, "rewards/rejected": -0.1}
+    assert first == pytest.approx(expected)
+    assert second["rewards/chosen"] == pytest.approx(-0.1) and second["rewards/rejected"] == 0
+
+
 @pytest.mark.parametrize(
     ("settings", "why"),
     [

@@ -99,8 +99,10 @@ def _draw(curve: Curve, path: Path) -> None:
     panel.semilogx(curve.rates, curve.smoothed, label="smoothed")
     for style, (rule, rate) in zip(("--", ":"), curve.suggestions().items(), strict=False):
         panel.axvline(rate, color="0.3", linestyle=style, label=f"{rule}: {rate:.1e}")
-    room = (max(curve.smoothed) - min(curve.smoothed)) / 4 or 1.0
-    panel.set_ylim(min(curve.smoothed) - room, max(curve.smoothed) + room)
+    # The last losses, of rates that destroy the weights, would flatten the rest
+    shown = [*curve.smoothed, *sorted(curve.losses)[: -(-4 * len(curve.losses) // 5)]]
+    room = (max(shown) - min(shown)) / 10 or 1.0
+    panel.set_ylim(min(shown) - room, max(shown) + room)
     panel.set_xlabel("learning rate")
     panel.set_ylabel("loss")
     panel.legend()

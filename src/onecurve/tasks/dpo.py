@@ -15,7 +15,7 @@ from onecurve.losses.next_token import learnt, mark_learnt, next_token_logits, n
 from onecurve.tasks._next_token import NextTokenTask
 from onecurve.tasks._preferences import PreferenceTask, flattened, pad_pairs
 from onecurve.tasks._rendering import TemplateSettings, template_of
-from onecurve.tasks.base import IGNORE_INDEX, BadRow, Batch, Example, Processing, Row, Settings, Survey, pad
+from onecurve.tasks.base import IGNORE_INDEX, Answer, BadRow, Batch, Example, Processing, Row, Settings, Survey, pad
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -195,6 +195,11 @@ class Task(PreferenceTask, NextTokenTask):
             "logps/chosen": mean([logps[0] for logps, _ in pairs]),
             "logps/rejected": mean([logps[1] for logps, _ in pairs]),
         }
+
+    def answers(self, outputs: "Tensor", batch: Batch, examples: Sequence[Example], survey: Survey) -> list[Answer]:
+        """Return what `predict` does, by the names of the metrics: what is written of each pair of a scored split."""
+        names = ("logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected")
+        return [dict(zip(names, (*logps, *rewards), strict=True)) for logps, rewards in self.predict(outputs, batch)]
 
     # Writing
 

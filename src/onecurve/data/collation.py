@@ -8,7 +8,7 @@ import numpy as np
 
 from onecurve.content.mixing import Mixing
 from onecurve.seeds import stream_key
-from onecurve.tasks.base import Batch, Example, Mixes, Processing, Task, Transforms
+from onecurve.tasks.base import Batch, Example, Mismatches, Mixes, Processing, Task, Transforms
 
 if TYPE_CHECKING:
     from onecurve.data.splits import Split
@@ -71,7 +71,11 @@ class Collation:
         name, numbers = self.split.name, wanted.numbers
         training = name == "train"
         keys = wanted.keys("example") if training else [stream_key(0, "example", name, number) for number in numbers]
-        return transformed(self.task, self.split.take(numbers), keys, training, self.reading)
+        examples = self.split.take(numbers)
+        if isinstance(self.task, Mismatches):
+            others = self.split.take(self.split.others[numbers])
+            examples = [self.task.mismatch(one, other) for one, other in zip(examples, others, strict=True)]
+        return transformed(self.task, examples, keys, training, self.reading)
 
 
 def transformed(

@@ -80,7 +80,7 @@ class Task(SequencesTask):
     )
     peft_task_type: ClassVar[str | None] = "FEATURE_EXTRACTION"
     scoring_settings: ClassVar[frozenset[str]] = frozenset({"cutoff"})
-    pooled: Sequence[str] = ("texts",)  # type: ignore[misc]
+    pooled: Sequence[str] = ("texts",)
 
     def __init__(self, settings: TextEmbeddingSettings) -> None:
         super().__init__(settings)

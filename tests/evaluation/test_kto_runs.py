@@ -37,7 +37,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "max_length": 128,
         },
         optim={"lr": 1e-2},
-        train={"max_steps": 4, "global_batch_size": 5, "micro_batch_size": 2, "mixed_precision": "no"},
+        train={"max_steps": 4, "global_batch_size": 6, "micro_batch_size": 2, "mixed_precision": "no"},
         checkpoint={"every": 2},
     )
 
@@ -69,7 +69,7 @@ def test_every_strategy_and_a_resumed_run_draw_one_curve(
 
 def test_before_step_1_nothing_has_moved_and_a_cut_changes_nothing(recipe: Path, tmp_path: Path, forks: Any) -> None:
     still = ["--regularization.dropout", "0"]
-    whole = forks.train(recipe, tmp_path / "whole", "python", *still, "--train.micro_batch_size", "5")
+    whole = forks.train(recipe, tmp_path / "whole", "python", *still, "--train.micro_batch_size", "6")
     _same_curve(whole, forks.train(recipe, tmp_path / "cut", "ddp", *still, "--train.micro_batch_size", "1"))
     first = whole.events("train")[0]
     assert 0.5 <= first["loss"] <= 0.75  # half of each weight, 1 and 1.5

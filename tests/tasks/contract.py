@@ -64,6 +64,11 @@ def all_cases() -> dict[str, Case]:
     return found
 
 
+def run_settings(case: Case, model: Any) -> dict[str, Any]:
+    """The settings for a real run of a case; where they name a teacher, the model is its own."""
+    return case.settings | ({"teacher": str(model)} if "teacher" in case.settings else {})
+
+
 @dataclass
 class Prepared:
     """A case with everything loaded."""

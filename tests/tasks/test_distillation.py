@@ -16,7 +16,7 @@ from onecurve.losses.distillation import divergence_sum, likeliest
 from onecurve.tasks import load_task
 from onecurve.tasks.base import Annotates, Borrows, Classifies, Generates, Writes
 from tests.readings import reading
-from tests.tasks.contract import Case, check_another_cut_has_the_same_gradient, prepare
+from tests.tasks.contract import CHECKS, Case, check_another_cut_has_the_same_gradient, prepare
 from tests.tiny_models import build_tiny_bert, build_tiny_llama
 
 TEXTS = [
@@ -71,21 +71,32 @@ def oracle(
 
 
 NOT_FIXED = float("nan")  # at logits of zero the divergence is what the teacher makes of it
+LABELS = Case(
+    TEXTS,
+    {"student_task": "text_classification", "teacher": "t", "temperature": 0.5, "weight": 0.7},
+    model="tiny_bert",
+    nats_per_item=NOT_FIXED,
+    oracle=oracle(temperature=0.5, weight=0.7),
+    task="distillation",
+)
 CASES = {
     "distillation": Case(
-        TEXTS,
-        {"student_task": "text_classification", "teacher": "t", "temperature": 0.5, "weight": 0.7},
-        model="tiny_bert",
-        nats_per_item=NOT_FIXED,
-        oracle=oracle(temperature=0.5, weight=0.7),
-    ),
-    "distillation, answers": Case(
         ANSWERS,
         {"student_task": "sft", "teacher": "t", "top_k": 5, "divergence": "jsd", "beta": 0.3},
         nats_per_item=NOT_FIXED,
         oracle=oracle("jsd", beta=0.3, top_k=5),
     ),
 }
+
+
+@pytest.fixture(scope="module")
+def labels(tiny_bert: Any) -> Any:
+    return prepare(LABELS, tiny_bert)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_contract_holds_for_labels_too(labels: Any, check: Any) -> None:
+    check(labels)
 
 
 def _loaded(**settings: Any) -> Any:

@@ -121,6 +121,14 @@ def test_what_it_can() -> None:
     assert isinstance(TASK, Generates) and TASK.classes is None
 
 
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_is_asked_what_its_answer_follows_in_training(row: dict[str, Any], tokenizer: Any) -> None:
+    TASK.check_input(row)
+    (example,) = TASK.encode(row, Survey(), reading(tokenizer), False)
+    prompt = TASK.prompt(row, reading(tokenizer))["input_ids"]
+    assert prompt == example["input_ids"][: example["mask"].index(1)]
+
+
 @pytest.mark.parametrize(
     ("row", "why"),
     [

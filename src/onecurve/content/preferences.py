@@ -8,6 +8,8 @@ from onecurve.content.messages import Conversation, Turn, read_tools, read_turns
 from onecurve.errors import BadRow
 
 SIDES = ("chosen", "rejected")
+_ANSWERS = (*SIDES, "completion")
+"""Columns that a prompt may stand in, before an answer."""
 
 
 class Texts(NamedTuple):
@@ -132,7 +134,7 @@ def read_question(row: Mapping[str, Any]) -> str | Conversation:
     Raises:
         BadRow: They are missing or invalid, or end with an answer.
     """
-    if not _given(row, "messages") and not _given(row, "prompt") and any(_given(row, side) for side in SIDES):
+    if not _given(row, "messages") and not _given(row, "prompt") and any(_given(row, side) for side in _ANSWERS):
         return _before_answers(row)
     turns = _prompt({**row, "prompt": row["messages"]} if _given(row, "messages") else row)
     if not turns:
@@ -151,7 +153,7 @@ def _before_answers(row: Mapping[str, Any]) -> str | Conversation:
         if not pair.num_shared:
             raise BadRow("prompt is missing: chosen and rejected have no common beginning")
         return pair.chosen[: pair.num_shared]
-    side = next(side for side in SIDES if _given(row, side))
+    side = next(side for side in _ANSWERS if _given(row, side))
     answer = read_answer(row, side)
     if isinstance(answer, str):
         raise BadRow(f"prompt is missing, and {side} alone does not tell where its answer begins")

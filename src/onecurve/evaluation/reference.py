@@ -14,6 +14,7 @@ from onecurve.config import ModelSection, Recipe
 from onecurve.errors import ConfigError
 from onecurve.model.identity import weights_identity
 from onecurve.model.loading import whole_parameters
+from onecurve.model.positions import num_positions
 from onecurve.model.reading import set_padding
 from onecurve.model.unloadable import explained
 from onecurve.strategies.base import Strategy
@@ -46,8 +47,7 @@ class Reference:
         model = self.recipe.model
         parts: dict[str, Any] = {"precision": self.strategy.precision, "dtype": model.dtype}
         if self.other:
-            section = ModelSection(path=self.other.path, revision=self.other.revision)
-            return parts | {"weights": weights_identity(section)}
+            return parts | {"weights": other_identity(self.other)}
         config = self.reading.config.to_dict()
         parts |= {
             "weights": weights_identity(model),
@@ -107,6 +107,13 @@ class Reference:
                 + ": it is no trained model of this kind.",
                 where=key,
             )
+        positions, longest = num_positions(model.config), self.reading.max_length
+        if positions and positions < longest:
+            raise ConfigError(
+                f"{path!r} has positions for {positions} tokens, and an example of this run may have {longest}.",
+                where=key,
+                fix=f"Set data.max_length to {positions} or less.",
+            )
         rows, needed = model.get_input_embeddings().num_embeddings, len(self.reading.tokenizer)
         if rows < needed:
             raise ConfigError(
@@ -117,3 +124,13 @@ class Reference:
             )
         set_padding(model.config, self.reading.tokenizer, pretrained=True)  # by which a decoder finds a text's end
         return model.requires_grad_(False).to(self.accelerator.device)
+
+
+def other_identity(other: OtherModel) -> str:
+    """Return what tells another model's weights from others; of a hub's, which may not be here yet, their commit."""
+    if Path(other.path).expanduser().is_dir():
+        return weights_identity(ModelSection(path=other.path))
+    from huggingface_hub import snapshot_download
+
+    found = snapshot_download(other.path, revision=other.revision or "main", allow_patterns=["config.json"])
+    return f"{other.path}@{Path(found).name}"

@@ -1,6 +1,5 @@
 """What tasks check of a model beside the one that is trained: its folder, its tokens and its labels."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +40,7 @@ def check_tokens(other: OtherModel, tokenizer: Any) -> None:
     """
     from transformers import AutoTokenizer
 
-    try:
-        path = str(Path(other.path).expanduser())
-        theirs = AutoTokenizer.from_pretrained(path, revision=other.revision or "main").get_vocab()
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _unreadable(other, "tokenizer", error) from None
+    theirs = _read(AutoTokenizer, other, "tokenizer").get_vocab()
     ours = tokenizer.get_vocab()
     if ours == theirs:
         return
@@ -75,11 +70,7 @@ def check_labels(other: OtherModel, labels: list[str]) -> None:
     """
     from transformers import AutoConfig
 
-    try:
-        path = str(Path(other.path).expanduser())
-        theirs = model_labels(AutoConfig.from_pretrained(path, revision=other.revision or "main"))
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _unreadable(other, "config.json", error) from None
+    theirs = model_labels(_read(AutoConfig, other, "config.json"))
     if theirs == labels:
         return
     if are_placeholders(theirs):
@@ -95,6 +86,11 @@ def _place(vocabulary: dict[str, int], token: str) -> str:
     return f"token {vocabulary[token]}" if token in vocabulary else "no token"
 
 
-def _unreadable(other: OtherModel, what: str, error: Exception) -> ConfigError:
-    line = str(error).strip().partition(os.linesep)[0]
-    return ConfigError(f"the {what} of {other.path!r} cannot be read: {line}", where=other.key)
+def _read(kind: Any, other: OtherModel, what: str) -> Any:
+    """Load a part of a model by a transformers auto class; code that comes with it is not run."""
+    path, revision = str(Path(other.path).expanduser()), other.revision or "main"
+    try:
+        return kind.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        line = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"the {what} of {other.path!r} cannot be read: {line}", where=other.key) from None

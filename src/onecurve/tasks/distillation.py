@@ -68,13 +68,15 @@ class Task(base.Task):
     student's task is any that predicts labels or tokens of a text; the saved model is one of that task.
     """
 
+    _is_whole: ClassVar[bool] = False
+    """Whether the class is that of the student's task too."""
     is_guessed: ClassVar[bool] = False
     Settings: ClassVar[type[Settings]] = DistillationSettings
     columns: ClassVar[Mapping[str, str]] = {"the student's": "what `task.student_task` reads"}
 
     def __new__(cls, settings: Any = None) -> "Task":
-        # A task of the student's own class too, so that it can do all that the student's can
-        return super().__new__(_kind(settings.student_task) if cls is Task else cls)
+        # Of the class of the student's task too, so that it can do all that this can
+        return super().__new__(cls if cls._is_whole else _kind(cls, settings.student_task))
 
     def __init__(self, settings: DistillationSettings) -> None:
         try:
@@ -124,6 +126,12 @@ class Task(base.Task):
 
     def num_items(self, batch: Batch) -> list[int]:
         return [super().num_items(batch)] * 2  # type: ignore[safe-super]
+
+    def describe(self, example: Example, survey: Survey, tokenizer: Any) -> str:
+        return super().describe(example, survey, tokenizer)  # type: ignore[safe-super]
+
+    def auto_model(self) -> type:
+        return super().auto_model()  # type: ignore[safe-super]
 
     @property
     def classes(self) -> None:
@@ -223,8 +231,12 @@ class Task(base.Task):
 
 
 @cache
-def _kind(student: str) -> type[Task]:
+def _kind(own: type[Task], student: str) -> type[Task]:
     """Return the class of a distillation of one task.
+
+    Args:
+        own: What learns from the teacher.
+        student: The task's name.
 
     Raises:
         ConfigError: No such task, or one that cannot learn from a teacher.
@@ -243,15 +255,16 @@ def _kind(student: str) -> type[Task]:
     }
     if why := next((why for why, holds in reasons.items() if holds), ""):
         raise ConfigError(f"{student} cannot learn from a teacher: {why}.", where="task.student_task")
-    own = {*_TeacherSettings.model_fields} - {"student_task"}
+    of_loss = {*_TeacherSettings.model_fields} - {"student_task"}
     taken: dict[str, Any] = {
-        "__module__": __name__,
+        "__module__": own.__module__,
         "__doc__": kind.__doc__,
+        "_is_whole": True,
         "Settings": create_model("Settings", __base__=(_TeacherSettings, kind.Settings)),
         "columns": kind.columns,
-        "loss_settings": kind.loss_settings | own,
+        "loss_settings": kind.loss_settings | of_loss,
     }
-    return type("Task", (Task, kind), taken)
+    return type(own.__name__, (own, kind), taken)
 
 
 def _student(batch: Batch) -> Batch:

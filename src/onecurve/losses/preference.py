@@ -75,6 +75,7 @@ def kto(
     import torch
 
     gone = mismatched.detach().mean().clamp(min=0)
-    good = weights[0] * (1 - torch.sigmoid(beta * (ratios - gone)))
-    bad = weights[1] * (1 - torch.sigmoid(beta * (gone - ratios)))
+    # sigmoid(-x) is 1 - sigmoid(x) without the digits that this loses where sigmoid(x) is close to 1
+    good = weights[0] * torch.sigmoid(beta * (gone - ratios))
+    bad = weights[1] * torch.sigmoid(beta * (ratios - gone))
     return torch.where(desirable, good, bad)

@@ -10,6 +10,7 @@ from onecurve.errors import ConfigError
 from onecurve.machine.hub import reachable
 from onecurve.model.reading import Reading
 from onecurve.preflight import Checked
+from onecurve.tasks.base import Annotates
 
 _READING = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
 """A model's config, its tokenizer, its chat template, and its own code, which is run only if it is trusted."""
@@ -34,6 +35,9 @@ def stage(checked: Checked) -> Iterator[str]:
     yield _fetch("model", section.path, section.revision, weights=section.init == "pretrained")
     if section.tokenizer:
         yield _fetch("tokenizer", section.tokenizer, section.tokenizer_revision, weights=False)
+    other = checked.task.reference_model if isinstance(checked.task, Annotates) else None
+    if other:
+        yield _fetch("reference", other.path, other.revision, weights=True)
     reading = Reading.of(recipe, checked.task)
     data = load_data(recipe.data, checked.task, reading, recipe.seed)
     yield from _examples(data, cache_root(recipe.data.cache_dir))

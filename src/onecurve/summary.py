@@ -11,13 +11,14 @@ from onecurve.data.plan import BatchPlan, num_passes
 from onecurve.data.sources import left_out_files
 from onecurve.data.splits import Data, Split
 from onecurve.machine.cores import describe_threads
+from onecurve.machine.memory import spelt
 from onecurve.model.float8 import describe_float8
 from onecurve.model.head import shown
 from onecurve.model.quantization import num_weights
 from onecurve.model.reading import UNLIMITED
 from onecurve.regularization.building import describe
 from onecurve.strategies.average import describe_average
-from onecurve.tasks.base import Processing, Recognises, Survey, Task
+from onecurve.tasks.base import Annotates, Processing, Recognises, Survey, Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -68,6 +69,7 @@ def describe_run(
         f"columns   {_describe_columns(data.parts, task)}",
         *_describe_left_out(data.parts),
         *_describe_tally(data.splits),
+        *_describe_annotations(task, data.splits),
         f"items     {int(train.num_items.sum()):,} terms of the loss from {int(train.num_tokens.sum()):,} tokens "
         f"({train.num_items.sum() / train.num_tokens.sum():.1%}){_limit(data)}"
         + (", read from the cache" if data.cached else ""),
@@ -196,6 +198,15 @@ def _describe_tally(splits: list[Split]) -> Iterator[str]:
     total: Counter[str] = sum((Counter(split.report.tally) for split in splits), Counter())
     if total:
         yield "found     " + ", ".join(f"{count:,} {phrase}" for phrase, count in total.most_common())
+
+
+def _describe_annotations(task: Task, splits: list[Split]) -> Iterator[str]:
+    """Say which model was asked of the examples, and what keeping its answers takes."""
+    said = [split.annotations for split in splits if split.annotations is not None]
+    if said and isinstance(task, Annotates):
+        whose = task.reference_model.path if task.reference_model else "the model before step 1"
+        size, count = sum(one.num_bytes for one in said), sum(map(len, said))
+        yield f"asked     {whose}, of {count:,} examples: {spelt(size)} in annotations/, and as much in the cache"
 
 
 def _describe_columns(splits: list[Split], task: Task) -> str:

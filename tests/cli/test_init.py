@@ -134,7 +134,7 @@ def test_a_project_has_every_folder_that_its_recipe_names(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", task_names())
+@pytest.mark.parametrize("task", sorted({*task_names()} - {"distillation"}))  # which needs a trained teacher
 def test_the_written_recipe_trains(folder, monkeypatch, task):
     assert main(["init", "project", "--task", task]) == 0
     recipe = folder / "recipe.yaml"

@@ -132,11 +132,14 @@ def test_what_a_resumed_run_compares_may_be_allowed(load):
 
 
 READ_BY = {
-    "model.chat_template": {"sft", "reward", "dpo"},
+    "model.chat_template": {"sft", "reward", "dpo", "kto", "distillation"},
     "data.on_long": set(task_names()) - {"causal_lm", "masked_lm"},
 }
 HEAD = {"name": "text_classification"}
-NEEDED = {"multi_task": {"heads": {"topic": HEAD, "sentiment": HEAD}}}  # settings without a default
+NEEDED = {  # settings without a default
+    "multi_task": {"heads": {"topic": HEAD, "sentiment": HEAD}},
+    "distillation": {"student_task": "sft", "teacher": "some/model"},
+}
 READ_BY["train.logits"] = {"sft", "causal_lm", "seq2seq_lm"}
 READ_BY["data.workers"] = {name for name in task_names() if issubclass(find_task(name), Transforms)}
 

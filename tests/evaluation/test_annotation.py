@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from math import log
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from onecurve.data.cache import find_entry
 from onecurve.data.examples import Examples, write_examples
 from onecurve.data.splits import Split
 from onecurve.evaluation.annotation import FOLDER, _Store
+from onecurve.evaluation.reference import other_identity
+from onecurve.tasks.base import OtherModel
 from tests.launching import launch, train, write_recipe
 from tests.parity.test_strategies_draw_one_curve import TOLERANCE
 from tests.tiny_models import build_tiny_llama
@@ -62,12 +65,12 @@ def said(run: Any) -> dict[str, list[list[float]]]:
     return found
 
 
-def plain_logps(model_folder: Path) -> list[list[float]]:
+def plain_logps(model_folder: Path, changed: Callable[[Any], Any] = lambda model: model) -> list[list[float]]:
     """What plain transformers says of the chosen and the rejected answer of each pair."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+    model = changed(AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)).eval()
 
     def logp(prompt: str, answer: str) -> float:
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
@@ -135,6 +138,36 @@ def test_the_base_is_the_reference_and_every_strategy_draws_one_curve(
 def test_an_adapter_that_does_not_start_at_the_base_is_switched_off(recipe: Path, tmp_path: Path) -> None:
     train(recipe, tmp_path / "run", "python", *PROMPTS, "--train.max_steps", "1")
     assert np.allclose(said(tmp_path / "run")[13], plain_logps(recipe.parent / "llama"), rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_an_adapter_that_takes_a_part_out_of_the_base_is_not_switched_off(
+    recipe: Path, tmp_path: Path, forks: Any, init: str
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    folder = build_tiny_llama(tmp_path / "llama", initializer_range=0.3)
+
+    def without_what_was_taken(model: Any) -> Any:
+        config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], init_lora_weights=init)
+        return get_peft_model(model, config).unload()  # leaves the base as the adapter's beginning has made it
+
+    model = ["--model.path", str(folder), *LORA, "--peft.init_lora_weights", init, "--train.max_steps", "1"]
+    forks.train(recipe, tmp_path / "run", "python", *model)
+    assert np.allclose(said(tmp_path / "run")[13], plain_logps(folder), rtol=0, atol=2e-3)
+    assert not np.allclose(plain_logps(folder, without_what_was_taken), plain_logps(folder), rtol=0, atol=0.1)
+
+
+def test_another_model_of_the_hub_is_known_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = tmp_path / "models--some--teacher"
+    (cached / "snapshots" / "abc123").mkdir(parents=True)
+    (cached / "snapshots" / "abc123" / "config.json").write_text("{}")  # its weights are not here yet
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert other_identity(OtherModel("some/teacher", None, "task.teacher")) == "some/teacher@abc123"
 
 
 @pytest.mark.slow

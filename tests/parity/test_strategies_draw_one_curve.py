@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from onecurve.config import TaskSection
 from onecurve.tasks import load_task
 from tests.launching import write_recipe
-from tests.tasks.contract import all_cases, rows_of
+from tests.tasks.contract import all_cases, rows_of, run_settings
 
 pytestmark = pytest.mark.distributed
 
@@ -37,7 +37,7 @@ def _recipe(folder, case, model):
     return write_recipe(
         folder / f"{case.task}.yaml",
         output_dir="unused",
-        task={"name": case.task, **case.settings},
+        task={"name": case.task, **run_settings(case, model)},
         model={"path": str(model)},
         data={
             "train": str(data),

@@ -24,7 +24,7 @@ from onecurve.tasks import base, load_task
 from onecurve.tasks.base import Survey
 from tests.launching import write_recipe
 from tests.resume.forking import Forks
-from tests.tasks.contract import Case, all_cases, rows_of
+from tests.tasks.contract import Case, all_cases, rows_of, run_settings
 from tests.tiny_models import build_tiny_llama
 
 NEW = 5
@@ -77,12 +77,12 @@ class Trainer:
         case, folder = CASES[name], self.folder / f"{name}{lora}"
         folder.mkdir()
         rows = rows_of(case, load_task(TaskSection(name=case.task, **case.settings)))
-        data = _write(folder / "rows.jsonl", rows)
+        data, model = _write(folder / "rows.jsonl", rows), self.request.getfixturevalue(case.model)
         recipe = write_recipe(
             folder / "recipe.yaml",
             output_dir="unused",
-            task={"name": case.task, **case.settings},
-            model={"path": str(self.request.getfixturevalue(case.model))},
+            task={"name": case.task, **run_settings(case, model)},
+            model={"path": str(model)},
             data={"train": str(data), "cache_dir": str(folder / "cache"), "max_length": 100},
             optim={"lr": 1e-2, "schedule": "constant"},
             train={"max_steps": 3, "global_batch_size": len(rows), "micro_batch_size": 1},

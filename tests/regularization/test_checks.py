@@ -51,6 +51,8 @@ def recipe(tmp_path):
         ("audio_classification", ["cutmix_alpha", "1"], "cutmix_alpha: mixes images"),
         ("image_classification", ["fgm", "1"], "fgm: changes token embeddings, and image_classification reads no text"),
         ("sft", ["neftune_alpha", "5", "--train.packing", "on"], "neftune_alpha: .*Set train.packing to off"),
+        ("dpo", ["label_smoothing", "0.1"], "label_smoothing: is another criterion, and the loss of dpo is its own"),
+        ("kto", ["neftune_alpha", "5"], "neftune_alpha: changes embeddings pass by pass"),
         ("sft", ["label_smoothing", "1.5"], "label_smoothing: must be less than 1"),
         ("sft", ["fgm", "-1"], "fgm: must be greater than 0"),
         ("text_classification", ["class_weights", "even"], "class_weights"),

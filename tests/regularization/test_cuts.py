@@ -10,8 +10,10 @@ from onecurve.regularization import fgm, neftune
 from tests.regularization.gradients import gradient, objective_of
 from tests.tasks.contract import distance, in_double, prepare, without_dropout
 from tests.tasks.test_causal_lm import CASES as TEXTS
+from tests.tasks.test_dpo import CASES as PAIRS
 from tests.tasks.test_image_classification import CASES as IMAGES
 from tests.tasks.test_text_classification import CASES as LABELS
+from tests.tasks.test_text_ranking import CASES as LISTS
 from tests.tasks.test_token_classification import CASES as TAGS
 
 CASES = {
@@ -20,6 +22,8 @@ CASES = {
     "tags": ("token_classification", next(iter(TAGS.values()))),
     "tokens": ("causal_lm", next(iter(TEXTS.values()))),
     "image": ("image_classification", IMAGES["images"]),
+    "pair": ("dpo", PAIRS["dpo"]),
+    "list": ("text_ranking", next(iter(LISTS.values()))),
 }
 CURES = [
     ("label", {"label_smoothing": 0.1, "focal_gamma": 2.0, "class_weights": {"no": 3.0}}),
@@ -36,6 +40,9 @@ SLOW_CURES = [
     ("label", {"neftune_alpha": 5.0}),
     ("image", {"mixup_alpha": 0.4}),
     ("image", {"cutmix_alpha": 1.0}),
+    ("pair", {"neftune_alpha": 5.0}),
+    ("pair", {"fgm": 1.0}),
+    ("list", {"neftune_alpha": 5.0, "fgm": 1.0}),
 ]
 
 

@@ -29,7 +29,7 @@ from onecurve.model.batch_norm import settle_batch_norm
 from onecurve.seeds import stream_key
 from onecurve.step import accumulate
 from onecurve.tasks import load_task, task_names
-from onecurve.tasks.base import Annotates, Pools, Survey
+from onecurve.tasks.base import Annotates, Mismatches, Pools, Survey
 from tests.readings import ReadingOf
 
 SEED = 5
@@ -64,6 +64,11 @@ def all_cases() -> dict[str, Case]:
     return found
 
 
+def run_settings(case: Case, model: Any) -> dict[str, Any]:
+    """The settings for a real run of a case; where they name a teacher, the model is its own."""
+    return case.settings | ({"teacher": str(model)} if "teacher" in case.settings else {})
+
+
 @dataclass
 class Prepared:
     """A case with everything loaded."""
@@ -83,7 +88,10 @@ class Prepared:
     def batch(self, examples: list[dict[str, Any]] | None = None) -> dict[str, Tensor]:
         """What scoring would read: each example's draws are its own, whichever others there are."""
         chosen = examples or self.examples
-        keys = (stream_key(SEED, "example", self.examples.index(example)) for example in chosen)
+        places = [*map(self.examples.index, chosen)]
+        if isinstance(self.task, Mismatches):
+            chosen = [self.task.mismatch(self.examples[place], self.examples[place - 1]) for place in places]
+        keys = (stream_key(SEED, "example", place) for place in places)
         return self.task.collate(transformed(self.task, chosen, keys, False, self.reading), self.reading)
 
     def loss_sums(self, batch: dict[str, Tensor]) -> np.ndarray:
@@ -104,7 +112,10 @@ class Prepared:
         items = torch.tensor([e["num_items"] for e in self.examples]).numpy()
         step = BatchPlan(items, SEED, len(self.examples), micro_batch_size, max_steps=1).step(1)
         split: Any = SimpleNamespace(
-            name="train", workers=None, take=lambda ids: [self.examples[number] for number in ids]
+            name="train",
+            workers=None,
+            take=lambda ids: [self.examples[number] for number in ids],
+            others=np.arange(len(items)) - 1,
         )
         strategy: Any = OneProcess(self.model, world_size)
         self.model.zero_grad(set_to_none=True)

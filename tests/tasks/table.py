@@ -69,8 +69,8 @@ def _facts(name: str, kind: Any) -> Iterator[tuple[str, str]]:
     yield "metrics", _codes(task.metric_names) + " (of an example)" * _needs(kind)
     yield "read by", f"`{task.auto_processor().__name__}`"
     yield "model", f"`{task.auto_model().__name__}`"
-    yield "PEFT task type", f"`{kind.peft_task_type}`" if kind.peft_task_type else "none: no prompt learning"
-    yield "also reads rows of", ", ".join(kind.shapes) if isinstance(task, Recognises) else ""
+    yield "PEFT task type", f"`{task.peft_task_type}`" if task.peft_task_type else "none: no prompt learning"
+    yield "also reads rows of", ", ".join(task.shapes) if isinstance(task, Recognises) else ""
     yield "each time an example is read", "it is decoded, augmented or masked anew" * isinstance(task, Transforms)
     yield "before step 1", "a frozen reference scores each example, once" * isinstance(task, Annotates)
     yield "`onecurve predict`", _prediction(kind, task)
@@ -98,7 +98,7 @@ def _prediction(kind: Any, task: Any) -> str:
         return "writes text"
     if isinstance(task, Asked):
         return _paragraphs(kind.replies)[0].removeprefix("Return ").rstrip(".")
-    return "" if kind.answers is import_module("onecurve.tasks.base").Task.answers else "answers each row"
+    return "" if type(task).answers is import_module("onecurve.tasks.base").Task.answers else "answers each row"
 
 
 def _packages(packages: frozenset[str]) -> str:

@@ -187,6 +187,7 @@ def test_the_loss_needs_what_the_reference_said(tiny_llama: Any) -> None:
 
 
 def test_what_needs_no_reference_has_none() -> None:
+    assert TASK.classes is None  # so that no criterion is put in the place of its loss
     assert isinstance(TASK, Annotates) and isinstance(TASK, Generates)
     assert TASK.annotations
     assert not Task(DpoSettings(loss_type="orpo")).annotations
@@ -223,12 +224,31 @@ def test_the_predictions_of_a_split_have_each_pair_s_numbers_by_the_same_names()
         ({"loss_type": "ipo", "label_smoothing": 0.1}, "no effect with loss_type ipo"),
         ({"simpo_gamma": 1.0}, "simpo_gamma has no effect"),
         ({"loss_type": "orpo", "reference": "some/model"}, "reference has no effect"),
-        ({"reference": "./nowhere"}, "config.json or a hub name"),
     ],
 )
 def test_settings_without_sense_are_refused(settings: dict[str, Any], why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         load_task(TaskSection(name="dpo", **settings))
+
+
+def test_a_reference_that_is_not_there_or_reads_other_tokens_is_refused(tokenizer: Any, tiny_bert: Any) -> None:
+    for path, why in (("./nowhere", "config.json or a hub name"), (str(tiny_bert), "another vocabulary")):
+        with pytest.raises(ConfigError, match=why):
+            Task(DpoSettings(reference=path)).check_other_model(reading(tokenizer), Survey())
+
+
+@pytest.mark.parametrize("row", [ROWS[0], ROWS[2], {"chosen": "Human: hi Bot: hello", "rejected": "Human: hi Bot: go"}])
+def test_a_row_is_asked_what_its_answers_follow_in_training(row: dict[str, Any], tokenizer: Any) -> None:
+    TASK.check_input(row)
+    prompt = TASK.prompt(row, reading(tokenizer))["input_ids"]
+    (example,) = _encode(row, tokenizer)
+    assert prompt == example["chosen_ids"][: example["chosen_mask"].index(1)]
+    one_answer = {name: value for name, value in row.items() if name != "rejected"}
+    if not isinstance(row["chosen"], str):
+        assert TASK.prompt(one_answer, reading(tokenizer))["input_ids"] == prompt
+    elif "prompt" not in row:
+        with pytest.raises(BadRow, match="does not tell where its answer begins"):
+            TASK.prompt(one_answer, reading(tokenizer))
 
 
 def test_a_prompt_that_asks_nothing_is_refused(tokenizer: Any) -> None:

@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from onecurve.config import TaskSection
+from onecurve.data.rows import Columns
 from onecurve.errors import ConfigError
 from onecurve.tasks import load_task
+from onecurve.tasks._embedding_rows import negatives
 from onecurve.tasks.base import BadRow, Pools, Survey
 from onecurve.tasks.text_embedding import Task
 from tests.tasks.contract import Case, check_another_cut_has_the_same_gradient, prepare
@@ -190,3 +192,70 @@ def test_a_setting_that_does_not_suit_is_refused_before_anything_is_loaded(setti
 
     with pytest.raises(ConfigError, match=why):
         read(["recipes/text_embedding.yaml", *setting])
+
+
+SCORED = [
+    {"query": "how long is the crossing?", "positive": "it takes forty minutes", "score": 0.9},
+    {"query": "are dogs allowed?", "positive": "the café sells soup", "score": "-0.1"},
+    {"query": "when?", "positive": "at ten in the evening, from the quay", "score": 1},
+]
+
+
+def cosine_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """As CosineSimilarityLoss of sentence-transformers: the mean squared error of cosines."""
+    mask = batch["attention_mask"].flatten(0, 1)
+    hidden = model(input_ids=batch["input_ids"].flatten(0, 1), attention_mask=mask).last_hidden_state
+    means = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    vectors = functional.normalize(means, dim=-1).unflatten(0, (-1, 2))
+    return functional.mse_loss((vectors[:, 0] * vectors[:, 1]).sum(-1), batch["score"])
+
+
+CASES["text_embedding, scored"] = Case(
+    SCORED, {"loss": "cosine"}, model="tiny_bert", nats_per_item=float("nan"), oracle=cosine_loss
+)
+
+
+def _shaped(record: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The row as the task reads it, and the name of the form that it has."""
+    columns = Columns.resolve({}, Task.columns, Task.shapes.values())
+    names = columns.names_in(record)
+    shape = next((name for name, known in Task.shapes.items() if set(names.values()) == {*known.values()}), "")
+    return {column: record[name] for column, name in names.items() if name in record}, shape
+
+
+def test_columns_of_sentence_transformers_are_known() -> None:
+    row, shape = _shaped({"anchor": "a", "positive": "b", "negative_1": "c", "negative_2": "d", "negative_3": None})
+    assert negatives(row) == ["c", "d"] and shape == "sentence-transformers (anchor)"
+    _task().check(row)
+    assert negatives(_shaped({"query": "a", "positive": "b", "negative_2": "c"})[0]) == ["c"]
+    row, shape = _shaped({"sentence1": "a", "sentence2": "b", "score": 0.3})
+    assert row == {"query": "a", "positive": "b", "score": 0.3} and shape == "sentence-transformers (scored pair)"
+    _task(loss="cosine").check(row)
+    row, shape = _shaped({"sentence1": "a", "sentence2": "b"})
+    assert row == {"query": "a", "positive": "b"} and shape == "sentence-transformers (pair)"
+    _task().check(row)
+
+
+@pytest.mark.parametrize(
+    ("settings", "record", "why"),
+    [
+        ({}, {"sentence1": "a", "sentence2": "b", "score": 0.3}, "set task.loss to cosine"),
+        ({}, {"sentence1": "a", "sentence2": "b", "label": 0}, "set task.loss to cosine"),  # no pair of alike texts
+        ({"loss": "cosine"}, {"query": "a", "positive": "b"}, "score must be a number; got None"),
+        ({"loss": "cosine"}, {"query": "a", "positive": "b", "score": 4.2}, "divide it by the scale's maximum"),
+        ({"loss": "cosine"}, {"query": "a", "positive": "b", "score": 1, "negative": "c"}, "compares pairs alone"),
+        ({}, {"anchor": "a", "positive": "b", "negative_2": "b"}, "a negative is the positive"),
+    ],
+)
+def test_a_score_is_never_taken_for_something_else(settings: dict[str, Any], record: dict[str, Any], why: str) -> None:
+    with pytest.raises(BadRow, match=why):
+        _task(**settings).check(_shaped(record)[0])
+
+
+def test_scored_pairs_are_correlated() -> None:
+    task = _task(loss="cosine")
+    vectors = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 2.0]], [[1.0, 0.0], [1.0, 1.0]]])
+    pairs = task.predict(vectors, {"score": torch.tensor([0.9, 0.1, 0.5])})
+    assert [cosine for cosine, _ in pairs] == pytest.approx([1, 0, 0.5**0.5])
+    assert task.metrics(pairs, 0.1, Survey())["spearman"] == pytest.approx(1)
+    assert {"task.temperature", "task.cutoff"} <= task.without_effect().keys()

@@ -8,6 +8,8 @@ from onecurve.content.messages import Conversation, Turn, read_tools, read_turns
 from onecurve.errors import BadRow
 
 SIDES = ("chosen", "rejected")
+_ANSWERS = (*SIDES, "completion")
+"""Columns that a prompt may stand in, before an answer."""
 
 
 class Texts(NamedTuple):
@@ -123,15 +125,39 @@ def _given(row: Mapping[str, Any], column: str) -> bool:
     return row.get(column) not in (None, "")
 
 
-def read_question(row: Mapping[str, Any]) -> Conversation:
-    """Read the turns that an answer follows: those of `messages`, as a chat has them, or of `prompt`.
+def read_question(row: Mapping[str, Any]) -> str | Conversation:
+    """Read what an answer follows: `messages`, as a chat has them, or `prompt`; else what the answers begin with.
+
+    Returns:
+        Turns; a text where both answers are whole texts.
 
     Raises:
         BadRow: They are missing or invalid, or end with an answer.
     """
+    if not _given(row, "messages") and not _given(row, "prompt") and any(_given(row, side) for side in _ANSWERS):
+        return _before_answers(row)
     turns = _prompt({**row, "prompt": row["messages"]} if _given(row, "messages") else row)
     if not turns:
         raise BadRow("prompt is missing")
     if turns[-1].message["role"] == "assistant":
         raise BadRow("prompt ends with an assistant turn; the last turn must be the one to answer")
     return Conversation(turns, read_tools(row["tools"]) if _given(row, "tools") else None)
+
+
+def _before_answers(row: Mapping[str, Any]) -> str | Conversation:
+    """Read the prompt with which the answers begin."""
+    if all(_given(row, side) for side in SIDES):
+        pair = read_pair(row)
+        if isinstance(pair, Pair):
+            return Conversation(pair.chosen.turns[: pair.num_shared], pair.chosen.tools)
+        if not pair.num_shared:
+            raise BadRow("prompt is missing: chosen and rejected have no common beginning")
+        return pair.chosen[: pair.num_shared]
+    side = next(side for side in _ANSWERS if _given(row, side))
+    answer = read_answer(row, side)
+    if isinstance(answer, str):
+        raise BadRow(f"prompt is missing, and {side} alone does not tell where its answer begins")
+    turns = answer.turns[:-1] if answer.messages[-1]["role"] == "assistant" else answer.turns
+    if not turns:
+        raise BadRow("prompt is missing")
+    return Conversation(turns, answer.tools)

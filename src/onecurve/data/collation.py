@@ -10,7 +10,7 @@ import numpy as np
 
 from onecurve.content.mixing import Mixing
 from onecurve.seeds import stream_key
-from onecurve.tasks.base import Batch, Example, Mixes, Processing, Task, Transforms
+from onecurve.tasks.base import Batch, Example, Mismatches, Mixes, Processing, Task, Transforms
 
 if TYPE_CHECKING:
     from onecurve.data.splits import Split
@@ -74,6 +74,9 @@ class Collation:
         training = name == "train"
         keys = wanted.keys("example") if training else [stream_key(0, "example", name, number) for number in numbers]
         examples = self.split.take(numbers)
+        if isinstance(self.task, Mismatches):
+            others = self.split.take(self.split.others[numbers])
+            examples = [self.task.mismatch(one, other) for one, other in zip(examples, others, strict=True)]
         if training and (augmentation := self.task.augmentation):
             drawn = zip(examples, _streams(wanted.keys("texts")), strict=True)
             examples = [augmentation(self.task, example, rng, self._own_reading) for example, rng in drawn]

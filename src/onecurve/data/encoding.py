@@ -25,7 +25,7 @@ from onecurve.data.sources import open_splits, refuse_unread
 from onecurve.data.splits import Data, Split, joined
 from onecurve.data.workers import in_order
 from onecurve.errors import DataError
-from onecurve.tasks.base import TALLY, BadRow, Example, Processing, Recognises, Rewords, Row, Survey, Task
+from onecurve.tasks.base import TALLY, Annotates, BadRow, Example, Processing, Recognises, Rewords, Row, Survey, Task
 
 _ROWS_LOOKED_AT = 10_000
 """How far a refusal looks on to say how many rows are too long."""
@@ -54,6 +54,8 @@ def load_data(settings: DataSection, task: Task, reading: Processing, seed: int)
     root = cache_root(settings.cache_dir)
     checked = check_once(root, checkers, task)
     survey = checked.survey.in_model_order(reading.labels)
+    if isinstance(task, Annotates):
+        task.check_other_model(reading, survey)
     encoder = _Encoder(task, survey, reading, settings.on_long, settings.on_bad_row)
     processor_hash = processor_digest(reading.processor)  # before any call: a tokenizer remembers its latest one
     parts, keys, hits = {}, {}, []

@@ -142,6 +142,11 @@ class Examples:
         values = ((name, get(row)) for name, get in self._batch(number).items())
         return {name: value for name, value in values if value is not None}
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its files."""
+        return sum(path.stat().st_size for path in self._files)
+
     @cached_property
     def lengths(self) -> np.ndarray:
         """Length of each example's longest sequence: int32 [examples]."""

@@ -4,16 +4,18 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onecurve.data.checking import Report
 from onecurve.data.examples import Examples
+from onecurve.data.order import shuffled
 from onecurve.data.prompts import Prompt
 from onecurve.data.rows import ColumnUse
 from onecurve.data.sources import Source
+from onecurve.seeds import stream_key
 from onecurve.tasks.base import Example, Survey
 
 if TYPE_CHECKING:
@@ -52,6 +54,16 @@ class Split:
     def parts(self) -> tuple["Split", ...]:
         """Its named sources or sets; where it has none, the split itself."""
         return self.sets or (self,)
+
+    @cached_property
+    def others(self) -> np.ndarray:
+        """For each example the number of another one of its part, in no order: int64 [examples]; each comes once."""
+        starts = np.cumsum([0, *map(len, self.parts)])
+        orders = (shuffled(len(part), stream_key(0, "others")).astype(np.int64) for part in self.parts)
+        found = np.empty(len(self), np.int64)
+        for start, order in zip(starts, orders, strict=False):
+            found[start + order] = start + np.roll(order, 1)
+        return found
 
     @property
     def lengths(self) -> np.ndarray:

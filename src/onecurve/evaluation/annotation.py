@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 
 from onecurve.config import Recipe
 from onecurve.data.cache import Entry, cache_root, find_entry, get_or_write
@@ -94,7 +94,7 @@ def annotated(
 def _annotate(
     loader: Loader, task: Annotates, recipe: Recipe, model: Any, autocast: Callable[[], AbstractContextManager[Any]]
 ) -> list[dict[str, Any]]:
-    """Return what a model says of each example of a split, in their order; on every rank."""
+    """Return what a model says of each example of a split, in their order; nothing on ranks other than 0."""
     step = plan_scoring(loader.split, recipe)
     pairs: list[tuple[int, dict[str, Any]]] = []
     model.eval()
@@ -109,9 +109,18 @@ def _annotate(
                 rows = (dict(zip(said, values, strict=True)) for values in zip(*said.values(), strict=True))
                 pairs += zip(numbers, rows, strict=True)
             del outputs
-    found = dict(gather_object(pairs))
-    assert len(found) == len(loader.split), (len(found), len(loader.split))
+    found = dict(_on_main(pairs, loader.accelerator))
+    assert not loader.accelerator.is_main_process or len(found) == len(loader.split), (len(found), len(loader.split))
     return [found[number] for number in sorted(found)]
+
+
+def _on_main(own: list[Any], accelerator: Accelerator) -> list[Any]:
+    """Return the lists of all ranks as one, on rank 0; no other rank has to hold what a teacher says of everything."""
+    if accelerator.num_processes == 1:
+        return own
+    of_ranks: list[list[Any]] | None = [[]] * accelerator.num_processes if accelerator.is_main_process else None
+    torch.distributed.gather_object(own, of_ranks)
+    return [one for part in of_ranks or () for one in part]
 
 
 def _key(identity: str, part: Split, task: Annotates) -> str:
@@ -124,6 +133,11 @@ def _key(identity: str, part: Split, task: Annotates) -> str:
         "version": task.annotator_version,
     }
     return f"{identity}-{_digest(asked)}"
+
+
+def _size(example: dict[str, Any]) -> int:
+    """Return how many numbers an example's annotations are: so much is written at a time, and no more."""
+    return sum(len(value) // 4 for value in example.values() if isinstance(value, bytes))
 
 
 def _digest(parts: dict[str, Any]) -> str:
@@ -159,7 +173,7 @@ class _Store:
         """Write what was found to the cache and to the run's directory."""
 
         def write(folder: Path) -> dict[str, Any]:
-            return {"examples": write_examples(folder, found, lambda _: (0, 0))}
+            return {"examples": write_examples(folder, found, lambda example: (0, _size(example)))}
 
         self._copy(get_or_write(self.cache, key, write, about | {"data": "annotations"}))
 

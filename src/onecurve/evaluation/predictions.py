@@ -116,7 +116,7 @@ def _tell(loader: Loader, outputs: Any, batch: Batch, numbers: list[int], survey
     answers: Sequence[dict[str, Any]] = [{}] * len(examples)
     if type(task).answers is not Task.answers:
         answers = task.answers(outputs, batch, examples, survey)
-    num_items = [_total(example["num_items"]) for example in examples]
+    num_items = [_targets(example["num_items"]) for example in examples]
     for place, (example, answer) in enumerate(zip(examples, answers, strict=True)):
         own = _of_example(outputs, place, num_items)
         sums = task.loss_sum(own, {name: tensor[place : place + 1] for name, tensor in batch.items()}).view(-1)
@@ -125,8 +125,9 @@ def _tell(loader: Loader, outputs: Any, batch: Batch, numbers: list[int], survey
         yield answer | reference | {"loss": loss, "num_items": example["num_items"]}
 
 
-def _total(num_items: int | list[int]) -> int:
-    return sum(num_items) if isinstance(num_items, list) else num_items
+def _targets(num_items: int | list[int]) -> int:
+    """Return how many rows an example has in outputs with a row a target, which is an item of every term."""
+    return max(num_items) if isinstance(num_items, list) else num_items
 
 
 def _of_example(outputs: Any, place: int, num_items: list[int]) -> Any:

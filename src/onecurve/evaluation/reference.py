@@ -14,10 +14,12 @@ from onecurve.config import ModelSection, Recipe
 from onecurve.errors import ConfigError
 from onecurve.model.identity import weights_identity
 from onecurve.model.loading import whole_parameters
+from onecurve.model.positions import num_positions
+from onecurve.model.reading import set_padding
 from onecurve.model.unloadable import explained
 from onecurve.strategies.base import Strategy
 from onecurve.strategies.precision import DTYPES
-from onecurve.tasks.base import Processing
+from onecurve.tasks.base import OtherModel, Processing
 
 _FROM_DEFAULT_BASE = ("gaussian", "orthogonal")
 """Values of PEFT's `init_lora_weights` that leave the base as it was; others, such as pissa, take a part out of it."""
@@ -34,7 +36,7 @@ class Reference:
     stands is what the run starts from.
     """
 
-    path: str | None
+    other: OtherModel | None
     recipe: Recipe
     strategy: Strategy
     reading: Processing
@@ -44,9 +46,8 @@ class Reference:
         """Return what decides the reference's answers: its weights, its config, and the precision."""
         model = self.recipe.model
         parts: dict[str, Any] = {"precision": self.strategy.precision, "dtype": model.dtype}
-        if self.path:
-            section = ModelSection(path=self.path)
-            return parts | {"weights": weights_identity(section)}
+        if self.other:
+            return parts | {"weights": other_identity(self.other)}
         config = self.reading.config.to_dict()
         parts |= {
             "weights": weights_identity(model),
@@ -63,8 +64,8 @@ class Reference:
     @contextmanager
     def loaded(self, task: Any) -> Iterator[tuple[Any, Callable[[], AbstractContextManager[Any]]]]:
         """Yield the reference, and the context of its forward passes; freed, or set back, afterwards."""
-        if self.path:
-            yield self._load(self.path, task), self._autocast
+        if self.other:
+            yield self._load(self.other, task), self._autocast
         elif self._is_off():
             unwrapped: Any = self.strategy.unwrapped()
             # PEFT, when it switches an adapter on again, has all of it require gradients: also what is left out
@@ -88,27 +89,48 @@ class Reference:
         dtype = DTYPES.get(self.strategy.precision)
         return torch.autocast(self.accelerator.device.type, dtype, enabled=dtype is not None)
 
-    def _load(self, path: str, task: Any) -> Any:
+    def _load(self, other: OtherModel, task: Any) -> Any:
+        path, revision, key = other
         dtype = DTYPES.get(self.strategy.precision) or torch.float32
         try:
             with explained(path, dtype, self.accelerator.device), whole_parameters():
                 place = str(Path(path).expanduser())
-                model, found = task.auto_model().from_pretrained(place, dtype=dtype, output_loading_info=True)
+                model, found = task.auto_model().from_pretrained(
+                    place, revision=revision or "main", dtype=dtype, output_loading_info=True
+                )
         except ConfigError as error:
-            raise ConfigError(error.what, where="task.reference", fix=error.fix) from None
+            raise ConfigError(error.what, where=key, fix=error.fix) from None
         if drawn := sorted(found["missing_keys"]):
             raise ConfigError(
                 f"{path!r} has no weights for {drawn[0]}"
                 + (f" and {len(drawn) - 1} more" if len(drawn) > 1 else "")
                 + ": it is no trained model of this kind.",
-                where="task.reference",
+                where=key,
+            )
+        positions, longest = num_positions(model.config), self.reading.max_length
+        if positions and positions < longest:
+            raise ConfigError(
+                f"{path!r} has positions for {positions} tokens, and an example of this run may have {longest}.",
+                where=key,
+                fix=f"Set data.max_length to {positions} or less.",
             )
         rows, needed = model.get_input_embeddings().num_embeddings, len(self.reading.tokenizer)
         if rows < needed:
             raise ConfigError(
-                f"{path!r} has embeddings for {rows} tokens, and this run's tokenizer has {needed}: a reference reads "
-                "the same tokens.",
-                where="task.reference",
+                f"{path!r} has embeddings for {rows} tokens, and this run's tokenizer has {needed}: both read the "
+                "same tokens.",
+                where=key,
                 fix="Choose a model with the same tokenizer.",
             )
+        set_padding(model.config, self.reading.tokenizer, pretrained=True)  # by which a decoder finds a text's end
         return model.requires_grad_(False).to(self.accelerator.device)
+
+
+def other_identity(other: OtherModel) -> str:
+    """Return what tells another model's weights from others; of a hub's, which may not be here yet, their commit."""
+    if Path(other.path).expanduser().is_dir():
+        return weights_identity(ModelSection(path=other.path))
+    from huggingface_hub import snapshot_download
+
+    found = snapshot_download(other.path, revision=other.revision or "main", allow_patterns=["config.json"])
+    return f"{other.path}@{Path(found).name}"

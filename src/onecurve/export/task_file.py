@@ -7,7 +7,7 @@ from typing import Any
 
 from onecurve.data.checked import survey_of
 from onecurve.errors import ConfigError
-from onecurve.tasks.base import Packaged, Survey, Task
+from onecurve.tasks.base import Borrows, Packaged, Survey, Task
 
 NAME = "task.json"
 _VERSION = 1
@@ -32,7 +32,8 @@ class TaskFile:
     @classmethod
     def of(cls, name: str, task: Task, survey: Survey, columns: dict[str, str], max_length: int) -> "TaskFile":
         """Describe what a run trains."""
-        return cls(name, task.settings.model_dump(mode="json"), survey, columns, max_length, task)
+        name, settings = task.saved_as() if isinstance(task, Borrows) else (name, task.settings.model_dump(mode="json"))
+        return cls(name, settings, survey, columns, max_length, task)
 
     def write(self, folder: Path, config: Any = None) -> None:
         """Write it into a model folder, and where the task is `Packaged` the files by which other tools know it.

@@ -55,3 +55,27 @@ def odds_ratio(chosen: "Tensor", rejected: "Tensor") -> "Tensor":
     import torch
 
     return (chosen - rejected) - (torch.log1p(-torch.exp(chosen)) - torch.log1p(-torch.exp(rejected)))
+
+
+def kto(
+    ratios: "Tensor", mismatched: "Tensor", desirable: "Tensor", beta: float, weights: tuple[float, float]
+) -> "Tensor":
+    """Return the loss of each answer that was judged alone: float32 [answers].
+
+    Ethayarajh et al. 2024 (arXiv:2402.01306), equations 7 and 8: an answer is valued against how far the model has gone
+    from the reference altogether, which answers to other prompts tell; that is at least zero and has no gradient.
+
+    Args:
+        ratios: Log-probability of each answer less the reference's: float32 [answers].
+        mismatched: The same of each prompt with an answer to another one: float32 [answers].
+        desirable: bool [answers].
+        beta: How closely the model is held to the reference.
+        weights: Of desirable and of undesirable answers.
+    """
+    import torch
+
+    gone = mismatched.detach().mean().clamp(min=0)
+    # sigmoid(-x) is 1 - sigmoid(x) without the digits that this loses where sigmoid(x) is close to 1
+    good = weights[0] * torch.sigmoid(beta * (gone - ratios))
+    bad = weights[1] * torch.sigmoid(beta * (ratios - gone))
+    return torch.where(desirable, good, bad)

@@ -4,7 +4,7 @@ from typing import NoReturn
 
 from onecurve.config import Recipe
 from onecurve.errors import ConfigError
-from onecurve.tasks.base import Classifies, Mixes, Pools, Rewords, Task
+from onecurve.tasks.base import Annotates, Classifies, Mixes, Pools, Rewords, Task
 
 _SUITS = {
     "label_smoothing": {"label", "token"},
@@ -31,6 +31,8 @@ def check_regularization(recipe: Recipe, task: Task) -> None:
     predicted = task.classes if isinstance(task, Classifies) else None
     for name, suited in _SUITS.items():
         if getattr(section, name) and predicted not in suited:
+            if isinstance(task, Annotates) and predicted is None:
+                _refuse(name, f"is another criterion, and the loss of {recipe.task.name} is its own")
             wanted = " or ".join(_WHAT[kind] for kind in _WHAT if kind in suited)
             _refuse(name, f"is for tasks that predict {wanted}; {recipe.task.name} predicts {_WHAT[predicted]}")
     for name in ("mixup_alpha", "cutmix_alpha"):

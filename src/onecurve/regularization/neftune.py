@@ -13,6 +13,7 @@ from torch import Tensor
 from onecurve.machine.accelerator import on_host
 from onecurve.regularization.base import Loss, Pass
 from onecurve.regularization.embeddings import changed_embeddings
+from onecurve.seeds import stream_key
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,23 @@ class Neftune:
     alpha: float
 
     def __call__(self, one: Pass) -> Tensor:
-        mask = on_host(one.batch["attention_mask"])
-        with changed_embeddings(one.model, lambda embedded: embedded + noise(embedded, mask, one.keys, self.alpha)):
+        mask, keys = each_row(on_host(one.batch["attention_mask"]), one.keys)
+        with changed_embeddings(one.model, lambda embedded: embedded + noise(embedded, mask, keys, self.alpha)):
             return self.loss(one)
+
+
+def each_row(mask: Tensor, keys: Sequence[int]) -> tuple[Tensor, Sequence[int]]:
+    """Return the mask and the key of each row that the model reads.
+
+    Of examples with several sequences each, int64 [examples, sequences, longest], a row is a sequence with tokens: an
+    example may have fewer.
+    """
+    if mask.dim() < 3:
+        return mask, keys
+    own = [stream_key(key, "sequence", number) for key in keys for number in range(mask.shape[1])]
+    rows = mask.flatten(0, 1)
+    there = rows.any(1)
+    return rows[there], [key for key, is_read in zip(own, there.tolist(), strict=True) if is_read]
 
 
 def noise(embedded: Tensor, mask: Tensor, keys: Sequence[int], alpha: float) -> Tensor:

@@ -1,13 +1,14 @@
 """What only some tasks can do; asked with `isinstance`, never by a task's name."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
     from onecurve.content.mixing import Mixing
+    from onecurve.content.survey import Survey
     from onecurve.tasks.base import Answer, Batch, Example, Processing, Row, Task
 
 
@@ -95,6 +96,16 @@ class Transforms(Protocol):
         ...
 
 
+class OtherModel(NamedTuple):
+    """A model beside the one that is trained."""
+
+    path: str
+    """A folder or hub name."""
+    revision: str | None
+    key: str
+    """The setting that names it."""
+
+
 @runtime_checkable
 class Rewords(Protocol):
     """A task of which some texts may be changed in training while its targets stay: see `regularization`.
@@ -136,15 +147,24 @@ class Annotates(Protocol):
         """
 
     @property
-    def annotator_version(self) -> int:
-        """Increased when `annotate` returns something else, so that what was kept of it is not used."""
+    def annotator_version(self) -> int | str:
+        """Another where `annotate` would return something else, so that what was kept of it is not used."""
 
     @property
-    def reference_model(self) -> str | None:
-        """Another model to ask: a folder or hub name."""
+    def reference_model(self) -> OtherModel | None:
+        """Another model to ask."""
+
+    def check_other_model(self, reading: "Processing", survey: "Survey") -> None:
+        """Look at the other model's files, before any weights are loaded.
+
+        Raises:
+            ConfigError: It is not there, reads other tokens or predicts other labels.
+        """
 
     def annotate(self, outputs: Any, batch: "Batch") -> Mapping[str, Sequence[Any]]:
-        """Return, under each of the names, a plain value for each example of a batch; `collate` finds it there.
+        """Return, under each of the names, a value for each example of a batch; `collate` finds it there.
+
+        A value is plain, or bytes where it holds many numbers.
 
         Args:
             outputs: What `forward` returned of the reference.
@@ -203,6 +223,15 @@ class Mixes(Protocol):
 
 
 @runtime_checkable
+class Mismatches(Protocol):
+    """A task that also reads part of each example with part of another one: always of the same other one."""
+
+    def mismatch(self, example: "Example", other: "Example") -> "Example":
+        """Return an example with what it is read with, as `collate` takes it; `num_items` stays."""
+        ...
+
+
+@runtime_checkable
 class Pools(Protocol):
     """A task whose loss compares each example with others: in training with all of the global batch.
 
@@ -226,6 +255,15 @@ class Pools(Protocol):
             outputs: Of the pool: float32 [examples, ...].
             batch: Its tensors that `pooled` names.
         """
+        ...
+
+
+@runtime_checkable
+class Borrows(Protocol):
+    """A task that trains models of another task."""
+
+    def saved_as(self) -> tuple[str, dict[str, Any]]:
+        """Return that task's name and its settings, resolved: what a trained model is asked as."""
         ...
 
 

@@ -9,7 +9,7 @@ from onecurve.config import TaskSection, refuse_without_effect
 from onecurve.errors import ConfigError
 from onecurve.tasks import load_task
 from onecurve.tasks._heads import Head
-from onecurve.tasks.base import Asked, Generates, Settings, Task, Transforms
+from onecurve.tasks.base import Annotates, Asked, Generates, Settings, Task, Transforms
 
 
 class HeadSettings(Settings):
@@ -99,6 +99,9 @@ def unfit(task: Task) -> str:
             task, Transforms
         ),
         f"it reads {files} files; heads share a text": bool(files),
+        "what it learns from, a frozen model says of each example, and heads share their examples": isinstance(
+            task, Annotates
+        ),
         "its loss has several terms of its own": len(task.terms) > 1,
         "it has no answer for a row": type(task).answers is Task.answers,
         "it changes the model that it is given, and heads share one": type(task).settle is not Task.settle,

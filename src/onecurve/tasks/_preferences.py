@@ -17,56 +17,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class PreferenceTask(base.Task):
-    """A task over pairs: an example is a pair, and so is an item of its loss.
-
-    A batch has both sequences of each pair side by side, [pairs, 2, longest]: the chosen one first.
-    """
+class JudgedTask(base.Task):
+    """A task over answers that somebody has judged, each after its prompt."""
 
     Settings: ClassVar[type[base.Settings]] = TemplateSettings
-    columns: ClassVar[Mapping[str, str]] = {
-        "prompt?": "the question: non-empty text, or the messages before the answers; absent where both answers begin "
-        "with it",
-        "chosen": "the better answer: non-empty text, or messages",
-        "rejected": "the worse answer, in the same form",
-        "system?": "a system prompt, placed before the other turns: text",
-        "tools?": "the tools that the answers may call: a list of JSON schemas (in CSV: as JSON)",
-    }
-    shapes: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "ShareGPT pairs": {"prompt": "conversations", "chosen": "chosen", "rejected": "rejected", "system?": "system"},
-        "question and answers": {
-            "prompt": "question",
-            "chosen": "chosen",
-            "rejected": "rejected",
-            "system?": "system",
-        },
-        "instruction and answers": {
-            "prompt": "instruction",
-            "chosen": "chosen",
-            "rejected": "rejected",
-            "system?": "system",
-        },
-    }
 
     def without_effect(self, reading: Processing | None = None) -> Mapping[str, str]:
         template = reading.tokenizer.chat_template if reading else None
         joined = {"task.separator": "this model's chat template joins prompt and answer"} if template else {}
         return {**super().without_effect(reading), **joined}
-
-    def check(self, row: Row) -> None:
-        read_pair(row)
-
-    def documents(self, row: Row, tokenizer: Any) -> list[Document]:
-        """Return the chosen and the rejected text; the answer of each is what follows the prompt.
-
-        Raises:
-            BadRow: The chat template cannot render them so that all of an answer stands in one text.
-            ConfigError: Conversations without a chat template.
-        """
-        pair = read_pair(row)
-        if isinstance(pair, Texts):
-            return [_text(text, pair.num_shared) for text in pair]
-        return [self._document(side, pair.num_shared, tokenizer) for side in (pair.chosen, pair.rejected)]
 
     def answer_document(self, row: Row, side: str, tokenizer: Any) -> Document:
         """Return the text of one side alone, as `documents` does; the last turn is the answer."""
@@ -103,6 +62,52 @@ class PreferenceTask(base.Task):
             )
         prompt = messages[0]["content"] + self.settings.separator
         return _text(prompt + messages[1]["content"], len(prompt))
+
+
+class PreferenceTask(JudgedTask):
+    """A task over pairs: an example is a pair, and so is an item of its loss.
+
+    A batch has both sequences of each pair side by side, [pairs, 2, longest]: the chosen one first.
+    """
+
+    columns: ClassVar[Mapping[str, str]] = {
+        "prompt?": "the question: non-empty text, or the messages before the answers; absent where both answers begin "
+        "with it",
+        "chosen": "the better answer: non-empty text, or messages",
+        "rejected": "the worse answer, in the same form",
+        "system?": "a system prompt, placed before the other turns: text",
+        "tools?": "the tools that the answers may call: a list of JSON schemas (in CSV: as JSON)",
+    }
+    shapes: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "ShareGPT pairs": {"prompt": "conversations", "chosen": "chosen", "rejected": "rejected", "system?": "system"},
+        "question and answers": {
+            "prompt": "question",
+            "chosen": "chosen",
+            "rejected": "rejected",
+            "system?": "system",
+        },
+        "instruction and answers": {
+            "prompt": "instruction",
+            "chosen": "chosen",
+            "rejected": "rejected",
+            "system?": "system",
+        },
+    }
+
+    def check(self, row: Row) -> None:
+        read_pair(row)
+
+    def documents(self, row: Row, tokenizer: Any) -> list[Document]:
+        """Return the chosen and the rejected text; the answer of each is what follows the prompt.
+
+        Raises:
+            BadRow: The chat template cannot render them so that all of an answer stands in one text.
+            ConfigError: Conversations without a chat template.
+        """
+        pair = read_pair(row)
+        if isinstance(pair, Texts):
+            return [_text(text, pair.num_shared) for text in pair]
+        return [self._document(side, pair.num_shared, tokenizer) for side in (pair.chosen, pair.rejected)]
 
     def length(self, example: Example) -> int:
         return max(len(example[name]) for name in ("chosen_ids", "rejected_ids") if name in example)

@@ -11,9 +11,12 @@ from onecurve.errors import BadRow as BadRow
 from onecurve.tasks._capabilities import Annotates as Annotates
 from onecurve.tasks._capabilities import Asked as Asked
 from onecurve.tasks._capabilities import Augments as Augments
+from onecurve.tasks._capabilities import Borrows as Borrows
 from onecurve.tasks._capabilities import Classifies as Classifies
 from onecurve.tasks._capabilities import Generates as Generates
+from onecurve.tasks._capabilities import Mismatches as Mismatches
 from onecurve.tasks._capabilities import Mixes as Mixes
+from onecurve.tasks._capabilities import OtherModel as OtherModel
 from onecurve.tasks._capabilities import Packaged as Packaged
 from onecurve.tasks._capabilities import Pools as Pools
 from onecurve.tasks._capabilities import Recognises as Recognises

@@ -1,21 +1,18 @@
 """Preference optimisation: a language model learns to prefer the chosen answer of a pair to the rejected one."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from onecurve.content.conversations import answer_end
 from onecurve.content.documents import tokenise
 from onecurve.content.preferences import read_question
-from onecurve.content.templates import CannotRender
 from onecurve.losses import preference
-from onecurve.losses.next_token import learnt, mark_learnt, next_token_logits, next_tokens
-from onecurve.tasks._next_token import NextTokenTask
+from onecurve.losses.next_token import mark_learnt
+from onecurve.tasks._answers import AnswersTask, answer_logps
 from onecurve.tasks._preferences import PreferenceTask, flattened, pad_pairs
-from onecurve.tasks._rendering import TemplateSettings, template_of
-from onecurve.tasks.base import IGNORE_INDEX, Answer, BadRow, Batch, Example, Processing, Row, Settings, Survey, pad
+from onecurve.tasks._rendering import TemplateSettings
+from onecurve.tasks.base import Answer, Batch, Example, Processing, Row, Settings, Survey, pad
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,15 +35,6 @@ class DpoSettings(TemplateSettings):
     reference: str | None = None
     """Another model as reference: a folder or hub name. Default: the model as it is before step 1."""
 
-    @field_validator("reference")
-    @classmethod
-    def _is_there(cls, value: str | None) -> str | None:
-        path = os.path.expanduser(value or "")
-        is_local = path.startswith((".", "/")) or os.path.exists(path)
-        if is_local and not any(os.path.isfile(os.path.join(path, f"{kind}config.json")) for kind in ("", "adapter_")):
-            raise ValueError(f"must be a folder with a config.json or a hub name; got {value!r}")
-        return value
-
     @model_validator(mode="after")
     def _agree(self) -> "DpoSettings":
         if self.label_smoothing and self.loss_type not in _SMOOTHED:
@@ -58,7 +46,7 @@ class DpoSettings(TemplateSettings):
         return self
 
 
-class Task(PreferenceTask, NextTokenTask):
+class Task(PreferenceTask, AnswersTask):
     """Learn from pairs of a chosen and a rejected answer to prefer the chosen one (DPO, IPO, SLiC, ORPO, SimPO).
 
     What a frozen reference model says of the answers is computed once, before step 1, and kept with the data. Only the
@@ -80,10 +68,6 @@ class Task(PreferenceTask, NextTokenTask):
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss"})
     loss_settings: ClassVar[frozenset[str]] = frozenset(DpoSettings.model_fields) - set(TemplateSettings.model_fields)
     annotator_version: ClassVar[int] = 1
-
-    def without_effect(self, reading: Processing | None = None) -> Mapping[str, str]:
-        whole = {"train.logits": "each answer's own log-probability is needed, and chunks add up those of a batch"}
-        return {**super().without_effect(reading), **whole}
 
     def check_input(self, row: Row) -> None:
         if not {"chosen", "rejected"} & row.keys():
@@ -128,12 +112,7 @@ class Task(PreferenceTask, NextTokenTask):
 
     def forward(self, model: "nn.Module", batch: Batch) -> "Tensor":
         """Return the summed log-probability of both answers of each pair: float32 [pairs, 2]."""
-        inputs = flattened(batch, "input_ids", "attention_mask", "completion_mask")
-        labels = inputs["input_ids"].masked_fill(inputs.pop("completion_mask") == 0, IGNORE_INDEX)
-        logits = next_token_logits(model, {**inputs, "labels": labels}, IGNORE_INDEX)
-        places, targets = learnt(next_tokens(labels, IGNORE_INDEX), IGNORE_INDEX)
-        shape = (labels.shape[0], labels.shape[1])
-        return preference.token_logps(logits, places, targets, shape).view(-1, 2)
+        return answer_logps(model, flattened(batch, "input_ids", "attention_mask", "completion_mask")).view(-1, 2)
 
     def loss_sum(self, outputs: "Tensor", batch: Batch) -> "Tensor":
         from torch.nn import functional
@@ -160,11 +139,6 @@ class Task(PreferenceTask, NextTokenTask):
     @property
     def annotations(self) -> Mapping[str, Any]:
         return {} if self.settings.loss_type in _REFERENCE_FREE else {_REFERENCE: [0.0, 0.0]}
-
-    @property
-    def reference_model(self) -> str | None:
-        name: str | None = self.settings.reference
-        return name
 
     def annotate(self, outputs: "Tensor", batch: Batch) -> Mapping[str, Sequence[Any]]:
         return {_REFERENCE: outputs.float().tolist()}
@@ -200,27 +174,3 @@ class Task(PreferenceTask, NextTokenTask):
         """Return what `predict` does, by the names of the metrics: what is written of each pair of a scored split."""
         names = ("logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected")
         return [dict(zip(names, (*logps, *rewards), strict=True)) for logps, rewards in self.predict(outputs, batch)]
-
-    # Writing
-
-    def end_token(self, tokenizer: Any) -> int | None:
-        eos: int | None = tokenizer.eos_token_id
-        return answer_end(tokenizer, template_of(tokenizer, self.settings)) if tokenizer.chat_template else eos
-
-    def prompt(self, row: Row, reading: Processing) -> Example:
-        tokenizer, question = reading.tokenizer, read_question(row)
-        if tokenizer.chat_template:
-            template = template_of(tokenizer, self.settings)
-            try:
-                text = template.render(question.messages, question.tools, add_generation_prompt=True)
-            except CannotRender as error:
-                raise BadRow(str(error)) from None
-        elif [message["role"] for message in question.messages] == ["user"] and not question.tools:
-            text = question.messages[0]["content"] + self.settings.separator
-        else:
-            raise BadRow("has a conversation, and this model's tokenizer has no chat template")
-        special = not tokenizer.chat_template
-        ids = tokenizer(text, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
-        if special and ids[-1:] == [tokenizer.eos_token_id]:  # some tokenizers end with it by themselves
-            ids.pop()
-        return {"input_ids": ids}

@@ -11,6 +11,7 @@ from onecurve.content.rewording import UNCHANGED
 from onecurve.errors import ConfigError
 from onecurve.losses.in_batch import in_batch_losses, relevant_ranks
 from onecurve.metrics import ranking
+from onecurve.tasks._embedding_rows import COLUMNS, MORE, SHAPES, negatives, score
 from onecurve.tasks._sequences import SequencesTask, by_example, each_sequence, put_back, sequences
 from onecurve.tasks.base import Answer, BadRow, Batch, Example, Processing, Row, Settings, Survey, check_text
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 
 class TextEmbeddingSettings(Settings):
+    loss: Literal["contrastive", "cosine"] = "contrastive"
+    """contrastive: each query's positive is told from all documents of the global batch. cosine: the square of how far
+    the cosine of query and positive is from the row's `score`."""
     pooling: Literal["mean", "cls", "last"] = "mean"
     """What of the last hidden states is a text's vector: their mean, the first, or the last, as for a decoder."""
     normalize: bool = True
@@ -41,6 +45,11 @@ class TextEmbeddingSettings(Settings):
             raise ValueError(f"matryoshka must be distinct numbers above 0; got {self.matryoshka}")
         return self
 
+    @property
+    def is_scored(self) -> bool:
+        """Whether rows are pairs with a score."""
+        return self.loss == "cosine"
+
 
 class Task(SequencesTask):
     """Embed texts, so that a query's vector is near to those of the documents that answer it.
@@ -50,27 +59,16 @@ class Task(SequencesTask):
     equal to one, is no negative. In evaluations each query is compared with all documents of the split: the loss there
     is of more negatives than in training, and MRR, NDCG and recall are of a search in all distinct documents of the
     split.
+
+    With `task.loss: cosine` rows are pairs with a score of how alike they are, as of the STS benchmark; cosines and
+    scores are then correlated.
     """
 
     Settings: ClassVar[type[Settings]] = TextEmbeddingSettings
-    columns: ClassVar[Mapping[str, str]] = {
-        "query": "text to search with",
-        "positive": "a text that belongs to it",
-        "negative?": "a text that does not, or a list of them",
-    }
-    shapes: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "sentence-transformers (anchor)": {
-            "query": "anchor",
-            "positive": "positive",
-            "negative?": "negative",
-        },
-        "question and answer": {"query": "question", "positive": "answer"},
-        "query and answer": {"query": "query", "positive": "answer"},
-        "a query alone": {"query": "query"},
-        "a document alone": {"positive": "document"},
-    }
-    reworded: ClassVar[Sequence[str]] = ("query", "positive", "negative")
-    targets: ClassVar[frozenset[str]] = frozenset({"negative"})
+    columns: ClassVar[Mapping[str, str]] = COLUMNS
+    shapes: ClassVar[Mapping[str, Mapping[str, str]]] = SHAPES
+    reworded: ClassVar[Sequence[str]] = ("query", "positive", "negative", *MORE)
+    targets: ClassVar[frozenset[str]] = frozenset({"negative", *MORE, "score"})
     sample: ClassVar[Sequence[Row]] = (
         {
             "query": "How long is the ferry to the island?",
@@ -84,13 +82,23 @@ class Task(SequencesTask):
     )
     peft_task_type: ClassVar[str | None] = "FEATURE_EXTRACTION"
     scoring_settings: ClassVar[frozenset[str]] = frozenset({"cutoff"})
-    pooled: ClassVar[Sequence[str]] = ("texts",)
+    pooled: Sequence[str] = ("texts",)
 
     def __init__(self, settings: TextEmbeddingSettings) -> None:
         super().__init__(settings)
         self.metric_names: Sequence[str] = ("loss", *ranking.names(settings.cutoff, searches=True))
+        if settings.is_scored:
+            self.pooled, self.metric_names = ("score",), ("loss", "pearson", "spearman", "mse", "mae")
+            self.lower_is_better = frozenset({"loss", "mse", "mae"})  # type: ignore[misc]
         if settings.matryoshka:
             self.terms = {f"size_{size}": 1.0 for size in settings.matryoshka}
+
+    def without_effect(self, reading: Processing | None = None) -> Mapping[str, str]:
+        told = super().without_effect(reading)
+        if not self.settings.is_scored:
+            return told
+        why = "task.loss is cosine"
+        return {**told, "task.temperature": why, "task.cutoff": why, "task.normalize": "cosines are compared"}
 
     # Rows
 
@@ -100,17 +108,25 @@ class Task(SequencesTask):
     def check(self, row: Row) -> None:
         for column in ("query", "positive"):
             check_text(row.get(column), column)
-        for text in _negatives(row):
+        for text in negatives(row):
             check_text(text, "negative")
             if text == row["positive"]:
                 raise BadRow("a negative is the positive")
+        if self.settings.is_scored:
+            score(row)
+        elif row.get("score") is not None:
+            raise BadRow(
+                "has a score, which the contrastive loss does not read: set task.loss to cosine, or data.columns.score "
+                "to '' if every positive belongs to its query"
+            )
 
     def encode(self, row: Row, survey: Survey, reading: Processing, truncate: bool) -> list[Example]:
         self._check_model(reading.config)
         query, document = self.settings.query_prompt, self.settings.document_prompt
-        texts = [query + row["query"], *(document + text for text in (row["positive"], *_negatives(row)))]
+        texts = [query + row["query"], *(document + text for text in (row["positive"], *negatives(row)))]
         count = len(self.settings.matryoshka)
-        return [{**self.tokenized(texts, reading, truncate), "num_items": [1] * count if count else 1}]
+        example = {**self.tokenized(texts, reading, truncate), "num_items": [1] * count if count else 1}
+        return [example | ({"score": score(row)} if self.settings.is_scored and "score" in row else {})]
 
     def _check_model(self, config: Any) -> None:
         if getattr(config, "is_encoder_decoder", False):
@@ -131,9 +147,13 @@ class Task(SequencesTask):
         """Pad the texts; `texts` numbers each by its tokens: int64 [examples, texts], 0 where an example has none.
 
         Texts that were changed for training keep the numbers they had: two changes of one text are no negatives.
+        Or, of scored pairs, `score`: float32 [examples].
         """
         import torch
 
+        if "score" in examples[0]:
+            scores = torch.tensor([example["score"] for example in examples], dtype=torch.float32)
+            return super().collate(examples, reading) | {"score": scores}
         unchanged = [example.get(UNCHANGED, example) for example in examples]
         numbers = torch.tensor([_number(one["input_ids"]) for example in unchanged for one in sequences(example)])
         texts = by_example(numbers, [len(example["lengths"]) for example in examples])
@@ -164,9 +184,11 @@ class Task(SequencesTask):
         import torch
 
         sizes, outputs = self.settings.matryoshka or [None], outputs.float()
-        of_sizes = [
-            in_batch_losses(self.vectors(outputs, size), batch["texts"], self.settings.temperature) for size in sizes
-        ]
+        if self.settings.is_scored:
+            of_sizes = [(_cosines(outputs, size) - batch["score"]) ** 2 for size in sizes]
+        else:
+            temperature = self.settings.temperature
+            of_sizes = [in_batch_losses(self.vectors(outputs, size), batch["texts"], temperature) for size in sizes]
         return of_sizes[0] if len(of_sizes) == 1 else torch.stack(of_sizes, 1)
 
     def loss_sum(self, outputs: "Tensor", batch: Batch) -> "Tensor":
@@ -174,22 +196,33 @@ class Task(SequencesTask):
 
     def num_items(self, batch: Batch) -> Any:
         count = len(self.settings.matryoshka)
-        return [len(batch["texts"])] * count if count else len(batch["texts"])
+        examples = len(batch[self.pooled[0]])
+        return [examples] * count if count else examples
 
     # Scores
 
-    def predict(self, outputs: "Tensor", batch: Batch) -> list[tuple[list[int], int]]:
-        """Return (ranks of the query's relevant documents, the query's number) per example of a pool."""
+    def predict(self, outputs: "Tensor", batch: Batch) -> list[tuple[Any, Any]]:
+        """Return (ranks of the query's relevant documents, the query's number) per example of a pool.
+
+        Or, of a scored pair, (its cosine, its score).
+        """
+        if self.settings.is_scored:
+            return list(zip(_cosines(outputs.float()).tolist(), batch["score"].tolist(), strict=True))
         ranks = relevant_ranks(self.vectors(outputs.float()), batch["texts"])
         return list(zip(ranks, batch["texts"][:, 0].tolist(), strict=True))
 
     def metrics(self, pairs: Sequence[tuple[Any, Any]], loss: float, survey: Survey) -> dict[str, Any]:
-        """Score a search for each distinct query of the split in all its distinct documents."""
+        """Score a search for each distinct query of the split in all its distinct documents; or scored pairs."""
+        if self.settings.is_scored:
+            from onecurve.metrics.regression import score_regression
+
+            return {"loss": loss, **score_regression(pairs)}
         return {"loss": loss, **ranking.score_search({query: ranks for ranks, query in pairs}, self.settings.cutoff)}
 
     def describe(self, example: Example, survey: Survey, tokenizer: Any) -> str:
         texts = [tokenizer.decode(one["input_ids"], clean_up_tokenization_spaces=False) for one in sequences(example)]
-        return f"{texts[0]} -> «{texts[1]}»" + "".join(f", not «{text}»" for text in texts[2:])
+        alike = f", alike by {example['score']:g}" if "score" in example else ""
+        return f"{texts[0]} -> «{texts[1]}»" + "".join(f", not «{text}»" for text in texts[2:]) + alike
 
     # Questions
 
@@ -234,11 +267,11 @@ class Task(SequencesTask):
         }
 
 
-def _negatives(row: Row) -> list[Any]:
-    found = row.get("negative")
-    if found is None:
-        return []
-    return found if isinstance(found, list) else [found]
+def _cosines(outputs: "Tensor", size: int | None = None) -> "Tensor":
+    """Return the cosine of each pair's leading dimensions: float32 [examples]."""
+    from torch.nn import functional
+
+    return functional.cosine_similarity(outputs[:, 0, :size], outputs[:, 1, :size], dim=-1)
 
 
 def _number(ids: Sequence[int]) -> int:

@@ -1,0 +1,96 @@
+"""What tasks check of a model beside the one that is trained: its folder, its tokens and its labels."""
+
+from pathlib import Path
+from typing import Any
+
+from onecurve.content.labels import are_placeholders, model_labels
+from onecurve.errors import ConfigError
+from onecurve.tasks.base import OtherModel
+
+_NAMED = 3
+
+
+def check_folder(other: OtherModel) -> None:
+    """Check that a model that is named by a path is there, whole.
+
+    Raises:
+        ConfigError: No folder with a config.json, or an adapter.
+    """
+    path = Path(other.path).expanduser()
+    is_local = other.path.startswith((".", "/", "~")) or path.exists()
+    if is_local and (path / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"{other.path!r} is an adapter, and a whole model is needed.",
+            where=other.key,
+            fix="Merge it into its base: onecurve checkpoint convert FOLDER OUTPUT --merge.",
+        )
+    if is_local and not (path / "config.json").is_file():
+        raise ConfigError(f"must be a folder with a config.json or a hub name; got {other.path!r}.", where=other.key)
+
+
+def check_tokens(other: OtherModel, tokenizer: Any) -> None:
+    """Check that a model reads the same tokens under the same ids.
+
+    Args:
+        other: The model.
+        tokenizer: The run's, which makes the ids that both read.
+
+    Raises:
+        ConfigError: It has no tokenizer that can be read, or one with another vocabulary.
+    """
+    from transformers import AutoTokenizer
+
+    theirs = _read(AutoTokenizer, other, "tokenizer").get_vocab()
+    ours = tokenizer.get_vocab()
+    if ours == theirs:
+        return
+    apart = sorted((token for token in ours if theirs.get(token) != ours[token]), key=ours.__getitem__)
+    apart += sorted((token for token in theirs if token not in ours), key=theirs.__getitem__)
+    told = "; ".join(
+        f"{token!r} is {_place(ours, token)} here and {_place(theirs, token)} there" for token in apart[:_NAMED]
+    )
+    more = f"; and {len(apart) - _NAMED} more" if len(apart) > _NAMED else ""
+    raise ConfigError(
+        f"{other.path!r} has another vocabulary than this run's tokenizer, and both models read the same ids: "
+        f"{told}{more}.",
+        where=other.key,
+        fix="Choose a model with the same tokenizer.",
+    )
+
+
+def check_labels(other: OtherModel, labels: list[str]) -> None:
+    """Check that a classifier has the same labels in the same order.
+
+    Args:
+        other: The classifier.
+        labels: The run's, in the order of their ids.
+
+    Raises:
+        ConfigError: It cannot be read, names no labels, or has others.
+    """
+    from transformers import AutoConfig
+
+    theirs = model_labels(_read(AutoConfig, other, "config.json"))
+    if theirs == labels:
+        return
+    if are_placeholders(theirs):
+        what, fix = f"does not name its {len(theirs)} labels", f"Name them in its config.json, as id2label: {labels}."
+    elif sorted(theirs) == sorted(labels):
+        what, fix = f"has the labels in another order, {theirs}", f"Set task.labels: [{', '.join(theirs)}]"
+    else:
+        what, fix = f"predicts {theirs}", "Choose a model of the same labels, or map the data's to them by task.labels."
+    raise ConfigError(f"{other.path!r} {what}; this run's labels are {labels}.", where=other.key, fix=fix)
+
+
+def _place(vocabulary: dict[str, int], token: str) -> str:
+    return f"token {vocabulary[token]}" if token in vocabulary else "no token"
+
+
+def _read(kind: Any, other: OtherModel, what: str) -> Any:
+    """Load a part of a model by a transformers auto class; code that comes with it is not run."""
+    path, revision = str(Path(other.path).expanduser()), other.revision or "main"
+    try:
+        return kind.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        line = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"the {what} of {other.path!r} cannot be read: {line}", where=other.key) from None

@@ -16,7 +16,7 @@ from onecurve.regularization.checks import check_regularization
 from onecurve.run.directory import RunDirectory
 from onecurve.strategies import check_strategy
 from onecurve.tasks import load_task, locate_task, resolve_task, unread_keys
-from onecurve.tasks.base import Pools, Task
+from onecurve.tasks.base import Pools, RollsOut, Task
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ def read(argv: list[str]) -> Checked:
     recipe, sources = load_recipe(argv)
     recipe = recipe.model_copy(update={"task": locate_task(recipe.task, Path(argv[0]).parent)})
     task = load_task(recipe.task)
+    if isinstance(task, RollsOut):
+        task.check_rollouts(recipe)
     _check_metric(recipe, task)
     if isinstance(task, Pools) and recipe.train.compile:
         raise ConfigError(

@@ -131,7 +131,7 @@ def test_what_a_resumed_run_compares_may_be_allowed(load):
 
 
 READ_BY = {
-    "model.chat_template": {"sft", "reward", "dpo"},
+    "model.chat_template": {"sft", "reward", "dpo", "grpo"},
     "data.on_long": set(task_names()) - {"causal_lm", "masked_lm"},
 }
 HEAD = {"name": "text_classification"}

@@ -44,7 +44,7 @@ class NextTokenTask(base.Task):
         return target_loss_sum(outputs, next_tokens(batch["labels"], IGNORE_INDEX), IGNORE_INDEX)
 
     @property
-    def classes(self) -> Literal["token"]:
+    def classes(self) -> Literal["token"] | None:
         return "token"
 
     def classified(self, outputs: "Tensor", batch: Batch) -> "tuple[Tensor, Tensor]":
@@ -60,6 +60,12 @@ class NextTokenTask(base.Task):
         return mark_learnt(example["input_ids"], learnt, tokenizer)
 
     def generate(self, model: Any, examples: Sequence[Example], reading: Processing, **options: Any) -> list[str]:
+        return reading.tokenizer.batch_decode(
+            self.write_on(model, examples, reading, **options), skip_special_tokens=True
+        )
+
+    def write_on(self, model: Any, examples: Sequence[Example], reading: Processing, **options: Any) -> "Tensor":
+        """Return the tokens that a model writes after each prompt: int64 [prompts, longest]; see `generate`."""
         import torch
 
         tokenizer = reading.tokenizer
@@ -69,5 +75,7 @@ class NextTokenTask(base.Task):
         ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(row)) + list(row) for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         options = {"pad_token_id": tokenizer.pad_token_id, **options}
-        written = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **options)
-        return tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
+        written: Tensor = model.generate(
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **options
+        )
+        return written[:, width:]

@@ -16,6 +16,7 @@ from onecurve.tasks._capabilities import Mixes as Mixes
 from onecurve.tasks._capabilities import Packaged as Packaged
 from onecurve.tasks._capabilities import Pools as Pools
 from onecurve.tasks._capabilities import Recognises as Recognises
+from onecurve.tasks._capabilities import RollsOut as RollsOut
 from onecurve.tasks._capabilities import Transforms as Transforms
 from onecurve.tasks._capabilities import Writes as Writes
 

@@ -6,16 +6,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from onecurve.content.conversations import answer_end
 from onecurve.content.documents import tokenise
 from onecurve.content.preferences import read_question
-from onecurve.content.templates import CannotRender
 from onecurve.losses import preference
-from onecurve.losses.next_token import learnt, mark_learnt, next_token_logits, next_tokens
-from onecurve.tasks._next_token import NextTokenTask
+from onecurve.losses.next_token import learnt, mark_learnt, next_token_logits, next_tokens, token_logps
 from onecurve.tasks._preferences import PreferenceTask, flattened, pad_pairs
-from onecurve.tasks._rendering import TemplateSettings, template_of
-from onecurve.tasks.base import IGNORE_INDEX, BadRow, Batch, Example, Processing, Row, Settings, Survey, pad
+from onecurve.tasks._questions import QuestionTask
+from onecurve.tasks._rendering import TemplateSettings
+from onecurve.tasks.base import IGNORE_INDEX, Batch, Example, Processing, Row, Settings, Survey, pad
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -58,7 +56,7 @@ class DpoSettings(TemplateSettings):
         return self
 
 
-class Task(PreferenceTask, NextTokenTask):
+class Task(PreferenceTask, QuestionTask):
     """Learn from pairs of a chosen and a rejected answer to prefer the chosen one (DPO, IPO, SLiC, ORPO, SimPO).
 
     What a frozen reference model says of the answers is computed once, before step 1, and kept with the data. Only the
@@ -133,7 +131,7 @@ class Task(PreferenceTask, NextTokenTask):
         logits = next_token_logits(model, {**inputs, "labels": labels}, IGNORE_INDEX)
         places, targets = learnt(next_tokens(labels, IGNORE_INDEX), IGNORE_INDEX)
         shape = (labels.shape[0], labels.shape[1])
-        return preference.token_logps(logits, places, targets, shape).view(-1, 2)
+        return token_logps(logits, places, targets, shape).sum(1).view(-1, 2)
 
     def loss_sum(self, outputs: "Tensor", batch: Batch) -> "Tensor":
         from torch.nn import functional
@@ -195,27 +193,3 @@ class Task(PreferenceTask, NextTokenTask):
             "logps/chosen": mean([logps[0] for logps, _ in pairs]),
             "logps/rejected": mean([logps[1] for logps, _ in pairs]),
         }
-
-    # Writing
-
-    def end_token(self, tokenizer: Any) -> int | None:
-        eos: int | None = tokenizer.eos_token_id
-        return answer_end(tokenizer, template_of(tokenizer, self.settings)) if tokenizer.chat_template else eos
-
-    def prompt(self, row: Row, reading: Processing) -> Example:
-        tokenizer, question = reading.tokenizer, read_question(row)
-        if tokenizer.chat_template:
-            template = template_of(tokenizer, self.settings)
-            try:
-                text = template.render(question.messages, question.tools, add_generation_prompt=True)
-            except CannotRender as error:
-                raise BadRow(str(error)) from None
-        elif [message["role"] for message in question.messages] == ["user"] and not question.tools:
-            text = question.messages[0]["content"] + self.settings.separator
-        else:
-            raise BadRow("has a conversation, and this model's tokenizer has no chat template")
-        special = not tokenizer.chat_template
-        ids = tokenizer(text, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
-        if special and ids[-1:] == [tokenizer.eos_token_id]:  # some tokenizers end with it by themselves
-            ids.pop()
-        return {"input_ids": ids}

@@ -36,9 +36,7 @@ class Records:
         ids = np.repeat(step.sample_ids, len(completions) // len(step.sample_ids)).tolist()
         lines: list[dict[str, Any]] = [{"step": step.number, "prompts": _digest(prompts), "count": len(completions)}]
         for number, one in zip(ids, completions, strict=True):
-            # The shortest text of a float32 that is read back as the same: half that of a float64
-            short = {"logps": [float(str(np.float32(value))) for value in one.logps]}
-            lines.append({"example": number, **asdict(one), **short})
+            lines.append({"example": number, **asdict(one)})
         try:
             self.folder.mkdir(exist_ok=True)
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -19,6 +19,7 @@ from onecurve.data.plan import BatchPlan
 from onecurve.data.splits import Split
 from onecurve.errors import ConfigError
 from onecurve.evaluation.scores import Evaluator
+from onecurve.rollouts.reference import Referee
 from onecurve.rollouts.rollouts import Rollouts
 from onecurve.strategies.plain import Plain
 from onecurve.tasks._rewards import RewardFunction
@@ -73,7 +74,8 @@ def run(strategy: Plain, tiny_llama: Path, tmp_path: Path) -> Any:
         )
         (tmp_path / name).mkdir(exist_ok=True)
         prompts = Split(split, Report(), MadeExamples(examples, range(10, 10 + len(examples)), task))
-        rollouts = Rollouts(task, recipe, tmp_path / name, strategy)
+        referee = Referee(recipe, strategy) if task.has_reference else None
+        rollouts = Rollouts(task, recipe, tmp_path / name, strategy, referee=referee)
         loader = Loader(prompts, task, read, strategy.accelerator, complete=rollouts)
         plan = BatchPlan(np.ones(len(examples), np.int64), 0, 2, size, max_steps=6)
         return SimpleNamespace(task=task, loader=loader, plan=plan, recipe=recipe, rollouts=rollouts)
@@ -115,6 +117,25 @@ def test_log_probabilities_are_those_that_a_plain_model_gives(run: Any, strategy
         own = logps[-size - 1 : -1]
         assert own.gather(1, ids[0, -size:, None])[:, 0].tolist() == pytest.approx(example["drawn_logps"], abs=2e-5)
         assert float(-(own.exp() * own).sum(-1).mean()) == pytest.approx(example["entropy"], abs=1e-4)
+
+
+def test_the_reference_is_the_model_before_step_1_and_is_recorded(run: Any, tiny_llama: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    one = run("one", size=4, beta=0.1, temperature=0.7)
+    first, facts = examples_of(one, 1), one.loader.completed(one.plan.step(2)).facts
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()  # the weights that the strategy's were made of
+    for example in first:
+        ids, size = torch.tensor([[*example["input_ids"], *example["completion"]]]), len(example["completion"])
+        with torch.no_grad():
+            logps = (model(input_ids=ids).logits[0, -size - 1 : -1] / 0.7).log_softmax(-1)
+        theirs = logps.gather(1, ids[0, -size:, None])[:, 0].tolist()
+        assert theirs == pytest.approx(example["reference_logps"], abs=2e-5)
+    assert facts["kl"] > 0
+    assert examples_of(run("two", beta=0.1, temperature=0.7, replay=str(tmp_path / "one")), 1) == first
+    examples_of(run("without"), 1)
+    with pytest.raises(ConfigError, match="has nothing of a reference"):
+        examples_of(run("three", beta=0.1, replay=str(tmp_path / "without")), 1)
 
 
 def test_a_step_is_made_of_its_completions(run: Any) -> None:

@@ -23,6 +23,7 @@ from onecurve.ranks.heartbeat import beat
 from onecurve.regularization.base import Objective
 from onecurve.rollouts.drawing import draw
 from onecurve.rollouts.records import Records
+from onecurve.rollouts.reference import Referee
 from onecurve.run.directory import RunDirectory
 from onecurve.seeds import stream_key
 from onecurve.strategies.base import Strategy
@@ -55,7 +56,8 @@ def loaders_of(
     """Return a loader of each split by its name; where the task's examples are prompts, they complete their steps."""
     task, complete = checked.task, None
     if isinstance(task, RollsOut):
-        complete = Rollouts(task, checked.recipe, checked.directory.path, strategy)
+        referee = Referee(checked.recipe, strategy) if task.has_reference else None
+        complete = Rollouts(task, checked.recipe, checked.directory.path, strategy, referee=referee)
     return {one.name: Loader(one, task, reading, accelerator, objective, complete) for one in splits}
 
 
@@ -77,6 +79,8 @@ class Rollouts:
     strategy: Strategy
     drawn: dict[int, list[Completion]] = field(default_factory=dict)
     """Step -> its completions, of those steps whose completions are drawn at once."""
+    referee: Referee | None = None
+    """The reference, where the loss reads what it says."""
     latest: tuple[Step, Completed] | None = None
     """What was returned last: a bad step is looked at again."""
 
@@ -105,7 +109,7 @@ class Rollouts:
         prompts = split.take(range(len(split)))
         keys = [stream_key(seed, "completion", split.name, int(row)) for row in split.examples.rows]
         drawn = draw(self.strategy, self.recipe, loader, prompts, keys, training=False)
-        drawn = self._rewarded(loader, np.arange(len(split)), prompts, drawn)
+        drawn = self._rewarded(loader, step, np.arange(len(split)), prompts, drawn)
         examples = self.task.answered(prompts, drawn, training=False)
         return self._completed(loader, step, np.arange(len(split)), examples)
 
@@ -134,7 +138,7 @@ class Rollouts:
         drawn = draw(self.strategy, self.recipe, loader, [p for _, of in of_steps for p in of], keys, training=True)
         for one, (numbers, prompts) in zip(steps, of_steps, strict=True):
             own, drawn = drawn[: len(prompts)], drawn[len(prompts) :]
-            self.drawn[one.number] = self._rewarded(loader, numbers, prompts, own)
+            self.drawn[one.number] = self._rewarded(loader, one, numbers, prompts, own)
 
     def _keys(self, step: Step) -> list[int]:
         passes = np.full(len(step.sample_ids), step.epoch) if step.sample_passes is None else step.sample_passes
@@ -156,7 +160,12 @@ class Rollouts:
         names = self.task.reward_names
         for one in steps:
             prompts = self._prompts(loader, one)[1]
-            self.drawn[one.number] = self._of_first(loader, lambda: records.read(one, prompts, names, where))  # noqa: B023
+            drawn = self._of_first(loader, lambda: records.read(one, prompts, names, where))  # noqa: B023
+            if self.referee and drawn[0].reference is None:
+                raise ConfigError(
+                    f"{str(records.folder)!r} has nothing of a reference: task.beta was 0 there.", where=where
+                )
+            self.drawn[one.number] = drawn
 
     def _prompts(self, loader: Loader, step: Step) -> tuple[np.ndarray, list[Example]]:
         """Return the number and the prompt of each completion of a step, groups together, in plan order."""
@@ -164,9 +173,22 @@ class Rollouts:
         return numbers, loader.split.take(numbers)
 
     def _rewarded(
-        self, loader: Loader, numbers: np.ndarray, prompts: Sequence[Example], drawn: Sequence[Completion]
+        self,
+        loader: Loader,
+        step: Step,
+        numbers: np.ndarray,
+        prompts: Sequence[Example],
+        drawn: list[Completion],
     ) -> list[Completion]:
-        """Have rank 0 score a step's completions: whatever a function does, all ranks have the same rewards."""
+        """Have the reference and the reward functions say what they do of a step's completions.
+
+        Rank 0 calls the functions: whatever they do, all ranks have the same rewards.
+        """
+        if self.referee:
+            unscored = [replace(one, rewards=dict.fromkeys(self.task.reward_names, 0.0)) for one in drawn]
+            examples = self.task.answered(prompts, unscored, training=False)
+            whole = self._completed(loader, step, numbers, examples)
+            drawn = self.referee.told(whole.loader, whole.step, drawn)
 
         def score() -> list[Completion]:
             try:

@@ -226,6 +226,11 @@ class RollsOut(Protocol):
         """The folder of a run whose completions are taken, in place of new ones."""
 
     @property
+    def has_reference(self) -> bool:
+        """Whether the loss reads what the model before step 1 says of a completion."""
+        ...
+
+    @property
     def reward_names(self) -> Sequence[str]:
         """The reward functions, once `check_rollouts` was called."""
 

@@ -113,7 +113,7 @@ def check_recipe(settings: GrpoSettings, recipe: "Recipe", code: str) -> GrpoSet
 
 def _check_reference(recipe: "Recipe") -> None:
     """The reference must still be there in a run that goes on: a base below an adapter, or the folder that is read."""
-    if recipe.peft is None and (recipe.model.init == "random" or recipe.model.add_tokens):
+    if recipe.model.init == "random" or (recipe.peft is None and recipe.model.add_tokens):
         what = "model.init is random" if recipe.model.init == "random" else "model.add_tokens draws new rows"
         raise ConfigError(
             f"the reference is the model before step 1, which is not kept, and {what}.",

@@ -12,6 +12,7 @@ from onecurve.losses import policy
 from onecurve.losses.next_token import learnt, mark_learnt, next_token_logits, next_tokens, token_logps
 from onecurve.tasks._questions import QuestionTask
 from onecurve.tasks._rendering import TemplateSettings
+from onecurve.tasks._reward_facts import facts, scores
 from onecurve.tasks._rewards import RewardFunction, code_hash, load_rewards
 from onecurve.tasks._rollout_settings import GrpoSettings, check_recipe
 from onecurve.tasks.base import IGNORE_INDEX, BadRow, Batch, Example, Limit, Processing, Row, Settings, Survey, pad
@@ -214,6 +215,10 @@ class Task(QuestionTask):
         return folder
 
     @property
+    def has_reference(self) -> bool:
+        return bool(self.settings.beta)
+
+    @property
     def reward_names(self) -> Sequence[str]:
         return [function.name for function in self.functions]
 
@@ -264,9 +269,9 @@ class Task(QuestionTask):
                 "rewards": values[place],
                 "entropy": one.entropy,
                 "ended": int(one.ended),
+                "logps": one.logps,
                 **({"drawn_logps": one.logps} if learnt_later and training else {}),
                 **({"reference_logps": one.reference} if one.reference is not None else {}),
-                **({"kl": _kl(one)} if one.reference is not None else {}),
             }
             for place, (example, one) in enumerate(zip(examples, completions, strict=True))
         ]
@@ -284,43 +289,7 @@ class Task(QuestionTask):
         return list(zip(batch["facts"].tolist(), batch["completion_mask"].sum(-1).tolist(), strict=True))
 
     def metrics(self, pairs: Sequence[tuple[Any, Any]], loss: float, survey: Survey) -> dict[str, Any]:
-        found = {
-            "loss": loss,
-            "reward": _mean([facts[0] for facts, _ in pairs]),
-            "completions/mean_length": _mean([length for _, length in pairs]),
-            "completions/clipped_ratio": _mean([1 - facts[2] for facts, _ in pairs]),
-            "entropy": _mean([facts[1] for facts, _ in pairs]),
-        }
-        for number, name in enumerate(self.reward_names):
-            found[f"rewards/{name}/mean"] = _mean([facts[3 + number] for facts, _ in pairs])
-        return found
+        return {"loss": loss, **scores(pairs, self.reward_names)}
 
     def facts(self, examples: Sequence[Example]) -> dict[str, float]:
-        import numpy as np
-
-        rewards = np.array([example["reward"] for example in examples])
-        each = np.array([example["rewards"] for example in examples])
-        lengths = np.array([len(example["completion"]) for example in examples])
-        found = {"reward": rewards.mean(), "reward_std": rewards.std(ddof=1)}
-        for number, name in enumerate(self.reward_names):
-            found[f"rewards/{name}/mean"] = each[:, number].mean()
-            found[f"rewards/{name}/std"] = each[:, number].std(ddof=1)
-        found["frac_reward_zero_std"] = np.mean(rewards.reshape(-1, self.completions).std(1) < 1e-8)
-        found["completions/mean_length"], found["completions/max_length"] = lengths.mean(), lengths.max()
-        found["completions/clipped_ratio"] = np.mean([not example["ended"] for example in examples])
-        found["entropy"] = np.average([example["entropy"] for example in examples], weights=lengths)
-        if "kl" in examples[0]:
-            found["kl"] = np.average([example["kl"] for example in examples], weights=lengths)
-        return {name: float(value) for name, value in found.items()}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _kl(completion: Completion) -> float:
-    """Return the mean divergence from the reference over a completion's tokens, as when they were drawn."""
-    import torch
-
-    drawn, reference = torch.tensor([completion.logps, completion.reference])
-    return float(policy.divergence(drawn, reference).mean())
+        return facts(examples, self.reward_names, self.completions)

@@ -233,6 +233,7 @@ def test_the_columns_are_what_the_functions_ask_for(recipe: Any) -> None:
         (["--task.beta", "0.1", "--model.init", "random"], "task.beta: the reference"),
         (["--task.rewards_hash", "abc"], "task.rewards_hash: .*has changed"),
         (["--regularization.label_smoothing", "0.1"], "regularization.label_smoothing"),
+        (["--regularization.neftune_alpha", "5"], "regularization.neftune_alpha: changes embeddings, and grpo learns"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_heavy_is_imported(

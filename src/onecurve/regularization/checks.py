@@ -4,7 +4,7 @@ from typing import NoReturn
 
 from onecurve.config import Recipe
 from onecurve.errors import ConfigError
-from onecurve.tasks.base import Classifies, Mixes, Pools, Task
+from onecurve.tasks.base import Classifies, Mixes, Pools, RollsOut, Task
 
 _SUITS = {
     "label_smoothing": {"label", "token"},
@@ -46,6 +46,8 @@ def _check_embeddings(recipe: Recipe, task: Task) -> None:
     for name in recipe.regularization.on_embeddings:
         if isinstance(task, Pools):
             _refuse(name, f"changes embeddings pass by pass, and {recipe.task.name} compares those of a whole step")
+        if isinstance(task, RollsOut):
+            _refuse(name, f"changes embeddings, and {recipe.task.name} learns what a model without that has drawn")
         if task.media:
             _refuse(name, f"changes token embeddings, and {recipe.task.name} reads no text")
         if recipe.train.packing == "on":

@@ -150,9 +150,11 @@ class Rollouts:
 
     def _there(self, loader: Loader, step: Step) -> Records | None:
         """Return where the completions of a step lie that was drawn before the checkpoint that the run goes on from."""
-        roots = [self.run]
-        if self.recipe.train.resume not in ("auto", "never"):
-            roots.append(follow(Path(self.recipe.train.resume)).resolve().parent.parent)
+        roots, resume = [self.run], self.recipe.train.resume
+        if resume not in ("auto", "never"):
+            roots.append(follow(Path(resume)).resolve().parent.parent)
+            if not (self.run / "checkpoints" / f"step-{step.number - 1:08d}").is_dir():
+                roots.reverse()  # it went on from there, and what lies here may be another run's
         found = next((root for root in roots if Records(root).has(step.number)), None)
         return self._of_first(loader, lambda: None if found is None else Records(found))
 

@@ -1,6 +1,9 @@
 """The loss of completions that were drawn, by other hands; what the settings and the reward functions must be."""
 
+from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,7 @@ from onecurve.tasks._rewards import RewardFunction, load_rewards
 from onecurve.tasks.base import Annotates, Generates, RollsOut, Survey, Writes
 from onecurve.tasks.grpo import Task
 from tests.readings import ReadingOf, reading
-from tests.tasks.contract import Case
+from tests.tasks.contract import Case, prepare, without_dropout
 
 ROWS = [
     {"prompt": "what is it?", "answer": "a dog"},
@@ -80,6 +83,76 @@ def test_what_it_can() -> None:
     task = load_task(TaskSection(name="grpo"))
     assert isinstance(task, RollsOut) and isinstance(task, Generates)
     assert not isinstance(task, Annotates) and not isinstance(task, Writes)
+
+
+def trl_loss(model: Any, examples: list[dict[str, Any]], settings: Any, pad_id: int) -> Tensor:
+    """TRL's own code: GRPOTrainer._compute_loss on the same tokens, prompts padded on the left."""
+    from trl import GRPOTrainer
+
+    def logps(model: Any, ids: Tensor, mask: Tensor, kept: int, **_: Any) -> tuple[Tensor, Tensor, None]:
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, -kept - 1 : -1] / settings.temperature
+        found = logits.log_softmax(-1)
+        return found.gather(-1, ids[:, -kept:, None])[..., 0], -(found.exp() * found).sum(-1), None
+
+    def padded(rows: list[list[Any]], value: Any, left: bool = False) -> Tensor:
+        width = max(map(len, rows))
+        return torch.tensor(
+            [[value] * (width - len(r)) * left + r + [value] * (width - len(r)) * (not left) for r in rows]
+        )
+
+    prompts, own = [e["input_ids"] for e in examples], [e["completion"] for e in examples]
+    inputs = {
+        "prompt_ids": padded(prompts, pad_id, left=True),
+        "prompt_mask": padded([[1] * len(one) for one in prompts], 0, left=True),
+        "completion_ids": padded(own, pad_id),
+        "completion_mask": padded([[1] * len(one) for one in own], 0),
+        "advantages": torch.tensor([e["advantage"] for e in examples]),
+        "ref_per_token_logps": padded([e["reference_logps"] for e in examples], 0.0),
+        "num_items_in_batch": torch.tensor(float(sum(map(len, own)))),
+    }
+    if "drawn_logps" in examples[0]:
+        inputs["old_per_token_logps"] = padded([e["drawn_logps"] for e in examples], 0.0)
+    high = settings.epsilon if settings.epsilon_high is None else settings.epsilon_high
+    trainer = SimpleNamespace(
+        aux_loss_enabled=False,
+        top_entropy_quantile=1.0,
+        off_policy_mask_threshold=None,
+        importance_sampling_level="token",
+        beta=settings.beta,
+        args=SimpleNamespace(delta=None, use_bias_correction_kl=False, steps_per_generation=1),
+        loss_type=settings.loss_type,
+        epsilon_low=settings.epsilon,
+        epsilon_high=high,
+        use_vllm=False,
+        model=SimpleNamespace(training=True),
+        current_gradient_accumulation_steps=1,
+        max_completion_length=settings.max_completion_length,
+        accelerator=SimpleNamespace(num_processes=1, reduce=lambda t, reduction: t, gather=lambda t: t),
+        _metrics={"train": defaultdict(list)},
+        _entropy_bonus_enabled=False,
+        _get_per_token_logps_and_entropies=logps,
+    )
+    loss: Tensor = GRPOTrainer._compute_loss(trainer, model, inputs)
+    return loss
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_loss_and_gradient_are_trl_s(case: str, tiny_llama: Path) -> None:
+    prepared = prepare(replace(CASES[case], task="grpo"), tiny_llama)
+    task, model = prepared.task, without_dropout(prepared.model)
+    batch = prepared.batch()
+    sums = task.loss_sum(task.forward(model, batch), batch).view(-1)
+    items = torch.tensor(task.num_items(batch)).view(-1)
+    gradients = []
+    ours = sums[0] / items[0]
+    theirs = trl_loss(model, prepared.examples, task.settings, prepared.reading.tokenizer.pad_token_id)
+    for loss in (ours, theirs):
+        model.zero_grad()
+        loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < 1e-5
 
 
 # Advantages

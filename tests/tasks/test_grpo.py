@@ -61,7 +61,7 @@ def oracle(
 
 
 NOT_FIXED = float("nan")  # at logits of zero the loss is what the advantages make of it
-SETTINGS = {"completions": 2, "max_completion_length": LONGEST}
+SETTINGS = {"rewards": ["tests.tasks.letters:letters"], "completions": 2, "max_completion_length": LONGEST}
 CASES = {
     "grpo": Case(ROWS, SETTINGS, nats_per_item=NOT_FIXED, oracle=oracle()),
     "grpo, per completion": Case(

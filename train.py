@@ -16,7 +16,7 @@ def main(argv: list[str], run: Run) -> None:
     checked = preflight(argv)
     recipe, task = checked.recipe, checked.task
     with heavy_imports(checked):  # the recipe is valid: only now what takes seconds
-        from onecurve.data import Loader, load_data, plan_run
+        from onecurve.data import load_data, plan_run
         from onecurve.evaluation import annotated, scoring, write_predictions
         from onecurve.export.model_folder import Exporter
         from onecurve.faults import BadSteps, BlackBox, OutOfMemory, Stopping, fit
@@ -27,6 +27,7 @@ def main(argv: list[str], run: Run) -> None:
         from onecurve.model.reading import Reading
         from onecurve.regularization.building import build_objective
         from onecurve.resume import Checkpoints
+        from onecurve.rollouts import loaders_of
         from onecurve.step import train_step
         from onecurve.summary import describe_run
         from onecurve.tracking import Tracker
@@ -42,7 +43,7 @@ def main(argv: list[str], run: Run) -> None:
     strategy.prepare(model, build_optimizer(model, recipe.optim), plan.most_passes(accelerator.num_processes), partial)
     packed = pack(strategy, recipe, precision, task, data.splits, reading)
     data = annotated(data, task, recipe, checked.directory, strategy, reading, accelerator)
-    loaders = {split.name: Loader(split, task, reading, accelerator, objective) for split in data.splits}
+    loaders = loaders_of(data.splits, checked, strategy, reading, accelerator, objective)
     checked, recipe, plan = fit(checked, plan, strategy, loaders["train"])
     evaluate, best = scoring(strategy, recipe, task, data, loaders)
     checkpoints = Checkpoints(checked, data, plan, strategy, best, accelerator)

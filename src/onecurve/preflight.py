@@ -18,7 +18,7 @@ from onecurve.regularization.text_augmentation import build_text_augmentation
 from onecurve.run.directory import RunDirectory
 from onecurve.strategies import check_strategy
 from onecurve.tasks import load_task, locate_task, resolve_task, unread_keys
-from onecurve.tasks.base import Pools, Rewords, Task
+from onecurve.tasks.base import Pools, Rewords, RollsOut, Task
 
 _OWN_METRIC = "If the task's `metrics` returns it, add it to the task's `metric_names`."
 
@@ -49,6 +49,8 @@ def read(argv: list[str]) -> Checked:
     task = load_task(recipe.task)
     if isinstance(task, Rewords):
         task.augmentation = build_text_augmentation(regularization)
+    if isinstance(task, RollsOut):
+        task.check_rollouts(recipe)
     _check_metric(recipe, task)
     if isinstance(task, Pools) and recipe.train.compile:
         raise ConfigError(

@@ -53,12 +53,13 @@ def train_step(
         before it was computed, and then there is nothing more), loss (mean over items, nats; of a task with several
         terms, their weighted sum, and losses has each), grad_norm (before clipping; None where no update was made), lr,
         num_items, num_tokens (without padding), num_samples (so far), sample_digest, seconds, ranks (those whose share
-        of the loss is not finite), requests (their sums over ranks), and skipped where an fp16 overflow left the
-        weights as they were.
+        of the loss is not finite), requests (their sums over ranks), skipped where an fp16 overflow left the weights as
+        they were, and what there is to tell of examples that the step made itself.
     """
     if step.number in history.left_out:
         return {"fault": history.left_out[step.number]}
     started, accelerator = perf_counter(), loader.accelerator
+    loader, step, facts = loader.completed(step)
     set_rates(strategy.optimizer, lr, step.number)
     sums = torch.stack([loss_sums for _, loss_sums in accumulate(strategy, loader, step, seed)])
     beat("update")
@@ -94,7 +95,7 @@ def train_step(
     }
     if len(losses) > 1:
         outcome["losses"] = losses
-    return outcome | ({"skipped": True} if overflow else {})
+    return outcome | facts | ({"skipped": True} if overflow else {})
 
 
 def _known(

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,8 @@ def describe_run(
     trained, total = sum(n for n, grad in sizes if grad), sum(n for n, _ in sizes)
     batch, train, tokens = recipe.train.global_batch_size, data.train, recipe.train.micro_batch_tokens
     world_size, num_micro_batches = ranks.num_processes, len(plan.step(1).micro_batches)
+    if plan.each > 1:  # a step's prompts are completed first
+        num_micro_batches = ceil(len(plan.step(1).sample_ids) * plan.each / recipe.train.examples_a_pass)
     passes, idle = num_passes(num_micro_batches, world_size), max(0, world_size - num_micro_batches)
     lines = [
         f"model     {recipe.model.path}: {trained:,} of {total:,} parameters trained ({trained / total:.2%}), "
@@ -55,7 +58,7 @@ def describe_run(
         f"batch     {batch} examples a step = {f'up to {tokens} tokens' if tokens else recipe.train.examples_a_pass} a "
         f"pass x {world_size} rank(s) x {passes} pass(es){' in the first step' if tokens else ''}; "
         f"{plan.steps_per_epoch} steps an epoch"
-        + (f", the last with {plan.short_last_batch}" if plan.short_last_batch else "")
+        + (f", the last with {plan.short_last_batch * plan.each}" if plan.short_last_batch else "")
         + (f"; {idle} rank(s) without a micro-batch" if idle else ""),
         *filter(None, [describe_average(recipe.regularization, 4 * trained), describe_float8(model)]),
         *describe(recipe, model, data.survey, data.label_counts),
@@ -70,13 +73,18 @@ def describe_run(
         *_describe_left_out(data.parts),
         *_describe_tally(data.splits),
         *_describe_annotations(task, data.splits),
-        f"items     {int(train.num_items.sum()):,} terms of the loss from {int(train.num_tokens.sum()):,} tokens "
-        f"({train.num_items.sum() / train.num_tokens.sum():.1%}){_limit(data)}"
-        + (", read from the cache" if data.cached else ""),
+        _describe_items(train, plan) + _limit(data) + (", read from the cache" if data.cached else ""),
         *(f"note      {remark}" for remark in beyond_the_end(recipe, plan.max_steps)),
         "example   " + task.describe(train[0], data.survey, reading.tokenizer).rstrip().replace("\n", "\n          "),
     ]
     return "\n".join(lines)
+
+
+def _describe_items(train: Split, plan: BatchPlan) -> str:
+    items, tokens = int(train.num_items.sum()), int(train.num_tokens.sum())
+    if plan.each > 1:
+        return f"prompts   of {tokens:,} tokens; {plan.each} completions of each"
+    return f"items     {items:,} terms of the loss from {tokens:,} tokens ({items / tokens:.1%})"
 
 
 def _limit(data: Data) -> str:

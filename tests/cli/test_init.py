@@ -146,4 +146,6 @@ def test_the_written_recipe_trains(folder, monkeypatch, task):
     run = train(recipe, folder / "run", "python", *here, "--data.cache_dir", str(folder / "cache"))
     losses = [step["loss"] for step in run.events("train")]
     assert len(losses) >= 20
+    if task == "grpo":  # whose loss says nothing of what is learnt
+        return
     assert sum(losses[-5:]) < sum(losses[:5])

@@ -132,7 +132,7 @@ def test_what_a_resumed_run_compares_may_be_allowed(load):
 
 
 READ_BY = {
-    "model.chat_template": {"sft", "reward", "dpo", "kto", "distillation"},
+    "model.chat_template": {"sft", "reward", "dpo", "kto", "distillation", "grpo"},
     "data.on_long": set(task_names()) - {"causal_lm", "masked_lm"},
 }
 HEAD = {"name": "text_classification"}

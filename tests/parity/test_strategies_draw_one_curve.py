@@ -71,8 +71,8 @@ REST = [
     ("text_classification", HALF, ["zero3"]),
     ("sft", HALF, ["ddp", "zero2", "zero3", "zero3_offload"]),
 ]
-NEW = sorted(FIRST.keys() - {task for task, *_ in QUICK + REST})
-"""Tasks of which nothing is said above."""
+NEW = sorted(FIRST.keys() - {task for task, *_ in QUICK + REST} - {"grpo"})
+"""Tasks of which nothing is said above. Ranks of grpo may draw other tokens: see test_rollouts_draw_one_curve."""
 QUICK += [(task, FULL, ["ddp"]) for task in NEW]
 REST += [(task, FULL, ["single", "zero2", "zero3"]) for task in NEW]
 REST += [(task, LORA, ["single", "ddp", "zero2", "zero3"]) for task in NEW]

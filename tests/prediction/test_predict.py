@@ -30,7 +30,8 @@ from tests.tiny_models import build_tiny_llama
 NEW = 5
 """Tokens to write."""
 PAIR = {"prompt": "what?", "response": "the dog"}
-CASES = all_cases() | {
+# How completions are learnt changes nothing of what is predicted: one case of grpo
+CASES = {name: case for name, case in all_cases().items() if not name.startswith("grpo, ")} | {
     "prefixed": replace(all_cases()["seq2seq"], settings={"prefix": "to dog: "}),
     "separated": Case(
         [PAIR, {"prompt": "the film", "input": "was it good?", "response": "no"}],

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from onecurve.config import TaskSection
+from onecurve.content.completions import Completion
 from onecurve.data.collation import transformed
 from onecurve.data.loader import Loader
 from onecurve.data.media import MediaColumns
@@ -29,7 +30,7 @@ from onecurve.model.batch_norm import settle_batch_norm
 from onecurve.seeds import stream_key
 from onecurve.step import accumulate
 from onecurve.tasks import load_task, task_names
-from onecurve.tasks.base import Annotates, Mismatches, Pools, Survey
+from onecurve.tasks.base import Annotates, Mismatches, Pools, RollsOut, Survey
 from tests.readings import ReadingOf
 
 SEED = 5
@@ -80,6 +81,8 @@ class Prepared:
     rows: list[dict[str, Any]]
     examples: list[dict[str, Any]]
     case: Case
+    encoded: list[dict[str, Any]]
+    """The examples before anything was added to them."""
 
     @property
     def nats_per_item(self) -> float:
@@ -221,7 +224,9 @@ def prepare(case: Case, folder: Any) -> Prepared:
             weight.mul_(4)
     settle_batch_norm(model, "frozen")
     examples = [example for row in rows for example in task.encode(row, survey, read, truncate=True)]
-    prepared = Prepared(task, survey, read, model, rows, examples, case)
+    prepared = Prepared(task, survey, read, model, rows, examples, case, examples)
+    if isinstance(task, RollsOut):
+        return replace(prepared, examples=answered(prepared))
     needs = isinstance(task, Annotates) and task.annotations
     return replace(prepared, examples=annotated(prepared)) if needs else prepared
 
@@ -235,6 +240,19 @@ def annotated(case: Prepared) -> list[dict[str, Any]]:
         batch = case.batch()
         said = case.task.annotate(case.task.forward(reference, batch), batch)
     return [{**example, **{name: said[name][place] for name in said}} for place, example in enumerate(case.examples)]
+
+
+def answered(case: Prepared) -> list[dict[str, Any]]:
+    """Return an example of each of some completions, with advantages as if there were rewards."""
+    rng = np.random.default_rng(0)
+    prompts = [example for example in case.examples for _ in range(case.task.completions)]
+    completions = []
+    for size in rng.integers(1, 6, len(prompts)).tolist():
+        ids = rng.integers(5, len(case.reading.tokenizer), size).tolist()
+        logps, reference = (-rng.uniform(3, 8, size)).tolist(), (-rng.uniform(3, 8, size)).tolist()
+        completions.append(Completion(ids, logps, 1.0, size % 2 == 0, "", {}, reference))
+    examples = case.task.answered(prompts, completions, training=True)
+    return [{**example, "advantage": float(rng.normal())} for example in examples]
 
 
 def rows_of(case: Case, task: Any) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from onecurve.data.collation import transformed
 from onecurve.errors import BadRow, ConfigError
 from onecurve.tasks import task_names
-from onecurve.tasks.base import IGNORE_INDEX, Pools, Transforms
+from onecurve.tasks.base import IGNORE_INDEX, Pools, RollsOut, Transforms
 from tests.tasks.contract import (
     CHECKS,
     Prepared,
@@ -89,10 +89,10 @@ def test_examples_are_plain_and_batches_are_by_example(case: Prepared) -> None:
     if "chosen_ids" in case.examples[0]:
         assert batch["attention_mask"].sum((1, 2)).tolist() == [*map(case.task.num_tokens, case.examples)]
     elif "input_ids" in batch:
-        if not isinstance(case.task, Pools):
+        if not isinstance(case.task, Pools | RollsOut):
             assert {"attention_mask", "labels"} <= {name.rpartition("/")[2] for name in batch}
         tokens = batch["attention_mask"].flatten(1).sum(-1)  # of all of an example's sequences
-        assert tokens.tolist() == [len(example["input_ids"]) for example in case.examples]
+        assert tokens.tolist() == [*map(case.task.num_tokens, case.examples)]
 
 
 @every_case
@@ -107,8 +107,7 @@ def test_truncation_is_obeyed_and_only_when_asked(case: Prepared) -> None:
     whole = [
         example for row in case.rows for example in case.task.encode(row, case.survey, case.reading, truncate=False)
     ]
-    said = getattr(case.task, "annotations", {})
-    assert whole == [{name: value for name, value in one.items() if name not in said} for one in case.examples]
+    assert whole == case.encoded
 
 
 @every_case

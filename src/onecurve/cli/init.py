@@ -80,6 +80,9 @@ def run(arguments: argparse.Namespace) -> int:
         rows = [_with_files(row, f"{name}-{number:02d}", folder / "data") for number, row in enumerate(rows)]
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / "data" / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    for source in (source.rpartition(":")[0] for source in values["task"].get("rewards", ())):
+        (folder / source).parent.mkdir(exist_ok=True)
+        shutil.copyfile(files.root() / "recipes" / source, folder / source)
     copied = [*_LAUNCH_FILES, *([] if arguments.model else filter(None, [tiny, tokenizer]))]
     for name in copied:
         shutil.copytree(files.root() / name, folder / Path(name).name)

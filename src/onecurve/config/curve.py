@@ -4,7 +4,9 @@ from typing import Any
 
 FREE_TO_CHANGE = (
     "output_dir",
-    *(f"task.{name}" for name in ("generate", "metrics", "bleu_tokenizer", "answer_pattern")),  # scores only
+    # Scores only
+    *(f"task.{name}" for name in ("generate", "metrics", "bleu_tokenizer", "answer_pattern", "eval_sampled")),
+    "task.replay",  # where completions come from, not what they are
     "data.train",  # the fingerprint tells whether the examples are the same
     "data.temperature",  # the weights that it gives are compared
     "data.eval",

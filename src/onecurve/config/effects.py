@@ -100,7 +100,7 @@ NEEDS: dict[str, Needs] = {
         lambda r: r.data.eval or r.data.test, "nothing is evaluated", "set data.eval or data.test"
     ),
     "eval.samples": Needs(
-        lambda r: (r.data.eval or r.data.test) and r.task.extras.get("generate") is not None,
+        lambda r: (r.data.eval or r.data.test) and _writes(r.task.extras),
         "no texts are generated",
         "set task.generate, and data.eval or data.test",
     ),
@@ -247,6 +247,11 @@ def beyond_the_end(recipe: Recipe, max_steps: int) -> Iterator[str]:
         yield f"eval.best_metric: the dev split is evaluated once, after step {max_steps}, so no step is chosen"
     if (recipe.train.stop_after or 0) > max_steps:
         yield f"train.stop_after is {recipe.train.stop_after}, beyond the run's last step, {max_steps}"
+
+
+def _writes(settings: Mapping[str, Any]) -> bool:
+    """Whether a task has texts written: those that it scores, or those that it learns from."""
+    return settings.get("generate") is not None or bool(settings.get("rewards"))
 
 
 def _is_folder(path: str) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from onecurve.content.mixing import Mixing
 from onecurve.seeds import stream_key
-from onecurve.tasks.base import Batch, Example, Mismatches, Mixes, Processing, Task, Transforms
+from onecurve.tasks.base import Annotates, Batch, Example, Mismatches, Mixes, Processing, RollsOut, Task, Transforms
 
 if TYPE_CHECKING:
     from onecurve.data.splits import Split
@@ -109,6 +109,13 @@ def transformed(
 def _streams(keys: Iterable[int]) -> Iterator[np.random.Generator]:
     # Philox: its streams are frozen, and keys that differ by one bit are unrelated
     return (np.random.Generator(np.random.Philox(key=key)) for key in keys)
+
+
+def stand_in(task: Task, example: Example) -> Example:
+    """Return an example with what a run adds to it, made up, for a pass whose loss is of no interest."""
+    if isinstance(task, Annotates):  # what the loss is made of, whatever the reference will say
+        example = {**example, **task.annotations}
+    return task.stand_in(example) if isinstance(task, RollsOut) else example
 
 
 def as_scored(task: Task, examples: Sequence[Example], reading: Processing, training: bool = False) -> Batch:

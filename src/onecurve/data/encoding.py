@@ -25,7 +25,19 @@ from onecurve.data.sources import open_splits, refuse_unread
 from onecurve.data.splits import Data, Split, joined
 from onecurve.data.workers import in_order
 from onecurve.errors import DataError
-from onecurve.tasks.base import TALLY, Annotates, BadRow, Example, Processing, Recognises, Rewords, Row, Survey, Task
+from onecurve.tasks.base import (
+    TALLY,
+    Annotates,
+    BadRow,
+    Example,
+    Processing,
+    Recognises,
+    Rewords,
+    RollsOut,
+    Row,
+    Survey,
+    Task,
+)
 
 _ROWS_LOOKED_AT = 10_000
 """How far a refusal looks on to say how many rows are too long."""
@@ -71,7 +83,10 @@ def load_data(settings: DataSection, task: Task, reading: Processing, seed: int)
         report = checked.reports[name].add(Report(**entry.counts))
         examples, source = Examples(entry.folder), checker.source
         prompts = read_prompts(source, examples, task, survey, reading) if not training else []
-        parts[name] = Split(name, report, examples, source.use, source, stamps[name], prompts, key=keys[name])
+        each = task.completions if isinstance(task, RollsOut) and training else 1
+        parts[name] = Split(
+            name, report, examples, source.use, source, stamps[name], prompts, key=keys[name], each=each
+        )
         hits.append(entry.is_hit)
     splits = _join(parts)
     if count := num_workers(settings.workers, task):

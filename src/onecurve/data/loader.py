@@ -1,10 +1,10 @@
 """Yields this rank's micro-batches of a step, on its device."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,15 @@ class MicroBatch:
     """Its examples, and what their draws are keyed by."""
 
 
+class Completed(NamedTuple):
+    """A step with all that it learns from."""
+
+    loader: "Loader"
+    step: Step
+    facts: dict[str, float]
+    """What there is to tell of what was added."""
+
+
 @dataclass(frozen=True)
 class Loader:
     """Moves what the plan asks of one rank onto its device, micro-batch by micro-batch."""
@@ -43,6 +52,12 @@ class Loader:
     accelerator: "Accelerator"
     objective: Objective | None = None
     """What training computes of a micro-batch; None: the task's own loss."""
+    complete: Callable[["Loader", Step], Completed] | None = None
+    """Makes the examples of a step of its prompts; None: they are what they were encoded to."""
+
+    def completed(self, step: Step) -> Completed:
+        """Return a step as it is computed, with what loads it; every rank calls it."""
+        return self.complete(self, step) if self.complete else Completed(self, step, {})
 
     def micro_batches(self, step: Step) -> Iterator[MicroBatch]:
         """Yield this rank's micro-batches of a step, each collated when it is asked for.
@@ -105,4 +120,4 @@ class Loader:
 
     def num_tokens(self, step: Step) -> int:
         """Tokens of a step on all ranks, without padding."""
-        return int(self.split.num_tokens[step.sample_ids].sum())
+        return int(self.split.num_tokens[np.concatenate(step.micro_batches)].sum())

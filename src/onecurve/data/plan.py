@@ -39,6 +39,8 @@ class Step:
     """The pass over the data that its examples are of, 0-based."""
     passes: list[np.ndarray] | None = None
     """In a mixture, the pass over its own source that each example of `micro_batches` is of: int64 [examples] each."""
+    sample_passes: np.ndarray | None = None
+    """In a mixture, the same for each of `sample_ids`: int64 [examples]."""
     seed: int = 0
     """Of what is drawn for its examples."""
     following: "Callable[[], Step | None]" = field(default=lambda: None, repr=False, compare=False)
@@ -114,6 +116,8 @@ class BatchPlan:
     """How a step is cut; None: in plan order."""
     mixture: Mixture | None = None
     """Which example each draw gives; None: every example once an epoch, in an order of its own."""
+    each: int = 1
+    """Examples of a micro-batch that come of each: where it is a prompt, its completions."""
     sweeps: int = 1
     """Passes over each micro-batch, of an objective that takes several."""
     start: Position = field(default_factory=Position)
@@ -183,8 +187,10 @@ class BatchPlan:
 
     def most_passes(self, world_size: int) -> int:
         """Passes each rank makes in a full step, all sweeps; where tokens are counted, at most."""
-        examples, size = min(self.global_batch_size, self.num_examples), self.micro_batch_size
-        return num_passes(ceil(examples / (self.cut.fewest(size) if self.cut else size)), world_size) * self.sweeps
+        examples, size = min(self.global_batch_size, self.num_examples) * self.each, self.micro_batch_size
+        if self.cut:  # how long completions become is not known
+            size = 1 if self.each > 1 and self.cut.tokens else self.cut.fewest(size)
+        return num_passes(ceil(examples / size), world_size) * self.sweeps
 
     def steps(self, first: int, last: int) -> Iterator[Step]:
         """Yield steps `first` to `last`, both included."""
@@ -209,6 +215,7 @@ class BatchPlan:
             samples_before=before,
             epoch=epoch,
             passes=None if passes is None else [passes[part] for part in parts],
+            sample_passes=passes,
             seed=self._seed(epoch),
             following=partial(self.after, number),
         )
@@ -235,8 +242,8 @@ def plan_run(splits: "Sequence[Split]", recipe: Recipe) -> BatchPlan:
     _check_longest(cut, split.name)
     for other in splits[1:]:
         _check_longest(_scoring_cut(other, recipe), other.name)
-    plan = BatchPlan(split.num_items, recipe.seed, train.global_batch_size, train.examples_a_pass)
-    plan = replace(plan, sweeps=recipe.regularization.sweeps)
+    plan = BatchPlan(split.num_items, recipe.seed, train.global_batch_size // split.each, train.examples_a_pass)
+    plan = replace(plan, each=split.each, sweeps=recipe.regularization.sweeps)
     plan = replace(plan, max_steps=train.max_steps or plan.num_steps(train.epochs or 1))
     plan = replace(plan, mixture=_mixture({one.title: len(one) for one in split.sets}, recipe.data))
     return replace(plan, cut=cut) if cut.by_length or cut.tokens else plan

@@ -42,6 +42,8 @@ class Split:
     """Processes that make its batches; None: the loader does."""
     key: str = ""
     """Equal where the examples are; of one with named sources or sets: where they and their names are."""
+    each: int = 1
+    """Examples that a training step makes of each, by having the model answer it."""
     sets: tuple["Split", ...] = ()
     """The named sources or sets that it is made of, in the order of their examples; none where it is one."""
 
@@ -136,4 +138,6 @@ def joined(name: str, parts: Sequence[Split]) -> Split:
     folders = (part.examples.folder for part in parts)
     told = json.dumps([[part.title, part.key] for part in parts])
     key = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
-    return Split(name, report, Examples(*folders), workers=parts[0].workers, key=key, sets=tuple(parts))
+    return Split(
+        name, report, Examples(*folders), workers=parts[0].workers, key=key, each=parts[0].each, sets=tuple(parts)
+    )

@@ -19,9 +19,9 @@ from onecurve.data.examples import Examples, write_examples
 from onecurve.data.loader import Loader
 from onecurve.data.plan import plan_scoring
 from onecurve.data.splits import Data, Split
-from onecurve.evaluation.reference import Reference
 from onecurve.machine.latest import follow
 from onecurve.model.attention_kernels import fastest_attention
+from onecurve.model.reference import Reference
 from onecurve.ranks.heartbeat import beat
 from onecurve.run.directory import RunDirectory
 from onecurve.strategies.base import Strategy

@@ -14,13 +14,13 @@ from onecurve.data.checking import Report
 from onecurve.data.loader import Loader
 from onecurve.data.plan import plan_scoring
 from onecurve.data.pool import Pool
-from onecurve.evaluation.writing import samples_of, write_texts
+from onecurve.evaluation.writing import completions_of, samples_of, write_texts
 from onecurve.losses import terms
 from onecurve.machine.cores import return_memory
 from onecurve.model.attention_kernels import fastest_attention
 from onecurve.ranks.heartbeat import beat
 from onecurve.strategies.base import Strategy
-from onecurve.tasks.base import Pools, Survey, Task, Writes
+from onecurve.tasks.base import Pools, RollsOut, Survey, Task, Writes
 
 
 class Scores(dict[str, Any]):
@@ -62,7 +62,7 @@ class Evaluator:
     def _outcome(self, loader: Loader) -> "_Outcome":
         """Run the model over a split or a set."""
         task, accelerator, counts = loader.task, loader.accelerator, loader.split.num_items
-        step = plan_scoring(loader.split, self.recipe)
+        loader, step, _ = loader.completed(plan_scoring(loader.split, self.recipe))
         total = torch.zeros(len(task.terms), dtype=torch.float64, device=accelerator.device)
         pairs: list[tuple[int, list[Any]]] = []
         parts: list[list[torch.Tensor]] = []
@@ -92,6 +92,8 @@ class Evaluator:
         texts = write_texts(self.strategy, self.recipe, loader) if loader.split.prompts else []
         written = [(text, prompt.reference) for text, prompt in zip(texts, loader.split.prompts, strict=True)]
         samples = samples_of(loader, texts, self.recipe.eval.samples) if texts else []
+        if isinstance(task, RollsOut):
+            samples = completions_of(loader, self.recipe.eval.samples)
         return _Outcome(sums, step.num_items, [of_ids[number] for number in sorted(of_ids)], written, samples)
 
     def _scores(self, loader: Loader, outcome: "_Outcome") -> Scores:

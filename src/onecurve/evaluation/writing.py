@@ -3,33 +3,22 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
-from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteriaList
 
 from onecurve.config import Recipe
 from onecurve.data.loader import Loader
-from onecurve.data.micro_batches import Cut
-from onecurve.data.plan import BatchPlan, Step
 from onecurve.data.prompts import Prompt
 from onecurve.model.attention_kernels import fastest_attention
 from onecurve.model.generation import settle_generation, step_by_step
 from onecurve.model.prompt_padding import reads_prompt_padding, unequal
 from onecurve.model.sampling import sampling
+from onecurve.model.text_batches import Beats, plan_texts
 from onecurve.ranks.heartbeat import beat
 from onecurve.seeds import stream_key
 from onecurve.strategies.base import Strategy
-from onecurve.tasks.base import Writes
-
-
-class _Beats(StoppingCriteria):
-    """Stops nothing: tells the watch over hanging ranks that another token is there."""
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        beat("generation")
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+from onecurve.tasks.base import Generates, RollsOut, Writes
 
 
 def settle_prompts(strategy: Strategy, loaders: Mapping[str, Loader]) -> None:
@@ -38,14 +27,15 @@ def settle_prompts(strategy: Strategy, loaders: Mapping[str, Loader]) -> None:
     Their texts would depend on what else is in a pass. Prompts of one length have no padding.
     """
     for loader in (one for each in loaders.values() for one in each.sets or (each,)):
-        pair = unequal([prompt.length for prompt in loader.split.prompts])
+        task, accelerator, split = loader.task, loader.accelerator, loader.split
+        rolls_out = isinstance(task, RollsOut)  # whose examples are prompts
+        pair = unequal(split.lengths.tolist() if rolls_out else [prompt.length for prompt in split.prompts])
         if pair is None:
             continue
-        task, accelerator = loader.task, loader.accelerator
         model: Any = strategy.unwrapped()
-        assert isinstance(task, Writes)
+        assert isinstance(task, Generates)
         settle_generation(model, task, loader.reading.tokenizer)
-        prompts = [loader.split.prompts[place].example for place in pair]
+        prompts = split.take(pair) if rolls_out else [split.prompts[place].example for place in pair]
         strategy.model.eval()
         with torch.no_grad(), fastest_attention(accelerator.device), step_by_step(model), strategy.generating():
             found = torch.tensor(
@@ -70,7 +60,8 @@ def write_texts(strategy: Strategy, recipe: Recipe, loader: Loader) -> list[str]
     assert isinstance(task, Writes) and task.generation is not None
     model: Any = strategy.unwrapped()
     settle_generation(model, task, loader.reading.tokenizer)
-    step = _plan(prompts, recipe, task.generation, getattr(model, "prompts_apart", False))
+    lengths, new = [prompt.length for prompt in prompts], task.generation["max_new_tokens"]
+    step = plan_texts(lengths, new, recipe, getattr(model, "prompts_apart", False))
     strategy.model.eval()
     pairs: list[tuple[int, str]] = []
     with torch.no_grad(), fastest_attention(accelerator.device), step_by_step(model), strategy.generating():
@@ -86,29 +77,30 @@ def write_texts(strategy: Strategy, recipe: Recipe, loader: Loader) -> list[str]
     return [found[number] for number in range(len(prompts))]
 
 
-def _plan(prompts: Sequence[Prompt], recipe: Recipe, generation: Any, apart: bool) -> Step:
-    """Cut prompts as evaluation cuts examples; where tokens are counted, those to come count too.
-
-    Args:
-        prompts: To be cut.
-        recipe: Says how many a pass has.
-        generation: Says how many tokens are to come.
-        apart: Whether prompts of different lengths must not share a pass.
-    """
-    lengths = np.array([prompt.length for prompt in prompts]) + generation["max_new_tokens"]
-    tokens = None if recipe.eval.micro_batch_size else recipe.train.micro_batch_tokens
-    cut, ones = (
-        Cut(lengths, by_length=True, tokens=tokens, alike=lengths if apart else None),
-        np.ones(len(prompts), np.int64),
-    )
-    return BatchPlan(ones, 0, len(prompts), recipe.eval_micro_batch_size, shuffle=False, cut=cut).step(1)
-
-
 def _options(task: Writes, batch: Sequence[Prompt], seed: int, split: str) -> dict[str, Any]:
-    options = {**(task.generation or {}), "stopping_criteria": StoppingCriteriaList([_Beats()])}
+    options = {**(task.generation or {}), "stopping_criteria": StoppingCriteriaList([Beats()])}
     if not options["do_sample"]:
         return options
     return sampling(options, [stream_key(seed, "text", split, prompt.row) for prompt in batch])
+
+
+def completions_of(loader: Loader, number: int) -> list[dict[str, Any]]:
+    """Return the first completions of a step with what the model read, and their rewards.
+
+    Args:
+        loader: Of a completed step.
+        number: How many.
+    """
+    tokenizer, rows = loader.reading.tokenizer, loader.split.examples.rows
+    return [
+        {
+            "row": int(rows[place]),
+            "prompt": tokenizer.decode(example["input_ids"]),
+            "text": tokenizer.decode(example["completion"], skip_special_tokens=True),
+            "reward": example["reward"],
+        }
+        for place, example in enumerate(loader.split.take(range(min(number, len(loader.split)))))
+    ]
 
 
 def samples_of(loader: Loader, texts: Sequence[str], number: int) -> list[dict[str, Any]]:

@@ -67,8 +67,9 @@ class BlackBox:
             A sentence with the findings and where they are written.
         """
         folder = self.checked.directory.path / "blackbox" / f"step-{step.number:08d}"
-        own = self._repeat(step)
-        own["error"] = _error(lambda: self._write_batches(folder, step))
+        loader, completed, _ = self.loader.completed(step)
+        own = self._repeat(loader, completed)
+        own["error"] = _error(lambda: self._write_batches(folder, loader, completed))
         ranks: list[dict[str, Any]] = gather_object([own])
         errors = [entry["error"] for entry in ranks if entry["error"]]
         if self.loader.accelerator.is_main_process:
@@ -77,11 +78,11 @@ class BlackBox:
         unwritten = "".join(f" It could not be written: {error}." for error in filter(None, errors[:1]))
         return f"{_found(outcome, micro_batches)}. See {folder}.{unwritten}"
 
-    def _repeat(self, step: Step) -> dict[str, Any]:
-        accelerator, strategy = self.loader.accelerator, self.strategy
+    def _repeat(self, loader: Loader, step: Step) -> dict[str, Any]:
+        accelerator, strategy = loader.accelerator, self.strategy
         scale = strategy.loss_scale.factor * accelerator.num_processes
         with _watched(strategy.unwrapped(), scale) as passes:
-            sums = accumulate(strategy, self.loader, step, self.checked.recipe.seed)
+            sums = accumulate(strategy, loader, step, self.checked.recipe.seed)
         strategy.discard()
         largest: dict[str, Tensor] = {}
         for one in passes:
@@ -114,11 +115,11 @@ class BlackBox:
             "gradients_not_finite": one.bad_gradients[:_NAMES_TOLD],
         }
 
-    def _write_batches(self, folder: Path, step: Step) -> None:
+    def _write_batches(self, folder: Path, loader: Loader, step: Step) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {
             f"{one.position:05d}/{name}": tensor.cpu().contiguous()
-            for one in self.loader.micro_batches(step)
+            for one in loader.micro_batches(step)
             for name, tensor in one.batch.items()
         }
         save_file(tensors, folder / f"batch-rank-{self.loader.accelerator.process_index:05d}.safetensors")

@@ -97,6 +97,21 @@ def target_loss_sum(logits: "Tensor", targets: "Tensor", ignore_index: int) -> "
     return logits if not logits.dim() else cross_entropy_sum(logits, learnt(targets, ignore_index)[1])
 
 
+def token_logps(logits: "Tensor", places: "Tensor", targets: "Tensor", shape: "tuple[int, int]") -> "Tensor":
+    """Return the log-probability of each target where it is predicted, 0 elsewhere: float32 [rows, longest].
+
+    Args:
+        logits: Of the targets: float [targets, vocabulary].
+        places: Where each stands in the flattened batch: int64 [targets].
+        targets: int64 [targets].
+        shape: (rows, longest) of the batch.
+    """
+    from torch.nn import functional
+
+    found = -functional.cross_entropy(logits.float(), targets, reduction="none")
+    return found.new_zeros(shape[0] * shape[1]).index_copy(0, places, found).view(shape)
+
+
 def learnt(targets: "Tensor", ignore_index: int) -> "tuple[Tensor, Tensor]":
     """Return where in the flattened batch something is learnt, and what: int64 [targets] each, on its device.
 

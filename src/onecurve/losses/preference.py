@@ -19,22 +19,6 @@ def bradley_terry(chosen: "Tensor", rejected: "Tensor", centre: float) -> "Tenso
     return loss + centre * (chosen + rejected) ** 2 if centre else loss
 
 
-def token_logps(logits: "Tensor", places: "Tensor", targets: "Tensor", shape: "tuple[int, int]") -> "Tensor":
-    """Return the summed log-probability of each row's targets: float32 [rows].
-
-    Args:
-        logits: Of the targets: float [targets, vocabulary].
-        places: Where each stands in the flattened batch: int64 [targets].
-        targets: int64 [targets].
-        shape: (rows, longest) of the batch.
-    """
-    from torch.nn import functional
-
-    found = -functional.cross_entropy(logits.float(), targets, reduction="none")
-    whole = found.new_zeros(shape[0] * shape[1]).index_copy(0, places, found)
-    return whole.view(shape).sum(1)
-
-
 def sigmoid(margin: "Tensor", label_smoothing: float) -> "Tensor":
     """Return the logistic loss of a margin, with a share of the labels taken for flipped: float32, as the margin.
 

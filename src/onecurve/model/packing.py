@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from onecurve.config import Recipe
-from onecurve.data.collation import as_scored
+from onecurve.data.collation import as_scored, stand_in
 from onecurve.data.splits import Split
 from onecurve.errors import ConfigError
 from onecurve.losses.chunked_head import whole_logits
@@ -61,7 +61,7 @@ def pack(
     reason = reason or _obstacle(model, base, recipe, longest=max(int(split.lengths.max()) for split in splits))
     if not reason:
         packing = Packing(base)
-        batch = as_scored(task, _two_examples(splits[0]), reading)
+        batch = as_scored(task, [stand_in(task, example) for example in _two_examples(splits[0])], reading)
         dtypes = {parameter.dtype for parameter in model.parameters()}
         # Two passes are not worth compiling for
         with whole_logits(base), in_full_precision(base), torch.compiler.set_stance("force_eager"):

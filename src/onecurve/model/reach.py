@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from onecurve.config import Recipe
-from onecurve.data.collation import as_scored
+from onecurve.data.collation import as_scored, stand_in
 from onecurve.data.splits import Split
 from onecurve.errors import ConfigError, TrainingError
 from onecurve.losses.chunked_head import whole_logits
@@ -23,7 +23,7 @@ from onecurve.model.moving_buffers import describe_moving, moving
 from onecurve.seeds import start_stream
 from onecurve.strategies.base import leave_out
 from onecurve.strategies.precision import DTYPES
-from onecurve.tasks.base import Annotates, Processing, Task
+from onecurve.tasks.base import Processing, Task
 
 _NAMED = 3
 _LAYERDROP = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop", "speech_encoder_layerdrop")
@@ -210,9 +210,8 @@ def _calls() -> Iterator[dict[nn.Module, None]]:
 
 def _reached_by(example: Any, model: Any, task: Task, reading: Processing, seed: int, device: torch.device) -> set[int]:
     """Return the ids of the parameters that an example's loss depends on."""
-    if isinstance(task, Annotates):  # what the loss is made of, whatever the reference will say
-        example = {**example, **task.annotations}
-    batch = {name: tensor.to(device) for name, tensor in as_scored(task, [example], reading, training=True).items()}
+    scored = as_scored(task, [stand_in(task, example)], reading, training=True)
+    batch = {name: tensor.to(device) for name, tensor in scored.items()}
     start_stream(seed, "reach")
     return _leaves(task.loss_sum(task.forward(model, batch), batch))
 

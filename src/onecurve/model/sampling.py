@@ -41,17 +41,46 @@ def _gumbel(key: int, size: int) -> np.ndarray:
     return (-np.log(-np.log(uniform))).astype(np.float32)
 
 
-def sampling(options: dict[str, Any], keys: Sequence[int]) -> dict[str, Any]:
+class Observed(LogitsProcessor):
+    """Changes nothing: keeps the log-probability of each token that is taken, and the entropy of what it is of."""
+
+    def __init__(self) -> None:
+        self.latest: Tensor | None = None
+        self.logps: list[Tensor] = []
+        self.entropies: list[Tensor] = []
+        """Of each position so far: float32 [batch]."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Look at scores [batch, vocabulary], after temperature and before anything is excluded or added."""
+        self._take(input_ids[:, -1])
+        self.latest = scores.float().log_softmax(-1)
+        self.entropies.append(torch.special.entr(self.latest.exp()).sum(-1))
+        return scores
+
+    def finish(self, written: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log-probabilities and entropies of what was written, int64 [batch, tokens]: float32, likewise."""
+        self._take(written[:, -1])
+        return torch.stack(self.logps, 1), torch.stack(self.entropies, 1)
+
+    def _take(self, tokens: Tensor) -> None:
+        if self.latest is not None:
+            self.logps.append(self.latest.gather(1, tokens[:, None])[:, 0])
+
+
+def sampling(options: dict[str, Any], keys: Sequence[int], observed: Observed | None = None) -> dict[str, Any]:
     """Return the options of a `generate` that takes the likeliest token, with processors that make it sample.
 
     Args:
         options: With `do_sample`, and `temperature`, `top_k` and `top_p` where they are set.
         keys: Of each prompt, in their order.
+        observed: Is shown what is drawn from.
     """
     rest = {name: value for name, value in options.items() if name not in ("temperature", "top_k", "top_p")}
     processors = LogitsProcessorList()
     if temperature := options.get("temperature"):
         processors.append(TemperatureLogitsWarper(float(temperature)))
+    if observed:
+        processors.append(observed)
     if top_k := options.get("top_k"):
         processors.append(TopKLogitsWarper(top_k))
     if (top_p := options.get("top_p")) is not None and top_p < 1:

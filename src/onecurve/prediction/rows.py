@@ -80,7 +80,8 @@ def _read(found: Located, task: Task) -> Located | Broken:
 
 
 def _mapping(trained: Trained) -> dict[str, str]:
-    return {name: column for name, column in trained.columns.items() if name not in trained.task.targets}
+    known = {column.removesuffix("?") for column in trained.task.columns} - trained.task.targets
+    return {name: column for name, column in trained.columns.items() if name in known}
 
 
 def _known(task: Task) -> tuple[dict[str, str], list[dict[str, str]]]:

@@ -4,7 +4,7 @@ from typing import NoReturn
 
 from onecurve.config import Recipe
 from onecurve.errors import ConfigError
-from onecurve.tasks.base import Annotates, Classifies, Mixes, Pools, Rewords, Task
+from onecurve.tasks.base import Annotates, Classifies, Mixes, Pools, Rewords, RollsOut, Task
 
 _SUITS = {
     "label_smoothing": {"label", "token"},
@@ -28,13 +28,7 @@ def check_regularization(recipe: Recipe, task: Task) -> None:
         ConfigError: The first such.
     """
     section = recipe.regularization
-    predicted = task.classes if isinstance(task, Classifies) else None
-    for name, suited in _SUITS.items():
-        if getattr(section, name) and predicted not in suited:
-            if isinstance(task, Annotates) and predicted is None:
-                _refuse(name, f"is another criterion, and the loss of {recipe.task.name} is its own")
-            wanted = " or ".join(_WHAT[kind] for kind in _WHAT if kind in suited)
-            _refuse(name, f"is for tasks that predict {wanted}; {recipe.task.name} predicts {_WHAT[predicted]}")
+    _check_criteria(recipe, task)
     for name in ("mixup_alpha", "cutmix_alpha"):
         if getattr(section, name) and not isinstance(task, Mixes):
             _refuse(name, f"mixes images, and {recipe.task.name} does not classify images")
@@ -47,10 +41,22 @@ def check_regularization(recipe: Recipe, task: Task) -> None:
         _refuse("r_drop", why, "Set train.logits to whole.")
 
 
+def _check_criteria(recipe: Recipe, task: Task) -> None:
+    predicted = task.classes if isinstance(task, Classifies) else None
+    for name, suited in _SUITS.items():
+        if getattr(recipe.regularization, name) and predicted not in suited:
+            if isinstance(task, Annotates) and predicted is None:
+                _refuse(name, f"is another criterion, and the loss of {recipe.task.name} is its own")
+            wanted = " or ".join(_WHAT[kind] for kind in _WHAT if kind in suited)
+            _refuse(name, f"is for tasks that predict {wanted}; {recipe.task.name} predicts {_WHAT[predicted]}")
+
+
 def _check_embeddings(recipe: Recipe, task: Task) -> None:
     for name in recipe.regularization.on_embeddings:
         if isinstance(task, Pools):
             _refuse(name, f"changes embeddings pass by pass, and {recipe.task.name} compares those of a whole step")
+        if isinstance(task, RollsOut):
+            _refuse(name, f"changes embeddings, and {recipe.task.name} learns what a model without that has drawn")
         if task.media:
             _refuse(name, f"changes token embeddings, and {recipe.task.name} reads no text")
         if recipe.train.packing == "on":

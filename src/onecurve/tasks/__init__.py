@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError, create_model
 from onecurve import user_code
 from onecurve.config import TaskSection, closest, explain
 from onecurve.errors import ConfigError
-from onecurve.tasks.base import Pools, Task, Transforms
+from onecurve.tasks.base import Pools, RollsOut, Task, Transforms
 
 
 def task_names() -> list[str]:
@@ -68,10 +68,13 @@ def locate_task(section: TaskSection, folder: Path) -> TaskSection:
     """Return a recipe's task section with its user's files as they are found from the working directory.
 
     Args:
-        section: As the recipe has it; its heads may name tasks too.
+        section: As the recipe has it; its heads may name tasks too, and its rewards name functions.
         folder: The recipe's.
     """
     found = {**section.extras, "name": user_code.locate(section.name, folder)}
+    if isinstance(rewards := found.get("rewards"), str | list):
+        names = [rewards] if isinstance(rewards, str) else rewards
+        found["rewards"] = [user_code.locate(one, folder) if isinstance(one, str) else one for one in names]
     if isinstance(heads := found.get("heads"), dict):
         found["heads"] = {
             name: {**head, "name": user_code.locate(head["name"], folder)}
@@ -118,6 +121,10 @@ def unread_keys(task: Task, adapted: bool = False) -> Mapping[str, str]:
     own: dict[str, str] = {}
     if not (isinstance(task, Transforms) or task.augmentation):
         own["data.workers"] = "this task's examples are read as they are kept"
+    if isinstance(task, RollsOut):
+        own["eval.predictions"] = (
+            "an evaluation has its completions written anew; onecurve predict writes one for each row"
+        )
     if isinstance(task, Pools):
         own["eval.predictions"] = "an example has no loss of its own: it depends on all others of its split"
     return {**own, **task.without_effect(), **(task.needs_whole_model if adapted else {})}

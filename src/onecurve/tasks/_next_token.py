@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from onecurve.losses.next_token import learnt, mark_learnt, next_token_logits, next_tokens, target_loss_sum
 from onecurve.tasks import base
-from onecurve.tasks.base import IGNORE_INDEX, Batch, Example, Processing, Survey, pad, pad_text
+from onecurve.tasks._padding import pad, pad_text
+from onecurve.tasks.base import IGNORE_INDEX, Batch, Example, Processing, Survey
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -44,7 +45,7 @@ class NextTokenTask(base.Task):
         return target_loss_sum(outputs, next_tokens(batch["labels"], IGNORE_INDEX), IGNORE_INDEX)
 
     @property
-    def classes(self) -> Literal["token"]:
+    def classes(self) -> Literal["token"] | None:
         return "token"
 
     def classified(self, outputs: "Tensor", batch: Batch) -> "tuple[Tensor, Tensor]":
@@ -60,6 +61,12 @@ class NextTokenTask(base.Task):
         return mark_learnt(example["input_ids"], learnt, tokenizer)
 
     def generate(self, model: Any, examples: Sequence[Example], reading: Processing, **options: Any) -> list[str]:
+        return reading.tokenizer.batch_decode(
+            self.write_on(model, examples, reading, **options), skip_special_tokens=True
+        )
+
+    def write_on(self, model: Any, examples: Sequence[Example], reading: Processing, **options: Any) -> "Tensor":
+        """Return the tokens that a model writes after each prompt: int64 [prompts, longest]; see `generate`."""
         import torch
 
         tokenizer = reading.tokenizer
@@ -69,5 +76,7 @@ class NextTokenTask(base.Task):
         ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(row)) + list(row) for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         options = {"pad_token_id": tokenizer.pad_token_id, **options}
-        written = model.generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **options)
-        return tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
+        written: Tensor = model.generate(
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **options
+        )
+        return written[:, width:]

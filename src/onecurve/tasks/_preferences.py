@@ -10,6 +10,7 @@ from onecurve.content.preferences import Texts, read_answer, read_pair
 from onecurve.content.templates import CannotRender
 from onecurve.errors import ConfigError
 from onecurve.tasks import base
+from onecurve.tasks._padding import pad_text
 from onecurve.tasks._rendering import TemplateSettings, template_of
 from onecurve.tasks.base import BadRow, Batch, Example, Processing, Row
 
@@ -127,7 +128,7 @@ def pad_pairs(examples: Sequence[Example], pad_id: int, left: bool = False) -> B
     """Return `input_ids` and `attention_mask`: int64 [pairs, 2, longest], or [pairs, 1, longest] of single answers."""
     names = [name for name in ("chosen_ids", "rejected_ids") if name in examples[0]]
     rows = [{"input_ids": example[name]} for example in examples for name in names]
-    padded = base.pad_text(rows, pad_id, left)
+    padded = pad_text(rows, pad_id, left)
     return {name: value.view(len(examples), len(names), -1) for name, value in padded.items()}
 
 

@@ -5,7 +5,8 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from onecurve.tasks import base
-from onecurve.tasks.base import Batch, Example, Processing, pad_text, reads_last_position
+from onecurve.tasks._padding import pad_text
+from onecurve.tasks.base import Batch, Example, Processing, reads_last_position
 
 if TYPE_CHECKING:
     from torch import Tensor

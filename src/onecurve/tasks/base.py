@@ -23,6 +23,7 @@ from onecurve.tasks._capabilities import Recognises as Recognises
 from onecurve.tasks._capabilities import Rewords as Rewords
 from onecurve.tasks._capabilities import Transforms as Transforms
 from onecurve.tasks._capabilities import Writes as Writes
+from onecurve.tasks._rolls_out import RollsOut as RollsOut
 
 if TYPE_CHECKING:  # the heavy imports wait until a recipe is known to be good
     from torch import Tensor, nn
@@ -281,23 +282,3 @@ def check_text(value: Any, column: str) -> None:
 def reads_last_position(config: Any) -> bool:
     """Whether a classifier reads the last position of a batch, padding or not, as XLNet does: then pad on the left."""
     return getattr(config, "summary_type", None) == "last"
-
-
-def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> "Tensor":
-    """Pad rows of ids on the right, or on the left, to int64 [len(rows), longest]."""
-    import torch
-
-    width = max(map(len, rows))
-    filled = ((list(row), [value] * (width - len(row))) for row in rows)
-    return torch.tensor([padding + row if left else row + padding for row, padding in filled])
-
-
-def pad_text(examples: Sequence[Example], pad_id: int, left: bool = False) -> Batch:
-    """Return `input_ids`, `attention_mask` and, where an example has them, `token_type_ids`: int64 [batch, longest].
-
-    The mask comes from lengths, never from `pad_id`: where that is also the end token, an end token stays one.
-    """
-    rows = [example["input_ids"] for example in examples]
-    batch = {"input_ids": pad(rows, pad_id, left), "attention_mask": pad([[1] * len(row) for row in rows], 0, left)}
-    types = [example.get("token_type_ids", [0] * len(example["input_ids"])) for example in examples]
-    return batch | ({"token_type_ids": pad(types, 0, left)} if any(map(any, types)) else {})

@@ -10,9 +10,10 @@ from onecurve.content.preferences import read_question
 from onecurve.losses import preference
 from onecurve.losses.next_token import mark_learnt
 from onecurve.tasks._answers import AnswersTask, answer_logps
+from onecurve.tasks._padding import pad
 from onecurve.tasks._preferences import PreferenceTask, flattened, pad_pairs
 from onecurve.tasks._rendering import TemplateSettings
-from onecurve.tasks.base import Answer, Batch, Example, Processing, Row, Settings, Survey, pad
+from onecurve.tasks.base import Answer, Batch, Example, Processing, Row, Settings, Survey
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -11,9 +11,10 @@ from onecurve.content.preferences import read_answer, read_question
 from onecurve.losses import preference
 from onecurve.losses.next_token import mark_learnt
 from onecurve.tasks._answers import AnswersTask, answer_logps
+from onecurve.tasks._padding import pad, pad_text
 from onecurve.tasks._preferences import JudgedTask
 from onecurve.tasks._rendering import TemplateSettings
-from onecurve.tasks.base import TALLY, BadRow, Batch, Example, Processing, Row, Settings, Survey, pad, pad_text
+from onecurve.tasks.base import TALLY, BadRow, Batch, Example, Processing, Row, Settings, Survey
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

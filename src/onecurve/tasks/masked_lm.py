@@ -11,6 +11,7 @@ from onecurve.content.words import number_words
 from onecurve.errors import ConfigError
 from onecurve.losses.next_token import learnt, mark_learnt, target_logits, target_loss_sum
 from onecurve.tasks import base
+from onecurve.tasks._padding import pad, pad_text
 from onecurve.tasks.base import (
     IGNORE_INDEX,
     NO_CONVERSATIONS,
@@ -23,8 +24,6 @@ from onecurve.tasks.base import (
     Settings,
     Survey,
     check_text,
-    pad,
-    pad_text,
 )
 
 if TYPE_CHECKING:

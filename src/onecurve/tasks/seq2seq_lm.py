@@ -7,19 +7,9 @@ from onecurve.errors import ConfigError
 from onecurve.losses.next_token import learnt, target_logits, target_loss_sum
 from onecurve.tasks import base
 from onecurve.tasks._languages import language_to_write, set_languages
+from onecurve.tasks._padding import pad, pad_text
 from onecurve.tasks._writing import WritingSettings, WritingTask
-from onecurve.tasks.base import (
-    IGNORE_INDEX,
-    Batch,
-    Example,
-    Processing,
-    Row,
-    Settings,
-    Survey,
-    check_text,
-    pad,
-    pad_text,
-)
+from onecurve.tasks.base import IGNORE_INDEX, Batch, Example, Processing, Row, Settings, Survey, check_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

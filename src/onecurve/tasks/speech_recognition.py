@@ -11,6 +11,7 @@ from onecurve.content.audio import beep
 from onecurve.content.clips import Clips
 from onecurve.content.ctc_vocabulary import SPECIAL, CtcProcessor
 from onecurve.errors import ConfigError
+from onecurve.tasks._padding import pad
 from onecurve.tasks._sound import SoundSettings, SoundTask
 from onecurve.tasks.base import (
     IGNORE_INDEX,
@@ -23,7 +24,6 @@ from onecurve.tasks.base import (
     Settings,
     Survey,
     check_text,
-    pad,
 )
 
 if TYPE_CHECKING:

@@ -4,17 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from onecurve.tasks._labelled import Labelled, LabelSettings
-from onecurve.tasks.base import (
-    Batch,
-    Example,
-    Processing,
-    Row,
-    Settings,
-    Survey,
-    check_text,
-    pad_text,
-    reads_last_position,
-)
+from onecurve.tasks._padding import pad_text
+from onecurve.tasks.base import Batch, Example, Processing, Row, Settings, Survey, check_text, reads_last_position
 
 
 class TextClassificationSettings(LabelSettings):

@@ -14,19 +14,8 @@ from onecurve.config import nearest
 from onecurve.errors import DataError
 from onecurve.losses.next_token import learnt
 from onecurve.tasks import base
-from onecurve.tasks.base import (
-    IGNORE_INDEX,
-    Answer,
-    BadRow,
-    Batch,
-    Example,
-    Processing,
-    Row,
-    Settings,
-    Survey,
-    pad,
-    pad_text,
-)
+from onecurve.tasks._padding import pad, pad_text
+from onecurve.tasks.base import IGNORE_INDEX, Answer, BadRow, Batch, Example, Processing, Row, Settings, Survey
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -99,11 +99,12 @@ class Tracker:
         self.steps += 1
         rate = self.tokens / self.seconds
         self.bar.update()
-        self.bar.set_postfix_str(f"loss {outcome['loss']:.4f}, lr {outcome['lr']:.2e}, {rate:,.0f} tokens/s")
+        told = "  ".join(f"{name} {outcome[name]:.4f}" for name in ("loss", "reward") if name in outcome)
+        self.bar.set_postfix_str(f"{told}, lr {outcome['lr']:.2e}, {rate:,.0f} tokens/s")
         if not self.terminal and (self.steps == 1 or step % self.print_every == 0 or step == self.max_steps):
             left = self.total_seconds / self.steps * (self.max_steps - step)
             self.say(
-                f"step {step}/{self.max_steps}  loss {outcome['loss']:.4f}  lr {outcome['lr']:.2e}  "
+                f"step {step}/{self.max_steps}  {told}  lr {outcome['lr']:.2e}  "
                 f"{rate:,.0f} tokens/s  {_clock(left)} left"
             )
         if step % self.log_every == 0 or step == self.max_steps:

@@ -1,4 +1,4 @@
-"""The frozen model that annotates examples: another one, or the run's own before step 1."""
+"""The frozen model that a trained one is compared with: another one, or the run's own before step 1."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -55,7 +55,7 @@ class Reference:
             "quantization": model.quantization,
             "add_tokens": model.add_tokens,
         }
-        if self.recipe.peft and not self._is_off():
+        if self.recipe.peft and not self.is_off():
             parts["peft"] = self.recipe.peft.model_dump()
         if model.init == "random" or model.add_tokens or "peft" in parts:
             parts["seed"] = self.recipe.seed
@@ -65,8 +65,8 @@ class Reference:
     def loaded(self, task: Any) -> Iterator[tuple[Any, Callable[[], AbstractContextManager[Any]]]]:
         """Yield the reference, and the context of its forward passes; freed, or set back, afterwards."""
         if self.other:
-            yield self._load(self.other, task), self._autocast
-        elif self._is_off():
+            yield self.load(self.other, task), self.autocast
+        elif self.is_off():
             unwrapped: Any = self.strategy.unwrapped()
             # PEFT, when it switches an adapter on again, has all of it require gradients: also what is left out
             before = {name: p.requires_grad for name, p in unwrapped.named_parameters()}
@@ -77,7 +77,8 @@ class Reference:
         else:
             yield self.strategy.model, self.strategy.autocast
 
-    def _is_off(self) -> bool:
+    def is_off(self) -> bool:
+        """Whether it is the run's own base, below a new adapter."""
         unwrapped: Any = self.strategy.unwrapped()
         configs = getattr(unwrapped, "peft_config", {}).values()
         if self.recipe.peft is None or not hasattr(unwrapped, "disable_adapter") or is_adapter(self.recipe.model.path):
@@ -85,11 +86,17 @@ class Reference:
         kinds = [getattr(config, "init_lora_weights", True) for config in configs]
         return all(isinstance(kind, bool) or kind in _FROM_DEFAULT_BASE for kind in kinds)
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context of another model's forward passes."""
         dtype = DTYPES.get(self.strategy.precision)
         return torch.autocast(self.accelerator.device.type, dtype, enabled=dtype is not None)
 
-    def _load(self, other: OtherModel, task: Any) -> Any:
+    def load(self, other: OtherModel, task: Any) -> Any:
+        """Load another model, frozen and whole on every rank.
+
+        Raises:
+            ConfigError: It cannot be loaded, or is of another kind, or reads other tokens.
+        """
         path, revision, key = other
         dtype = DTYPES.get(self.strategy.precision) or torch.float32
         try:

@@ -1,0 +1,136 @@
+"""The settings of a task that learns from its own completions, and how they must fit the rest of a recipe."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from onecurve.errors import ConfigError
+from onecurve.tasks._rendering import TemplateSettings
+
+if TYPE_CHECKING:
+    from onecurve.config import Recipe
+
+RECORDS = "rollouts"
+"""Folder of a run directory with the completions of each step."""
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class GrpoSettings(TemplateSettings):
+    rewards: Annotated[list[str], BeforeValidator(_listed)] = Field(default_factory=list)
+    """Your reward functions: my_file.py:NAME or package.module:NAME. Each gets prompts and completions, and further
+    parameters are columns of the data; all are lists, and it returns a list of numbers."""
+    reward_weights: list[float] | None = None
+    """Weight of each reward function in the sum; default: 1 each."""
+    completions: int = Field(default=8, ge=2)
+    """Completions of each prompt in a step: a group."""
+    max_completion_length: int = Field(default=256, gt=0)
+    """The most tokens of a completion; a longer one is cut off."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of drawing; the loss is of the same distribution."""
+    top_k: int | None = Field(default=None, gt=0)
+    """Draw only from so many of the likeliest tokens; default: from all."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Draw only from the likeliest tokens that have this probability together; default: from all."""
+    eval_sampled: bool = False
+    """Whether evaluations draw their completions too; default: the likeliest token each time."""
+    advantage: Literal["group", "rloo"] = "group"
+    """What a reward is compared with: the mean of its group, or (rloo) that of the group's others."""
+    scale_rewards: Literal["none", "group", "batch"] = "none"
+    """What that difference is divided by: nothing, or the standard deviation of the group or of the whole step."""
+    loss_type: Literal["dr_grpo", "dapo", "grpo"] = "dr_grpo"
+    """What the loss of all tokens is divided by. dr_grpo: completions times max_completion_length. dapo: the step's
+    tokens. grpo: the tokens of each completion, and then completions."""
+    beta: float = Field(default=0.0, ge=0)
+    """Weight of the divergence from the reference, the model before step 1; 0: there is no reference."""
+    steps_per_generation: int = Field(default=1, gt=0)
+    """Of how many steps the completions are drawn at once, by the model as it is before the first of them."""
+    epsilon: float = Field(default=0.2, gt=0, lt=1)
+    """With steps_per_generation: how far a token's probability may fall by before it is learnt no more."""
+    epsilon_high: float | None = Field(default=None, gt=0)
+    """The same for how far it may rise; default: epsilon."""
+    replay: str | None = None
+    """The folder of a run with the same prompts, whose completions and rewards are taken in place of new ones."""
+    rewards_hash: str | None = None
+    """Hash of the reward functions' code, filled in at the start; a run is not resumed with other code."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> "GrpoSettings":
+        if self.reward_weights is not None and len(self.reward_weights) != len(self.rewards):
+            raise ValueError(
+                f"reward_weights has {len(self.reward_weights)} weights for {len(self.rewards)} reward functions"
+            )
+        return self
+
+
+def check_recipe(settings: GrpoSettings, recipe: "Recipe", code: str) -> GrpoSettings:
+    """Check that settings fit the rest of a recipe; return them with the hash of the reward functions' code.
+
+    Args:
+        settings: Of the task.
+        recipe: The run.
+        code: That hash.
+
+    Raises:
+        ConfigError: The first that does not fit.
+    """
+    if not settings.rewards:
+        raise ConfigError("names no reward function.", where="task.rewards", fix="Set it to [my_file.py:NAME].")
+    if settings.rewards_hash not in (None, code):
+        raise ConfigError(
+            f"is {settings.rewards_hash}, but the code of the reward functions has changed: it is {code} now.",
+            where="task.rewards_hash",
+            fix="Remove it to train with the current code.",
+        )
+    train, count = recipe.train, settings.completions
+    if train.global_batch_size % count:
+        raise ConfigError(
+            f"({train.global_batch_size}) counts completions, and must be a multiple of task.completions ({count}).",
+            where="train.global_batch_size",
+        )
+    if train.micro_batch_size == "auto":
+        raise ConfigError(
+            "auto is found on the longest examples, and how long completions become is not known before.",
+            where="train.micro_batch_size",
+            fix="Set it to a number.",
+        )
+    if recipe.eval.best_metric and recipe.eval.best_metric.rpartition("/")[2] == "loss":
+        raise ConfigError(
+            "the loss says nothing of how good completions are: without groups their advantages are 0.",
+            where="eval.best_metric",
+            fix="Set it to reward.",
+        )
+    if settings.beta:
+        _check_reference(recipe)
+    if settings.replay:
+        _check_replay(settings.replay, recipe)
+    return settings.model_copy(update={"rewards_hash": code})
+
+
+def _check_reference(recipe: "Recipe") -> None:
+    """The reference must still be there in a run that goes on: a base below an adapter, or the folder that is read."""
+    if recipe.model.init == "random" or (recipe.peft is None and recipe.model.add_tokens):
+        what = "model.init is random" if recipe.model.init == "random" else "model.add_tokens draws new rows"
+        raise ConfigError(
+            f"the reference is the model before step 1, which is not kept, and {what}.",
+            where="task.beta",
+            fix="Save such a model first and train from it, or set beta to 0.",
+        )
+
+
+def _check_replay(folder: str, recipe: "Recipe") -> None:
+    where, records = "task.replay", Path(os.path.expanduser(folder)) / RECORDS
+    steps = {int(path.stem.partition("-")[2]) for path in records.glob("step-*.jsonl")}
+    if not steps:
+        raise ConfigError(f"{folder!r} has no {RECORDS}/ with completions.", where=where)
+    if recipe.train.max_steps and (lacking := sorted({*range(1, recipe.train.max_steps + 1)} - steps)):
+        raise ConfigError(
+            f"{folder!r} has no completions of step {lacking[0]}, and the run has {recipe.train.max_steps} steps.",
+            where=where,
+        )
+    if Path(folder).expanduser().resolve() == Path(recipe.output_dir).expanduser().resolve():
+        raise ConfigError("is this run's own folder.", where=where, fix="Choose another output_dir.")

@@ -145,7 +145,7 @@ def test_dropout_that_modules_keep_as_a_number_and_forget_is_caught(recipe, tmp_
         return ((module, "p", module.p) for module in model.modules() if isinstance(module, nn.Dropout))
 
     monkeypatch.setattr(dropout, "_probabilities", of_modules_alone)
-    with pytest.raises(AssertionError):
+    with pytest.raises(ConfigError, match="has no dropout"):
         test_dropout_is_set_in_every_module_and_in_the_saved_config(recipe, "llama", tmp_path)
 
 

@@ -39,6 +39,8 @@ class Step:
     """The pass over the data that its examples are of, 0-based."""
     passes: list[np.ndarray] | None = None
     """In a mixture, the pass over its own source that each example of `micro_batches` is of: int64 [examples] each."""
+    seen: dict[str, int] = field(default_factory=dict)
+    """Source of a mixture -> its draws up to and with this step."""
     seed: int = 0
     """Of what is drawn for its examples."""
     following: "Callable[[], Step | None]" = field(default=lambda: None, repr=False, compare=False)
@@ -197,7 +199,9 @@ class BatchPlan:
     def step(self, number: int) -> Step:
         """Return step `number` (1-based)."""
         epoch, first, before = self._place(number)
-        ids, passes = self._drawn(epoch, first, min(first + self.global_batch_size, self.num_examples))
+        stop = min(first + self.global_batch_size, self.num_examples)
+        ids, passes = self._drawn(epoch, first, stop)
+        draws = epoch * self.num_examples + stop
         size = self.micro_batch_size
         places = np.arange(len(ids))
         parts = self.cut.places(ids, size) if self.cut else [places[i : i + size] for i in range(0, len(ids), size)]
@@ -209,6 +213,7 @@ class BatchPlan:
             samples_before=before,
             epoch=epoch,
             passes=None if passes is None else [passes[part] for part in parts],
+            seen=self.mixture.counts(draws, self._seed(epoch)) if self.mixture else {},
             seed=self._seed(epoch),
             following=partial(self.after, number),
         )

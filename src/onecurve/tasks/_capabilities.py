@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from onecurve.content.mixing import Mixing
-    from onecurve.tasks.base import Answer, Batch, Example, Processing, Row
+    from onecurve.tasks.base import Answer, Batch, Example, Processing, Row, Survey
 
 
 @runtime_checkable
@@ -48,6 +48,17 @@ class Asked(Protocol):
     def replies(self, outputs: Any, batch: "Batch", reading: "Processing") -> "list[Answer]":
         """Return what the model says to each question of a batch."""
         ...
+
+
+@runtime_checkable
+class Votes(Protocol):
+    """A task whose answers are made of many decisions, each by probabilities that several models can have a mean of."""
+
+    def vote(self, outputs: Any, batch: "Batch", examples: "Sequence[Example]", survey: "Survey") -> "list[Answer]":
+        """Return the probabilities behind each example's answer, by label name; arguments as of `answers`."""
+
+    def elect(self, votes: "Sequence[Answer]") -> "Answer":
+        """Return the answer to a row that the mean of several models' votes gives: all know the same labels."""
 
 
 @runtime_checkable

@@ -17,6 +17,7 @@ from onecurve.tasks._capabilities import Packaged as Packaged
 from onecurve.tasks._capabilities import Pools as Pools
 from onecurve.tasks._capabilities import Recognises as Recognises
 from onecurve.tasks._capabilities import Transforms as Transforms
+from onecurve.tasks._capabilities import Votes as Votes
 from onecurve.tasks._capabilities import Writes as Writes
 
 if TYPE_CHECKING:  # the heavy imports wait until a recipe is known to be good

@@ -8,12 +8,14 @@ with the fine labels, and wnut17/{train,test}.conll; without it the sets come fr
 """
 
 import argparse
+import ctypes
 import hashlib
 import importlib
 import json
 import math
 import os
 import shutil
+import signal
 import statistics
 import sys
 import time
@@ -22,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 WARM = "train datasets evaluate sklearn.metrics scipy.stats transformers.models.bert.modeling_bert".split() + [
@@ -64,6 +65,8 @@ class Set:
 
 
 BATCH = 32
+_END_WITH_PARENT = 1
+"""PR_SET_PDEATHSIG of linux/prctl.h."""
 SETS = {
     "sst2": Set(
         title="SST-2", task="text_classification", train="sst2/train.jsonl", test="sst2/dev.jsonl",
@@ -151,6 +154,7 @@ def fork(argv: list[str], log: Path) -> tuple[int, float]:
     if not pid:
         from onecurve.run.lifecycle import execute, leave
 
+        ctypes.CDLL(None).prctl(_END_WITH_PARENT, signal.SIGKILL)
         for descriptor in (1, 2):
             os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
         leave(execute(importlib.import_module("train").main, argv))
@@ -197,6 +201,8 @@ def table(lines: list[dict[str, Any]], sets: list[str]) -> str:
     for line in lines:
         found.setdefault((line["set"], line["cure"]), {})[line["seed"]] = line["scores"]
     columns = [(name, metric) for name in sets for metric in SETS[name].metrics if (name, "plain") in found]
+    if not columns:
+        return "Nothing is measured yet without a cure."
     titles = [f"{SETS[name].title}, {metric}" for name, metric in columns]
     rows = ["| cure | setting | " + " | ".join(f"{title} | against plain" for title in titles) + " |"]
     rows.append("|---|---|" + "--:|--:|" * len(columns))
@@ -244,6 +250,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--results", type=Path, default=ROOT / "runs/regularization/results.jsonl")
     parser.add_argument("--table", action="store_true", help="measure nothing")
     asked = parser.parse_args(argv)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     asked.results.parent.mkdir(parents=True, exist_ok=True)
     asked.results.touch()
     known = {line["key"]: line for line in map(json.loads, asked.results.open())}

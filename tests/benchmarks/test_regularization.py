@@ -51,3 +51,4 @@ def test_the_table_has_means_ranges_and_what_each_seed_gained():
     assert "60.0 (60.0 to 60.0, 1 seeds) | -10.0 (-10.0 to -10.0) |" in rows["fgm"]
     assert "not measured" in rows["focal"] and "as many of each label" in rows["class_weights"]
     assert "TREC" not in rows["cure"]
+    assert table([], ["sst2"]).startswith("Nothing is measured")

@@ -217,10 +217,10 @@ def _answer(names: list[str], words: Sequence[str] | None, labels: Sequence[str]
 
     if not has_entities(labels):
         return {"tags": names}
-    spans = [dict(zip(("type", "start", "end"), span, strict=True)) for span in entities(names)]
-    if words is not None:
-        for span in spans:
-            span["text"] = " ".join(words[span["start"] : span["end"]])
+    spans: list[Answer] = []
+    for kind, start, end in entities(names):
+        text = {} if words is None else {"text": " ".join(words[start:end])}
+        spans.append({"type": kind, "start": start, "end": end, **text})
     return {"tags": names, "entities": spans}
 
 

@@ -53,8 +53,9 @@ def train_step(
         before it was computed, and then there is nothing more), loss (mean over items, nats; of a task with several
         terms, their weighted sum, and losses has each), grad_norm (before clipping; None where no update was made), lr,
         num_items, num_tokens (without padding), num_samples (so far), sample_digest, seconds, ranks (those whose share
-        of the loss is not finite), requests (their sums over ranks), skipped where an fp16 overflow left the weights as
-        they were, and what there is to tell of examples that the step made itself.
+        of the loss is not finite), requests (their sums over ranks), num_samples_by_source (so far) of a mixture, skipped
+        where an fp16 overflow left the weights as they were, and what there is to tell of examples that the step made
+        itself.
     """
     if step.number in history.left_out:
         return {"fault": history.left_out[step.number]}
@@ -93,6 +94,8 @@ def train_step(
         "ranks": [rank for rank, share in enumerate(shares) if not all(map(isfinite, share))],
         "requests": asked,
     }
+    if step.seen:
+        outcome["num_samples_by_source"] = step.seen
     if len(losses) > 1:
         outcome["losses"] = losses
     return outcome | facts | ({"skipped": True} if overflow else {})

@@ -39,6 +39,20 @@ def test_every_block_holds_exactly_the_weight_of_each_source(mixture, seed, bloc
         assert Counter(sources_of(mixture, ids)) == mixture.weights
 
 
+@given(mixtures(), st.integers(0, 2**40), st.integers(0, 300))
+@settings(max_examples=25, deadline=None)
+def test_the_draws_of_each_source_are_counted(mixture, seed, stop):
+    ids, _ = mixture.draws(0, stop, seed) if stop else ([], [])
+    assert mixture.counts(stop, seed) == {name: sources_of(mixture, ids).count(name) for name in mixture.sizes}
+
+
+def test_counting_them_costs_the_same_anywhere(monkeypatch):
+    mixture, numbered, asked = Mixture({"news": 5, "tweets": 2}, {"news": 3, "tweets": 2}), Mixture._numbered, []
+    monkeypatch.setattr(Mixture, "_numbered", lambda self, *window: asked.append(window) or numbered(self, *window))
+    assert mixture.counts(5 * 10**12 + 4, 7) == {"news": 3 * 10**12 + 2, "tweets": 2 * 10**12 + 2}
+    assert all(stop - start < 5 for start, stop, _ in asked)
+
+
 def check_passes(mixture, seed, most=600):
     """Every pass over a source that has ended holds each of its examples once, and passes follow one another."""
     ids, passes = mixture.draws(0, most, seed)
@@ -154,6 +168,18 @@ def test_any_cut_and_rank_count_and_an_interruption_anywhere_give_the_same_examp
     whole = [*computed(plan, 1, plan.max_steps, 1)]
     assert [*computed(plan, 1, stop, before), *computed(other, stop + 1, plan.max_steps, after)] == whole
     assert sum(len(drawn) for _, drawn, *_ in whole) == whole[-1][3]
+
+
+@given(plans(), st.integers(0, 30))
+@settings(max_examples=20, deadline=None)
+def test_a_step_tells_the_draws_of_each_source_so_far_whatever_was_interrupted(plan, stop):
+    seen = Counter()
+    for step in plan.steps(1, plan.max_steps):
+        seen.update(sources_of(plan.mixture, step.sample_ids))
+        assert step.seen == {name: seen[name] for name in plan.mixture.sizes}
+        assert sum(step.seen.values()) == step.num_samples
+        assert stop >= step.number or plan.started_at(plan.position(stop), None).step(step.number).seen == step.seen
+    assert replace(plan, mixture=None).step(1).seen == {}
 
 
 @given(plans(), st.integers(1, 20), st.integers(1, 9), st.integers(1, 3))

@@ -52,6 +52,8 @@ def whole(recipe, forks, tmp_path_factory):
     """In one process, never interrupted."""
     run = forks.train(recipe, tmp_path_factory.mktemp("whole") / "run")
     assert len({step["loss"] for step in run.events("train")}) == STEPS, "nothing trained"
+    told = run.events("train")[-1]["num_samples_by_source"]
+    assert told == dict(zip(SIZES, (40, 24, 24, 8), strict=True)), "8 blocks of 12 draws"
     return run
 
 

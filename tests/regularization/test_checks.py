@@ -10,6 +10,7 @@ from onecurve.config import curve_settings
 from onecurve.errors import ConfigError
 from onecurve.planning.changed_run import allowed_changes
 from onecurve.preflight import read
+from onecurve.regularization import dropout, preparation
 from onecurve.regularization.dropout import largest
 from onecurve.regularization.preparation import check_model, prepare
 
@@ -139,6 +140,21 @@ def test_dropout_is_set_in_every_module_and_in_the_saved_config(recipe, kind, tm
     assert largest(auto.from_pretrained(tmp_path)) == 0.35
     prepare(model, recipe("text_classification", "--regularization.dropout", "0").recipe)
     assert largest(model) == 0
+
+
+def test_dropout_that_modules_keep_as_a_number_and_forget_is_caught(recipe, tmp_path, monkeypatch):
+    def of_modules_alone(model):
+        return ((module, "p", module.p) for module in model.modules() if isinstance(module, nn.Dropout))
+
+    monkeypatch.setattr(dropout, "_probabilities", of_modules_alone)
+    with pytest.raises(ConfigError, match="has no dropout"):
+        test_dropout_is_set_in_every_module_and_in_the_saved_config(recipe, "llama", tmp_path)
+
+
+def test_dropout_that_the_saved_config_forgets_is_caught(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, "set_in_config", lambda config, value: None)
+    with pytest.raises(AssertionError):
+        test_dropout_is_set_in_every_module_and_in_the_saved_config(recipe, "bert", tmp_path)
 
 
 def test_a_model_without_dropout_or_embeddings_is_refused_on_its_skeleton(recipe):

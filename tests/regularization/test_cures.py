@@ -137,6 +137,7 @@ def test_r_drop_is_the_mean_of_two_losses_and_half_of_both_divergences(logits):
     expected = expected + 3.0 * (kl(p, q) + kl(q, p)) / 2
     assert torch.equal(doubled[0], torch.cat([TARGETS[:6]] * 2))
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    assert torch.allclose(gradient_of(loss, logits), gradient_of(expected, logits), atol=1e-5)
 
 
 def test_independent_labels_diverge_each_for_itself(logits):

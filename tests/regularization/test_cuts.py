@@ -7,6 +7,8 @@ import torch
 
 from onecurve.data.plan import Step
 from onecurve.regularization import fgm, neftune
+from onecurve.regularization.criterion import OfOneLabel
+from onecurve.regularization.r_drop import RDrop, divergence
 from tests.regularization.gradients import gradient, objective_of
 from tests.tasks.contract import distance, in_double, prepare, without_dropout
 from tests.tasks.test_causal_lm import CASES as TEXTS
@@ -129,6 +131,34 @@ def test_noise_from_the_global_stream_is_caught(prepared, monkeypatch):
         return torch.rand_like(embedded)
 
     assert caught(without(prepared("label")), {"neftune_alpha": 5.0}, monkeypatch, neftune, "noise", unkeyed)
+
+
+def test_noise_keyed_by_the_place_in_the_micro_batch_is_caught(prepared, monkeypatch):
+    def by_place(embedded, mask, keys, alpha):
+        return right(embedded, mask, range(len(keys)), alpha)
+
+    right = neftune.noise
+    assert caught(without(prepared("label")), {"neftune_alpha": 5.0}, monkeypatch, neftune, "noise", by_place)
+
+
+def test_a_divisor_of_the_micro_batchs_weights_is_caught(prepared, monkeypatch):
+    def divided(self, logits, targets):
+        return right(self, logits, targets) * len(targets) / torch.tensor(self.weights)[targets].sum()
+
+    right = OfOneLabel.__call__
+    cure = {"class_weights": {"no": 3.0}}
+    assert caught(without(prepared("label")), cure, monkeypatch, OfOneLabel, "__call__", divided)
+
+
+def test_one_dropout_mask_for_both_predictions_is_caught(prepared, monkeypatch):
+    def once(self, one):
+        logits, targets = self.task.classified(one.forward(one.batch), one.batch)
+        loss = self.criterion(torch.cat([logits, logits]), torch.cat([targets, targets])) / 2
+        return loss + self.alpha * divergence(logits, logits, independent=False) / 2
+
+    monkeypatch.setattr(RDrop, "__call__", once)
+    with pytest.raises(AssertionError):
+        test_r_drop_under_another_number_of_ranks_has_the_same_gradient(prepared, "label")
 
 
 def test_partners_from_the_micro_batch_are_caught(prepared, monkeypatch):

@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
 
-from tests.launching import train, write_recipe
+from tests.launching import launch, train, write_recipe
 
 HEADS = {
     "topic": {"name": "text_classification"},
@@ -16,7 +19,9 @@ READ = """
 import sys
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-folder, adapter = sys.argv[1], sys.argv[2] == "adapter"
+folder, adapter = sys.argv[1], sys.argv[2] != "full"
+if sys.argv[2] == "bottleneck":
+    import onecurve.adapters.bottleneck  # as the card says
 for head in ("topic", "sentiment"):
     there, kind = f"{folder}/{head}", AutoModelForSequenceClassification
     tokenizer = AutoTokenizer.from_pretrained(there)
@@ -70,12 +75,23 @@ def test_two_heads_draw_one_curve_and_resume_on_it(tmp_path: Path, tiny_bert: Pa
     assert _curve(train(recipe, tmp_path / "again")) == expected
 
 
+LINEAR = {"target_modules": "all-linear"}
+METHODS = {
+    "full": {},
+    "lora": {"method": "lora", **LINEAR},
+    "dora": {"method": "lora", "use_dora": True, **LINEAR},
+    "ia3": {"method": "ia3"},
+    "loha": {"method": "loha", **LINEAR},
+    "bottleneck": {"method": "bottleneck"},
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["full", "adapter"])
+@pytest.mark.parametrize("method", METHODS)
 def test_each_head_is_a_model_that_others_load_and_says_what_all_say(
     tmp_path: Path, tiny_llama: Path, method: str
 ) -> None:
-    peft = {"peft": {"method": "lora", "target_modules": "all-linear"}} if method == "adapter" else {}
+    peft = {"peft": METHODS[method]} if method != "full" else {}
     run = train(_recipe(tmp_path, tiny_llama, **peft), tmp_path / "run")
     model = run.output_dir / "model"
     if method == "full":
@@ -89,3 +105,22 @@ def test_each_head_is_a_model_that_others_load_and_says_what_all_say(
         found = {label: float(p) for label, p in (pair.split("=") for pair in pairs)}
         assert found == pytest.approx(told[head]["probabilities"], abs=2e-5)
     assert "| [topic](topic/README.md) |" in (model / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_heads_that_a_model_has_are_trained_with_an_adapter_too(tmp_path: Path, tiny_bert: Path) -> None:
+    run = train(_recipe(tmp_path, tiny_bert), tmp_path / "heads")
+    again = _recipe(tmp_path, run.output_dir / "model", peft=METHODS["lora"])
+    model = train(again, tmp_path / "run").output_dir / "model"
+    before = AutoModelForSequenceClassification.from_pretrained(run.output_dir / "model" / "topic").classifier.weight
+    kept = load_file(model / "topic" / "adapter_model.safetensors")
+    (trained,) = (value for key, value in kept.items() if key.endswith("classifier.weight"))
+    assert trained.shape == before.shape and not torch.equal(trained, before)
+
+
+@pytest.mark.slow
+def test_virtual_tokens_are_refused(tmp_path: Path, tiny_bert: Path) -> None:
+    recipe = _recipe(tmp_path, tiny_bert, peft={"method": "prefix_tuning", "num_virtual_tokens": 2})
+    run = launch(recipe, tmp_path / "run", "python")
+    assert run.exit_code == 2
+    assert "virtual tokens need a task type of PEFT, and this task has none" in run.stderr

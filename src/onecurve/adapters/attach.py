@@ -37,6 +37,7 @@ def attach(
         _check_prompt(model, config, method)
         _fill_sizes(model, config)
     fill_targets(model, config, method)
+    new_modules = [*new_modules, *(name for name in _of_several_heads(model) if name not in new_modules)]
     _train_new_modules(model, config, method, new_modules)
     _train_new_tokens(model, config, method, new_tokens)
     _check_copied(model, config, method)
@@ -48,6 +49,14 @@ def attach(
     train_in_float32(adapted)
     _check_trained(adapted, model, method, new_modules)
     return adapted
+
+
+def _of_several_heads(model: PreTrainedModel) -> list[str]:
+    """Return what PEFT would train whole and save if each head were alone: of several, no task type tells it so."""
+    if not hasattr(model.config, "task_heads"):
+        return []
+    heads: Any = model.heads
+    return [f"heads.{head}.{name}" for head, part in heads.items() for name in _HEADS["SEQ_CLS"] if hasattr(part, name)]
 
 
 def _config(

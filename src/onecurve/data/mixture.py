@@ -52,6 +52,15 @@ class Mixture:
             ids[places] += self._offsets[source]
         return ids, passes
 
+    def counts(self, stop: int, seed: int) -> dict[str, int]:
+        """Return how many of the draws before number `stop` are of each source; the cost is that of one block."""
+        blocks, rest = divmod(stop, self._block)
+        sources = self._numbered(stop - rest, stop, seed)[0] if rest else np.empty(0, np.int64)
+        in_rest = np.bincount(sources, minlength=len(self.sizes)).tolist()
+        return {
+            name: blocks * weight + more for (name, weight), more in zip(self.weights.items(), in_rest, strict=True)
+        }
+
     def passes(self, draws: int) -> dict[str, float]:
         """Return how often so many draws go over each source, on average over seeds."""
         return {name: draws * share / self.sizes[name] for name, share in self.shares.items()}

@@ -10,7 +10,7 @@ from onecurve.errors import ConfigError
 from onecurve.model.architectures import reads_padding
 from onecurve.model.prompt_padding import reads_prompt_padding, unequal
 from onecurve.prediction.trained import Trained
-from onecurve.tasks.base import Answer, Asked, BadRow, Example, Generates, Row, Task
+from onecurve.tasks.base import Answer, Asked, BadRow, Example, Generates, Row, Task, Votes
 
 _CUT = "truncated"
 _NOTHING = "nothing to read"
@@ -19,7 +19,7 @@ _BATCHES_SORTED = 16
 
 
 def answer(
-    trained: Trained, rows: Iterable[Located | Broken], batch_size: int, max_new_tokens: int
+    trained: Trained, rows: Iterable[Located | Broken], batch_size: int, max_new_tokens: int, votes: bool = False
 ) -> Iterator[Answer]:
     """Ask a model about rows.
 
@@ -28,6 +28,7 @@ def answer(
         rows: By the task's own column names; labels need not be there.
         batch_size: Rows of one forward pass.
         max_new_tokens: How far a model that writes text writes.
+        votes: Of a task that `Votes`: the probabilities in place of the answer.
 
     Yields:
         The answer to each row, in their order: what the task says (and `truncated`, where the row is longer than the
@@ -41,7 +42,7 @@ def answer(
         lengths = {place: trained.task.length(example) for place, example in examples.items()}
         said: dict[int, Answer] = {}
         for places in _batches(lengths, batch_size, _of_one_length(trained, examples, lengths)):
-            found = _ask(trained, [examples[place] for place in places], max_new_tokens)
+            found = _ask(trained, [examples[place] for place in places], max_new_tokens, votes)
             said.update(zip(places, found, strict=True))
         for place, error in enumerate(answers):
             if error is None:
@@ -132,7 +133,7 @@ def _unlabelled(task: Task, row: Row) -> Row:
     return {name: value for name, value in row.items() if name not in task.targets}
 
 
-def _ask(trained: Trained, examples: list[Example], max_new_tokens: int) -> list[Answer]:
+def _ask(trained: Trained, examples: list[Example], max_new_tokens: int, votes: bool) -> list[Answer]:
     import torch
 
     task = trained.task
@@ -144,6 +145,8 @@ def _ask(trained: Trained, examples: list[Example], max_new_tokens: int) -> list
         outputs = task.forward(trained.model, batch)
         if isinstance(task, Asked):
             return task.replies(outputs, batch, trained)
+        if votes and isinstance(task, Votes):
+            return task.vote(outputs, batch, examples, trained.survey)
         return task.answers(outputs, batch, examples, trained.survey)
 
 

@@ -7,11 +7,11 @@ from onecurve.data.rows import Broken, Located
 from onecurve.errors import ConfigError
 from onecurve.prediction.answers import answer
 from onecurve.prediction.trained import Trained
-from onecurve.tasks.base import Answer
+from onecurve.tasks.base import Answer, Task, Votes
 
 
 def check_together(members: Sequence[Trained], names: Sequence[str]) -> None:
-    """Check that models can answer together: classifiers of the same labels, or regressions.
+    """Check that models can answer together: classifiers or taggers with the same labels, or regressions.
 
     Args:
         members: The models.
@@ -22,17 +22,21 @@ def check_together(members: Sequence[Trained], names: Sequence[str]) -> None:
     """
     first = members[0]
     for member, name in zip(members, names, strict=True):
-        kind = getattr(member.task.settings, "problem_type", "")
+        kind = _kind(member.task)
         if not kind or not (member.labels or kind == "regression"):
             raise ConfigError(
                 f"{name!r} gives no probabilities of labels and no number, of which a mean could be taken.",
-                fix="Ask one model at a time; several answer together as classifiers or regressions.",
+                fix="Ask one model at a time; several answer together as classifiers, taggers or regressions.",
             )
-        if (type(member.task), kind) != (type(first.task), getattr(first.task.settings, "problem_type", "")):
+        if (type(member.task), kind) != (type(first.task), _kind(first.task)):
             raise ConfigError(f"{names[0]!r} and {name!r} were trained for different tasks.")
         if set(member.labels) != set(first.labels):
             differing = ", ".join(sorted(set(member.labels) ^ set(first.labels)))
             raise ConfigError(f"{names[0]!r} and {name!r} do not know the same labels: {differing}.")
+
+
+def _kind(task: Task) -> str:
+    return "votes" if isinstance(task, Votes) else getattr(task.settings, "problem_type", "")
 
 
 def answer_together(
@@ -42,22 +46,25 @@ def answer_together(
 
     Yields:
         The answer to each row: label and probabilities by the mean of the models' probabilities, or the mean value;
-        `error` where any of them cannot use the row.
+        of a task that `Votes`, what it elects; `error` where any of them cannot use the row.
     """
     if len(members) == 1:
         yield from answer(members[0], rows, batch_size, max_new_tokens)
         return
-    told = [answer(m, r, batch_size, max_new_tokens) for m, r in zip(members, tee(rows, len(members)), strict=True)]
+    copies = zip(members, tee(rows, len(members)), strict=True)
+    told = [answer(member, own, batch_size, max_new_tokens, votes=True) for member, own in copies]
     for answers in zip(*told, strict=True):
-        yield mean_of(answers)
+        yield mean_of(answers, members[0].task)
 
 
-def mean_of(answers: Sequence[Answer]) -> Answer:
-    """Return the mean of what several models say of one row, in the words that one of them would use."""
+def mean_of(answers: Sequence[Answer], task: Task) -> Answer:
+    """Return the mean of what several models of a task say of one row, in the words that one of them would use."""
     for one in answers:
         if "error" in one:
             return one
     cut = {"truncated": True} if any("truncated" in one for one in answers) else {}
+    if isinstance(task, Votes):
+        return {**task.elect(answers), **cut}
     if "value" in answers[0]:
         return {"value": sum(one["value"] for one in answers) / len(answers), **cut}
     names = answers[0]["probabilities"]

@@ -52,6 +52,17 @@ class Asked(Protocol):
 
 
 @runtime_checkable
+class Votes(Protocol):
+    """A task whose answers are made of many decisions, each by probabilities that several models can have a mean of."""
+
+    def vote(self, outputs: Any, batch: "Batch", examples: "Sequence[Example]", survey: "Survey") -> "list[Answer]":
+        """Return the probabilities behind each example's answer, by label name; arguments as of `answers`."""
+
+    def elect(self, votes: "Sequence[Answer]") -> "Answer":
+        """Return the answer to a row that the mean of several models' votes gives: all know the same labels."""
+
+
+@runtime_checkable
 class Writes(Generates, Protocol):
     """A task whose models write texts that evaluations compare with references."""
 

@@ -22,6 +22,7 @@ from onecurve.tasks._capabilities import Pools as Pools
 from onecurve.tasks._capabilities import Recognises as Recognises
 from onecurve.tasks._capabilities import Rewords as Rewords
 from onecurve.tasks._capabilities import Transforms as Transforms
+from onecurve.tasks._capabilities import Votes as Votes
 from onecurve.tasks._capabilities import Writes as Writes
 from onecurve.tasks._rolls_out import RollsOut as RollsOut
 

@@ -164,22 +164,32 @@ class Task(base.Task):
         return {"loss": loss, **score_tags(pairs, survey.labels)}
 
     def answers(self, outputs: Any, batch: Batch, examples: Sequence[Example], survey: Survey) -> list[Answer]:
-        from onecurve.metrics.entities import entities, has_entities
-
         told = []
         for tags, example in zip(_of_words(outputs, batch), examples, strict=True):
             words = example.get("tokens")  # a labelled example keeps only its tags
             count = len(example["tags"] if words is None else words)
             names = [survey.labels[tags[word]] if word in tags else _OUTSIDE for word in range(count)]
-            answer: Answer = {"tags": names}
-            if has_entities(survey.labels):
-                spans = [dict(zip(("type", "start", "end"), span, strict=True)) for span in entities(names)]
-                if words is not None:
-                    for span in spans:
-                        span["text"] = " ".join(words[span["start"] : span["end"]])
-                answer["entities"] = spans
-            told.append(answer)
+            told.append(_answer(names, words, survey.labels))
         return told
+
+    def vote(self, outputs: Any, batch: Batch, examples: Sequence[Example], survey: Survey) -> list[Answer]:
+        """Return the words, and for each that was read its tags' probabilities."""
+        told = []
+        rows = zip(outputs.float().softmax(-1).tolist(), batch["words"].tolist(), examples, strict=True)
+        for shares, places, example in rows:
+            read = {word: share for word, share in zip(places, shares, strict=True) if word != _NO_WORD}
+            of_tags = {word: dict(zip(survey.labels, share, strict=True)) for word, share in read.items()}
+            told.append({"words": example["tokens"], "labels": survey.labels, "probabilities": of_tags})
+        return told
+
+    def elect(self, votes: Sequence[Answer]) -> Answer:
+        """Return each word's tag by the mean of those models that have read it: some may read longer rows."""
+        words, labels, names = votes[0]["words"], votes[0]["labels"], []
+        for word in range(len(words)):
+            read = [vote["probabilities"][word] for vote in votes if word in vote["probabilities"]]
+            total = {label: sum(one[label] for one in read) for label in labels}
+            names.append(max(labels, key=total.__getitem__) if read else _OUTSIDE)
+        return _answer(names, words, labels)
 
     def reference(self, example: Example, survey: Survey) -> Answer:
         return {"reference": [survey.labels[tag] for tag in example["tags"]]}
@@ -188,6 +198,19 @@ class Task(base.Task):
         tokens = tokenizer.convert_ids_to_tokens(example["input_ids"])
         marked = zip(tokens, example["labels"], strict=True)
         return " ".join(token + ("" if tag == IGNORE_INDEX else f"«{survey.labels[tag]}»") for token, tag in marked)
+
+
+def _answer(names: list[str], words: Sequence[str] | None, labels: Sequence[str]) -> Answer:
+    """Return what is told of a sentence with these tags: with a scheme of entities, those too."""
+    from onecurve.metrics.entities import entities, has_entities
+
+    if not has_entities(labels):
+        return {"tags": names}
+    spans: list[Answer] = []
+    for kind, start, end in entities(names):
+        text = {} if words is None else {"text": " ".join(words[start:end])}
+        spans.append({"type": kind, "start": start, "end": end, **text})
+    return {"tags": names, "entities": spans}
 
 
 def _words(row: Row) -> list[str]:

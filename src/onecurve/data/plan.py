@@ -14,6 +14,7 @@ from onecurve.data.micro_batches import Cut
 from onecurve.data.mixture import Mixture, weights_at, whole_weights
 from onecurve.data.order import shuffled
 from onecurve.data.position import Position
+from onecurve.data.windows import Windows
 from onecurve.errors import ConfigError
 from onecurve.seeds import stream_key
 
@@ -114,6 +115,8 @@ class BatchPlan:
     """How a step is cut; None: in plan order."""
     mixture: Mixture | None = None
     """Which example each draw gives; None: every example once an epoch, in an order of its own."""
+    windows: Windows | None = None
+    """The order of each epoch, where it is not a shuffle of all examples."""
     sweeps: int = 1
     """Passes over each micro-batch, of an objective that takes several."""
     start: Position = field(default_factory=Position)
@@ -218,6 +221,8 @@ class BatchPlan:
         if self.mixture:
             before = epoch * self.num_examples
             return self.mixture.draws(before + start, before + stop, self._seed(epoch))
+        if self.windows:
+            return self.windows.ids(start, stop, self._seed(epoch), epoch), None
         if not self.shuffle:
             return np.arange(start, stop), None
         order = _shuffled(self.num_examples, stream_key(self._seed(epoch), "order", epoch))

@@ -14,6 +14,7 @@ from onecurve.data.micro_batches import Cut
 from onecurve.data.mixture import Mixture, weights_at, whole_weights
 from onecurve.data.order import shuffled
 from onecurve.data.position import Position
+from onecurve.data.shards import Numbers, ShardedExamples
 from onecurve.data.windows import Windows
 from onecurve.errors import ConfigError
 from onecurve.seeds import stream_key
@@ -102,7 +103,7 @@ def num_passes(num_micro_batches: int, world_size: int) -> int:
 class BatchPlan:
     """Every step of a run. Seeking a step costs the same at any step number."""
 
-    num_items: np.ndarray
+    num_items: np.ndarray | Numbers
     """Terms of the loss in each example, int [num_examples], or [num_examples, terms]."""
     seed: int
     global_batch_size: int
@@ -243,8 +244,16 @@ def plan_run(splits: "Sequence[Split]", recipe: Recipe) -> BatchPlan:
     plan = BatchPlan(split.num_items, recipe.seed, train.global_batch_size, train.examples_a_pass)
     plan = replace(plan, sweeps=recipe.regularization.sweeps)
     plan = replace(plan, max_steps=train.max_steps or plan.num_steps(train.epochs or 1))
+    plan = replace(plan, windows=_windows(split, recipe.data.shuffle_window))
     plan = replace(plan, mixture=_mixture({one.title: len(one) for one in split.sets}, recipe.data))
     return replace(plan, cut=cut) if cut.by_length or cut.tokens else plan
+
+
+def _windows(split: "Split", shards: int | None) -> Windows | None:
+    if shards is None:
+        return None
+    assert isinstance(split.examples, ShardedExamples), "refused before anything was read"
+    return Windows(tuple(shard.examples for shard in split.examples.shards), shards)
 
 
 def _mixture(sizes: dict[str, int], data: DataSection) -> Mixture | None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from plan_scaling import recipe
 
 from onecurve.data.checking import Report
 from onecurve.data.examples import write_batches
@@ -25,7 +26,6 @@ from onecurve.data.plan import plan_run
 from onecurve.data.shards import Encoding, Shard, ShardedExamples, ShardIndex
 from onecurve.data.splits import Split
 from onecurve.tasks.base import Survey
-from plan_scaling import recipe
 
 SIZES = (1_000_000, 10_000_000, 100_000_000)
 SHARD = 100_000
@@ -45,9 +45,7 @@ def make(folder: Path, examples: int) -> ShardIndex:
         lengths = np.exp(4.5 + 0.8 * rng.standard_normal(SHARD)).clip(4, 2048).astype(np.int64)
         names = ["num_items", "length", "num_tokens"]
         parts = np.split(lengths, SHARD // 1000)
-        write_batches(
-            folder / name, (pa.RecordBatch.from_arrays([pa.array(part)] * 3, names=names) for part in parts)
-        )
+        write_batches(folder / name, (pa.RecordBatch.from_arrays([pa.array(part)] * 3, names=names) for part in parts))
         shards.append(Shard.of(folder / name, name, SHARD, Report()))
     encoding = Encoding("", {}, [], asdict(Survey()), {"read": {}, "unread": [], "known": []}, "", SHARD)
     index = ShardIndex(folder, encoding, Report(), tuple(shards))
@@ -87,7 +85,12 @@ def measure(folder: Path, window: int | None) -> tuple[str, ...]:
     times = timed(range(1, 2)), timed(range(middle, middle + 1)), timed(range(middle + 1, middle + 1 + STEPS))
     allocated, peak = memory("RssAnon") - before, memory("VmHWM") - all_before
     told = [f"{time * 1e3:,.1f} ms" for time in (read, *times)]
-    return (f"{len(examples):,}", str(window or "all"), *told, *(f"{size / 2**20:,.0f} MiB" for size in (allocated, peak)))
+    return (
+        f"{len(examples):,}",
+        str(window or "all"),
+        *told,
+        *(f"{size / 2**20:,.0f} MiB" for size in (allocated, peak)),
+    )
 
 
 def main(arguments: list[str]) -> None:

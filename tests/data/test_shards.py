@@ -12,9 +12,11 @@ import pytest
 
 from onecurve.config import DataSection, Recipe
 from onecurve.data import encoder, plan_run
+from onecurve.data.sharded import check_shardable
 from onecurve.data.sharding import encode_shards
 from onecurve.data.shards import ShardedExamples, ShardIndex
 from onecurve.errors import ConfigError, DataError, UserError
+from onecurve.tasks import find_task
 from onecurve.tasks.base import BadRow
 from onecurve.tasks.text_classification import Task as TextClassification
 from onecurve.tasks.text_classification import TextClassificationSettings
@@ -262,6 +264,15 @@ def test_what_shards_cannot_be_is_refused(settings, task, folder, change, told):
     named = json.loads(json.dumps({"train": str(folder)} | change).replace("SHARDS", str(folder)))
     with pytest.raises(UserError, match=told):
         load(DataSection(**named, cache_dir=settings.cache_dir), task)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("dpo", "a reference model is asked"), ("image_classification", "files of images or sounds")]
+)
+def test_tasks_whose_examples_are_not_all_there_are_refused(name, told):
+    kind = find_task(name)
+    with pytest.raises(ConfigError, match=told):
+        check_shardable(DataSection(train="rows.jsonl"), kind(kind.Settings()))
 
 
 def test_a_folder_with_something_else_in_it_is_not_written_to(settings, task, folder, tmp_path):

@@ -60,19 +60,18 @@ def encode_shards(
     refuse_without_effect({"task": task.settings}, task.without_effect(reading))
     checker = RowChecker(sources["train"], task, settings.on_bad_row == "skip")
     stamp = checker.source.stamp()
+    checked = check_once(cache_root(settings.cache_dir), {"train": checker}, task)
+    survey = checked.survey.in_model_order(reading.labels)
+    encoder = Encoder(task, survey, reading, settings.on_long, settings.on_bad_row)
+    encoding = _encoding(checked, encoder, checker.source, shard_size)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / _LOCK, timeout=0):
-            checked = check_once(cache_root(settings.cache_dir), {"train": checker}, task)
-            encoder = Encoder(
-                task, checked.survey.in_model_order(reading.labels), reading, settings.on_long, settings.on_bad_row
-            )
-            encoding = _encoding(checked, encoder, checker.source, shard_size)
-            writing = SplitEncoding(encoder, checker, None, stamp)
-            yield from _write(ShardIndex(folder, encoding, checked.reports["train"]), writing)
+            index = ShardIndex(folder, encoding, checked.reports["train"])
+            yield from _write(index, SplitEncoding(encoder, checker, None, stamp))
     except Timeout:
         raise ConfigError(f"another process encodes into '{folder}'.", where="--output") from None
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the second: a file system without locks
         raise LaunchError(f"shards cannot be written to '{folder}': {error}.", where="--output") from None
 
 
@@ -105,7 +104,7 @@ def _write(index: ShardIndex, writing: SplitEncoding) -> Iterator[str]:
     _check_folder(index)
     done = _complete(index)
     if done:
-        yield f"{len(done)} shards, {sum(shard.examples for shard in done):,} examples: already there"
+        yield f"{_told(done)}: already there"
     if not (folder / SHARDS).is_file() or len(done) < len(ShardIndex.read(folder).shards):
         index.write()  # whose shards these are; and that there are not all of them
     rest = Report()
@@ -122,7 +121,11 @@ def _write(index: ShardIndex, writing: SplitEncoding) -> Iterator[str]:
     examples = sum(shard.examples for shard in done)
     writing.check_written(examples, report)
     replace(index, report=report, shards=tuple(done)).write()
-    yield f"{len(done)} shards, {examples:,} examples, {sum(shard.num_tokens for shard in done):,} tokens in {folder}"
+    yield f"{_told(done)}, {sum(shard.num_tokens for shard in done):,} tokens in {folder}"
+
+
+def _told(shards: list[Shard]) -> str:
+    return f"{len(shards)} shard{'s' * (len(shards) != 1)}, {sum(shard.examples for shard in shards):,} examples"
 
 
 @dataclass

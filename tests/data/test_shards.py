@@ -215,6 +215,19 @@ def test_a_changed_or_missing_shard_is_refused_and_a_verified_one_is_not_read_ag
     assert refused.value.where == "data.train"
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("{", "cannot be read"), ('{"layout": 9}', r"another version of onecurve \(layout 9")],
+    ids=["cut", "layout"],
+)
+def test_an_index_that_cannot_be_read_is_refused(settings, task, folder, text, told):
+    encode(settings, task, folder)
+    (folder / "shards.json").write_text(text)
+    with pytest.raises(ConfigError, match=told) as refused:
+        load(sharded(settings, folder), task)
+    assert refused.value.where == str(folder / "shards.json")
+
+
 class _Otherwise(TextClassification):
     def encode(self, row, survey, reading, truncate):
         return super().encode({**row, "text": row["text"] + "!"}, survey, reading, truncate)

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from onecurve.config import DataSection, TaskSection
-from onecurve.data.cache_key import content_key
+from onecurve.data.cache_key import content_key, content_parts
 from onecurve.errors import ConfigError
 from onecurve.preflight import read
 from onecurve.tasks import find_task, load_task, members, task_names
@@ -212,7 +212,7 @@ def test_relative_imports_and_packages_count(project):
 def test_another_code_is_other_examples(project):
     def key():
         task = load_task(TaskSection(name="shouted.py:Task"))
-        return content_key("data", "sample", "tokenizer", task, Survey(), DataSection(train="x"), 8)
+        return content_key(content_parts("data", "sample", "tokenizer", task, Survey(), DataSection(train="x"), 8))
 
     first = key()
     assert key() == first

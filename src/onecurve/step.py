@@ -53,9 +53,9 @@ def train_step(
         before it was computed, and then there is nothing more), loss (mean over items, nats; of a task with several
         terms, their weighted sum, and losses has each), grad_norm (before clipping; None where no update was made), lr,
         num_items, num_tokens (without padding), num_samples (so far), sample_digest, seconds, ranks (those whose share
-        of the loss is not finite), requests (their sums over ranks), num_samples_by_source (so far) of a mixture, skipped
-        where an fp16 overflow left the weights as they were, and what there is to tell of examples that the step made
-        itself.
+        of the loss is not finite), requests (their sums over ranks), num_samples_by_source (so far) of a mixture,
+        skipped where an fp16 overflow left the weights as they were, and what is to be told of examples that the step
+        made itself.
     """
     if step.number in history.left_out:
         return {"fault": history.left_out[step.number]}

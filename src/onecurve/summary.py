@@ -69,6 +69,7 @@ def describe_run(
         *_describe_counts(data.survey, data.splits),
         *_describe_partial(data),
         *_describe_splits(data, plan),
+        *_describe_windows(plan),
         f"columns   {_describe_columns(data.parts, task)}",
         *_describe_left_out(data.parts),
         *_describe_tally(data.splits),
@@ -182,6 +183,16 @@ def _describe_splits(data: Data, plan: BatchPlan) -> Iterator[str]:
                 share = f"; {weight}{shares[part.title]:.1%} of the draws, {draws * shares[part.title] / len(part):.3g}"
                 share += " passes"
             yield f"  {_describe_split(part, part.title)}{share}"
+
+
+def _describe_windows(plan: BatchPlan) -> Iterator[str]:
+    """Say how far examples are shuffled, where it is not over all of them."""
+    if windows := plan.windows:
+        number, shards = -(-len(windows.sizes) // windows.shards), len(windows.sizes)
+        yield (
+            f"order     {number} windows of {min(windows.shards, shards)} of {shards} shards, about "
+            f"{windows.examples:,} examples each; shuffled within a window"
+        )
 
 
 def _describe_split(split: Split, name: str = "") -> str:

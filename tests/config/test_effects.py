@@ -21,11 +21,14 @@ model: {path: org/model}
 data: {train: a.jsonl}
 train: {max_steps: 30}
 """
+SHARDS = "shards"
+"""Of a recipe's folder, which the fixture makes."""
 SCORED = ["--data.eval", "b.jsonl"]
 BFLOAT = ["--model.dtype", "bfloat16"]
 CASES = {  # key: its value, what it needs, and what of it is said where that is missing
     "model.revision": ("v1", [], "model.path is a local folder"),
     "model.tokenizer_revision": ("v1", ["--model.tokenizer", "org/other"], "a model.tokenizer that is a hub name"),
+    "data.shuffle_window": ("8", ["--data.train", SHARDS], "not a folder of encoded shards"),
     "data.temperature": ("0.5", ["--data.train", "{a: a.jsonl, b: b.jsonl}"], "names no sources"),
     "optim.decay_steps": ("5", ["--optim.schedule", "wsd"], "for optim.schedule wsd"),
     "optim.min_lr_ratio": ("0.1", [], "constant never falls"),
@@ -76,9 +79,12 @@ def test_a_key_without_a_statement_is_found():
 
 
 @pytest.fixture
-def load(tmp_path):
+def load(tmp_path, monkeypatch):
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE)
+    (tmp_path / SHARDS).mkdir()
+    (tmp_path / SHARDS / "shards.json").touch()
+    monkeypatch.chdir(tmp_path)
     return lambda *overrides: load_recipe([str(path), *overrides])[0]
 
 

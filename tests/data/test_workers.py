@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from onecurve.config import DataSection
-from onecurve.data import encoding, workers
+from onecurve.data import encoder, workers
 from onecurve.data.workers import in_order
 from onecurve.errors import DataError, LaunchError
 from onecurve.tasks.base import Example, Processing, Row, Survey
@@ -57,7 +57,7 @@ def rows(**others: dict[str, str]) -> list[dict[str, str]]:
 @pytest.fixture
 def encode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Encode rows in parts of 7 on so many cores; return the data, and the processes that encoded."""
-    monkeypatch.setattr(encoding, "_PART_ROWS", 7)
+    monkeypatch.setattr(encoder, "_PART_ROWS", 7)
 
     def encode(
         num_cores: int, written: list[Any], max_length: int = 100, tokenizer: Any = None, **settings: Any

@@ -204,9 +204,9 @@ def test_samples_show_what_was_read_written_and_right(tiny_llama: Path) -> None:
 
 
 def test_a_row_of_several_examples_has_its_text_at_the_last() -> None:
-    examples = SimpleNamespace(rows=torch.tensor([0, 2, 2, 3]))
+    rows = torch.tensor([0, 2, 2, 3])
     prompts = [Prompt(0, {}, 1, "a"), Prompt(2, {}, 1, "b")]
-    loader: Any = SimpleNamespace(split=SimpleNamespace(examples=examples, prompts=prompts))
+    loader: Any = SimpleNamespace(split=SimpleNamespace(rows=rows, prompts=prompts))
     found: dict[int, dict[str, Any]] = {number: {"loss": 1.0} for number in range(4)}
     predictions._add_texts(found, loader, ["A", "B"])
     assert [found[number].get("text") for number in range(4)] == ["A", None, "B", None]

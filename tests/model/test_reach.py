@@ -60,8 +60,10 @@ class Split:
 
     def __init__(self, examples: list[dict[str, Any]], optional: tuple[int, ...] = ()) -> None:
         self.taken = examples
-        self.lengths = np.array([len(example["input_ids"]) for example in examples])
-        self.examples = SimpleNamespace(optional=lambda: list(optional))
+        order = np.argsort([len(example["input_ids"]) for example in examples], kind="stable").tolist()
+        self.examples = SimpleNamespace(
+            optional=lambda: list(optional), short_and_middle=lambda: [order[0], order[len(order) // 2]]
+        )
 
     def take(self, numbers: list[int]) -> list[dict[str, Any]]:
         return [self.taken[number] for number in numbers]

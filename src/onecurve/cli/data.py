@@ -1,7 +1,8 @@
-"""Prepare a run's data: fetch and encode it before the run; list and prune the cache of encoded examples."""
+"""Prepare a run's data: fetch and encode it before the run, into shards too; list and prune the cache of examples."""
 
 import argparse
 import re
+from pathlib import Path
 
 from onecurve.errors import ConfigError
 from onecurve.machine.log_noise import hush_transformers
@@ -18,6 +19,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         allow_abbrev=False,
     )
     action.add_argument("recipe", metavar="RECIPE")
+    action = actions.add_parser(
+        "encode",
+        help="encode data.train into a folder of shards, for data that is too much to hold or to encode at a run's "
+        "start; launched again, it goes on after the last complete shard; --section.key value as with train.py",
+        allow_abbrev=False,
+    )
+    action.add_argument("recipe", metavar="RECIPE")
+    action.add_argument("--output", metavar="FOLDER", required=True, help="the folder to write, for data.train")
+    action.add_argument(
+        "--shard_size", metavar="N", type=int, default=100_000, help="examples of a shard, at least; default: 100000"
+    )
     action = actions.add_parser("cache", help="list the encoded examples that are kept", allow_abbrev=False)
     action.add_argument("--cache_dir", metavar="FOLDER", help="as data.cache_dir; default: the user's cache directory")
     action.add_argument(
@@ -30,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Stage the data, or list the cache; print what was found and where it is."""
-    return {"stage": _stage, "cache": _cache}[arguments.action](arguments)
+    """Stage or encode the data, or list the cache; print what was found or made, and where it is."""
+    return {"stage": _stage, "encode": _encode, "cache": _cache}[arguments.action](arguments)
 
 
 def _stage(arguments: argparse.Namespace) -> int:
@@ -43,6 +55,23 @@ def _stage(arguments: argparse.Namespace) -> int:
     from onecurve.stage import stage
 
     for line in stage(checked):
+        print(line, flush=True)  # noqa: T201
+    return 0
+
+
+def _encode(arguments: argparse.Namespace) -> int:
+    if arguments.shard_size < 1:
+        raise ConfigError(f"must be at least 1; got {arguments.shard_size}.", where="--shard_size")
+    from onecurve.preflight import read
+
+    checked = read([arguments.recipe, *arguments.overrides])
+    hush_transformers()
+    from onecurve.data.sharding import encode_shards
+    from onecurve.model.reading import Reading
+
+    recipe, task = checked.recipe, checked.task
+    reading, folder = Reading.of(recipe, task), Path(arguments.output).expanduser()
+    for line in encode_shards(recipe.data, task, reading, recipe.seed, folder, arguments.shard_size):
         print(line, flush=True)  # noqa: T201
     return 0
 

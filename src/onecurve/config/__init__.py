@@ -12,7 +12,7 @@ from onecurve.config.sections.model import ModelSection
 from onecurve.config.sections.optim import OptimSection
 from onecurve.config.sections.peft import PeftSection
 from onecurve.config.sections.regularization import RegularizationSection
-from onecurve.config.sections.sources import NamedSet, path_of, weights_of
+from onecurve.config.sections.sources import SHARDS, NamedSet, path_of, shards_folder, weights_of
 from onecurve.config.sections.task import TaskSection
 from onecurve.config.sections.tracking import TrackingSection
 from onecurve.config.sections.train import TrainSection
@@ -21,6 +21,7 @@ from onecurve.config.writing import dump_recipe, resolve
 
 __all__ = [
     "BY_SPLIT",
+    "SHARDS",
     "DataSection",
     "EvalSection",
     "ModelSection",
@@ -48,5 +49,6 @@ __all__ = [
     "read_yaml",
     "refuse_without_effect",
     "resolve",
+    "shards_folder",
     "weights_of",
 ]

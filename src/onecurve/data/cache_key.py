@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,15 @@ _SAMPLE_TEXT, _SAMPLE_SIZE = 10_000, 100_000
 """Characters of one text, and of all rows, that are encoded at each start: a tenth of a second's work at most."""
 
 
-def content_key(
+def content_key(parts: Mapping[str, Any]) -> str:
+    """Return the key of one split's examples, from what `content_parts` returned."""
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def content_parts(
     data: str, sample: str, processor: str, task: Task, survey: Survey, settings: DataSection, max_length: int
-) -> str:
-    """Return the key of one split's examples.
+) -> dict[str, Any]:
+    """Return what one split's examples depend on, as values for JSON.
 
     Args:
         data: The split's digest.
@@ -36,17 +41,16 @@ def content_key(
         settings: How files are read and which rows and examples are left out.
         max_length: Tokens an example may have, resolved.
     """
-    parts = {
+    return {
         "layout": _LAYOUT,
         "data": data,
         "sample": sample,
         "tokenizer": processor,
         **task_identity(task),
-        "survey": _names(survey),
+        "survey": names_of(survey),
         "settings": settings.model_dump(include=SETTINGS),
         "max_length": max_length,
     }
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def task_identity(task: Task) -> dict[str, Any]:
@@ -100,9 +104,9 @@ def _unplaced(value: Any) -> Any:
     return list(map(_unplaced, value)) if isinstance(value, list) else value
 
 
-def _names(survey: Survey) -> dict[str, Any]:
+def names_of(survey: Survey) -> dict[str, Any]:
     """Return what of a survey the ids depend on: the names; how many rows have each may change."""
-    heads = {name: _names(head) for name, head in survey.heads.items()}
+    heads = {name: names_of(head) for name, head in survey.heads.items()}
     return {"labels": survey.labels} | ({"heads": heads} if heads else {})
 
 

@@ -63,7 +63,7 @@ class _NotPlain(Exception):
     """Its argument cannot be kept as JSON."""
 
 
-def check_once(root: Path, checkers: Mapping[str, RowChecker], task: Task) -> Checked:
+def check_once(root: Path, checkers: Mapping[str, RowChecker], task: Task, known: Survey | None = None) -> Checked:
     """Check every row of every split, or read what an earlier start with the same files kept.
 
     Of processes that start together one reads the rows, and the others wait for it.
@@ -72,6 +72,7 @@ def check_once(root: Path, checkers: Mapping[str, RowChecker], task: Task) -> Ch
         root: The cache folder.
         checkers: By split.
         task: Whose rows they are.
+        known: What training data told that is not among them.
 
     Raises:
         DataError: As `check_splits` does, or files that changed while they were read.
@@ -81,7 +82,7 @@ def check_once(root: Path, checkers: Mapping[str, RowChecker], task: Task) -> Ch
 
     def write(_: Path) -> dict[str, Any]:
         sleep(_CLOCK_TICK)
-        found = _check(checkers)
+        found = _check(checkers, known)
         for name, source in sources.items():
             if source.stamp() != stamps[name]:
                 raise DataError(f"'{source.spec}' changed while it was read.", where=source.key, fix="Launch again.")
@@ -96,7 +97,7 @@ def check_once(root: Path, checkers: Mapping[str, RowChecker], task: Task) -> Ch
 
     about = {"rows": ", ".join(source.spec for source in sources.values()), "task": type(task).__module__}
     try:
-        entry = get_or_write(root, f"rows-{_key(sources, stamps, task)}", write, about)
+        entry = get_or_write(root, f"rows-{_key(sources, stamps, task, known)}", write, about)
     except _NotPlain as error:
         (found,) = error.args
         return found
@@ -106,8 +107,8 @@ def check_once(root: Path, checkers: Mapping[str, RowChecker], task: Task) -> Ch
     return found
 
 
-def _check(checkers: Mapping[str, RowChecker]) -> Checked:
-    survey, reports, looked = check_splits(checkers)
+def _check(checkers: Mapping[str, RowChecker], known: Survey | None) -> Checked:
+    survey, reports, looked = check_splits(checkers, known)
     return Checked(
         survey,
         reports,
@@ -121,7 +122,7 @@ def _digest(source: Source, looked: Looked) -> str:
     return f"{source.digest()} {looked.files.hexdigest()}" if source.media else source.digest()
 
 
-def _key(sources: Mapping[str, Source], stamps: Mapping[str, tuple[str, ...]], task: Task) -> str:
+def _key(sources: Mapping[str, Source], stamps: Mapping[str, tuple[str, ...]], task: Task, known: Survey | None) -> str:
     read = lambda source: source.asked.model_dump(include={*SETTINGS, "hub_config"})  # noqa: E731
     splits = {
         name: [source.spec, [part.name for part in source.parts], stamps[name], repr(source.selection), read(source)]
@@ -132,6 +133,7 @@ def _key(sources: Mapping[str, Source], stamps: Mapping[str, tuple[str, ...]], t
         "splits": splits,
         "location": {name: source.location() for name, source in sources.items()},
         **task_identity(task),
+        **({"known": asdict(known)} if known else {}),
     }
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 

@@ -162,8 +162,14 @@ class Looked:
             yield located.row
 
 
-def check_splits(checkers: Mapping[str, RowChecker]) -> tuple[Survey, dict[str, Report], dict[str, Looked]]:
+def check_splits(
+    checkers: Mapping[str, RowChecker], known: Survey | None = None
+) -> tuple[Survey, dict[str, Report], dict[str, Looked]]:
     """Read every row of every split once; needs no tokenizer.
+
+    Args:
+        checkers: By split.
+        known: What training data told that is not among them.
 
     Returns:
         What the training split told; and by split a report and what was seen of its usable rows.
@@ -172,8 +178,19 @@ def check_splits(checkers: Mapping[str, RowChecker]) -> tuple[Survey, dict[str, 
         DataError: A broken row that must not be skipped, or a split with nothing usable.
     """
     reports = {name: Report() for name in checkers}
-    looked, task = {name: Looked() for name in checkers}, next(iter(checkers.values())).task
+    looked = {name: Looked() for name in checkers}
     training = {name: checker for name, checker in checkers.items() if checker.source.split == "train"}
+    survey = known or _surveyed(training, reports, looked)
+    for name, checker in checkers.items():
+        if name not in training:
+            deque(looked[name].at(checker.usable(reports[name], survey), checker.task.media), maxlen=0)
+    return survey, reports, looked
+
+
+def _surveyed(
+    training: Mapping[str, RowChecker], reports: Mapping[str, Report], looked: Mapping[str, Looked]
+) -> Survey:
+    task = next(iter(training.values())).task
     usable = chain.from_iterable(
         looked[name].at(checker.usable(reports[name], None), task.media) for name, checker in training.items()
     )
@@ -187,7 +204,4 @@ def check_splits(checkers: Mapping[str, RowChecker]) -> tuple[Survey, dict[str, 
     if survey.labels and not survey.label_counts:
         counts = sum((Counter(reports[name].label_counts) for name in training), Counter[str]())
         survey = replace(survey, label_counts=[counts.get(name, 0) for name in survey.labels])
-    for name, checker in checkers.items():
-        if name not in training:
-            deque(looked[name].at(checker.usable(reports[name], survey), task.media), maxlen=0)
-    return survey, reports, looked
+    return survey

@@ -181,16 +181,31 @@ class Examples:
 
     def optional(self) -> list[int]:
         """Return, for each key that only some examples have, the first one with it and the first without."""
-        found: list[int] = []
+        return [number for first in self.presence().values() if len(first) > 1 for number in first.values()]
+
+    def presence(self) -> dict[str, dict[bool, int]]:
+        """Return, for each key, the first example that has it (True) and the first that has not (False), if there are.
+
+        Those of one key are in the order in which they are met.
+        """
+        found: dict[str, dict[bool, int]] = {}
         for name in {name: None for batch in self._batches for name in batch.schema.names}:
-            first: dict[bool, int] = {}
+            first = found[name] = {}
             for start, batch in zip([0, *self._ends], self._batches, strict=False):
                 column = batch.column(name) if name in batch.schema.names else pa.nulls(len(batch))
                 for state, count in ((False, column.null_count), (True, len(column) - column.null_count)):
                     if count and state not in first:
                         first[state] = start + column.is_valid().to_pylist().index(state)
-            found += first.values() if len(first) > 1 else ()
         return found
+
+    def short_and_middle(self) -> list[int]:
+        """Return the shortest example, and one of middle length."""
+        order = self.lengths.argsort(kind="stable")
+        return [int(order[0]), int(order[len(order) // 2])]
+
+    def longest(self, count: int) -> np.ndarray:
+        """Return the longest examples, in the order of their lengths: int64 [count]."""
+        return self.lengths.argsort(kind="stable")[-count:]
 
     def _column(self, name: str) -> np.ndarray:
         # Every rank holds a number for each example of the data: 4 bytes less of it

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from onecurve.config import DataSection
+from onecurve.config import DataSection, shards_folder
 from onecurve.data.files import DataFile
 from onecurve.data.folders import files_of
 from onecurve.data.formats import SUFFIXES, format_of
@@ -82,6 +82,12 @@ def _matching(pattern: str) -> list[Path]:
 
 
 def _in_folder(key: str, folder: Path, split: str, settings: DataSection, columns: Columns) -> Iterator[Part]:
+    if shards_folder(str(folder)):
+        raise ConfigError(
+            f"'{folder}' holds encoded shards, which can only be the whole of data.train.",
+            where=key,
+            fix="Name the rows that they were encoded from.",
+        )
     asked = split or _SPLITS.get(_setting(key), "train")
     if is_saved(folder):
         yield from load_saved(key, folder, asked, is_named=bool(split))

@@ -7,12 +7,14 @@ from itertools import pairwise
 
 import numpy as np
 
+from onecurve.data.shards import Lengths
+
 
 @dataclass(frozen=True)
 class Cut:
     """Splits any list of examples; the plan decides which ones a step has."""
 
-    lengths: np.ndarray
+    lengths: np.ndarray | Lengths
     """Tokens of each example of the split: int [num_examples]."""
     by_length: bool
     """Group examples of similar length; else keep their order."""

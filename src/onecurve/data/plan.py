@@ -14,6 +14,8 @@ from onecurve.data.micro_batches import Cut
 from onecurve.data.mixture import Mixture, weights_at, whole_weights
 from onecurve.data.order import shuffled
 from onecurve.data.position import Position
+from onecurve.data.shards import Numbers, ShardedExamples
+from onecurve.data.windows import Windows
 from onecurve.errors import ConfigError
 from onecurve.seeds import stream_key
 
@@ -71,8 +73,7 @@ class Step:
     def partners(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """Return another example of the step for each at a position, by a permutation keyed by the step.
 
-        Returns:
-            Their ids, and the pass over its source that each is of: int64 [examples].
+        Their ids, and the pass over its source that each is of: int64 [examples].
         """
         every = range(len(self.micro_batches))
         draws = sorted(draw for place in every for draw in self._draws(place))  # whatever the cut
@@ -105,7 +106,7 @@ def num_passes(num_micro_batches: int, world_size: int) -> int:
 class BatchPlan:
     """Every step of a run. Seeking a step costs the same at any step number."""
 
-    num_items: np.ndarray
+    num_items: np.ndarray | Numbers
     """Terms of the loss in each example, int [num_examples], or [num_examples, terms]."""
     seed: int
     global_batch_size: int
@@ -120,6 +121,8 @@ class BatchPlan:
     """Which example each draw gives; None: every example once an epoch, in an order of its own."""
     each: int = 1
     """Examples of a micro-batch that come of each: where it is a prompt, its completions."""
+    windows: Windows | None = None
+    """The order of each epoch, where it is not a shuffle of all examples."""
     sweeps: int = 1
     """Passes over each micro-batch, of an objective that takes several."""
     start: Position = field(default_factory=Position)
@@ -230,6 +233,8 @@ class BatchPlan:
         if self.mixture:
             before = epoch * self.num_examples
             return self.mixture.draws(before + start, before + stop, self._seed(epoch))
+        if self.windows:
+            return self.windows.ids(start, stop, self._seed(epoch), epoch), None
         if not self.shuffle:
             return np.arange(start, stop), None
         order = _shuffled(self.num_examples, stream_key(self._seed(epoch), "order", epoch))
@@ -250,8 +255,16 @@ def plan_run(splits: "Sequence[Split]", recipe: Recipe) -> BatchPlan:
     plan = BatchPlan(split.num_items, recipe.seed, train.global_batch_size // split.each, train.examples_a_pass)
     plan = replace(plan, each=split.each, sweeps=recipe.regularization.sweeps)
     plan = replace(plan, max_steps=train.max_steps or plan.num_steps(train.epochs or 1))
+    plan = replace(plan, windows=_windows(split, recipe.data.shuffle_window))
     plan = replace(plan, mixture=_mixture({one.title: len(one) for one in split.sets}, recipe.data))
     return replace(plan, cut=cut) if cut.by_length or cut.tokens else plan
+
+
+def _windows(split: "Split", shards: int | None) -> Windows | None:
+    if shards is None:
+        return None
+    assert isinstance(split.examples, ShardedExamples), "refused before anything was read"
+    return Windows(tuple(shard.examples for shard in split.examples.shards), shards)
 
 
 def _mixture(sizes: dict[str, int], data: DataSection) -> Mixture | None:

@@ -4,6 +4,9 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+_PLACES = ("data", "data.weights", "data.shuffle_window")
+"""What decides which example stands at a place of a pass, besides the seed."""
+
 
 @dataclass(frozen=True)
 class Position:
@@ -23,13 +26,13 @@ class Position:
     def after_changes(self, changed: Container[str]) -> "Position":
         """Return where a run continues whose recipe has changed since.
 
-        With another seed the current pass is finished in its order: no example is repeated or left out. Other data
-        begin with a pass of their own: places in the old pass mean nothing there.
+        With another seed the current pass is finished in its order: no example is repeated or left out. Other data, or
+        other windows of shards, begin with a pass of their own: places in the old pass mean nothing there.
 
         Args:
             changed: The settings that differ, `data` where the examples do, `data.weights` where a mixture's shares do.
         """
-        if ("data" in changed or "data.weights" in changed) and self.offset:
+        if self.offset and any(key in changed for key in _PLACES):
             return replace(self, epoch=self.epoch + 1, offset=0, seed=None)
         return self if self.offset else replace(self, seed=None)
 

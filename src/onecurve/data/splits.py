@@ -14,6 +14,7 @@ from onecurve.data.examples import Examples
 from onecurve.data.order import shuffled
 from onecurve.data.prompts import Prompt
 from onecurve.data.rows import ColumnUse
+from onecurve.data.shards import Lengths, Numbers, ShardedExamples
 from onecurve.data.sources import Source
 from onecurve.seeds import stream_key
 from onecurve.tasks.base import Example, Survey
@@ -28,7 +29,7 @@ class Split:
 
     name: str
     report: Report
-    examples: Examples
+    examples: Examples | ShardedExamples
     columns: ColumnUse = field(default_factory=ColumnUse)
     source: Source | None = None
     """The rows that the examples came from."""
@@ -68,19 +69,25 @@ class Split:
         return found
 
     @property
-    def lengths(self) -> np.ndarray:
+    def lengths(self) -> np.ndarray | Lengths:
         """Length of each example's longest sequence: int32 [examples]."""
         return self.examples.lengths
 
     @property
-    def num_tokens(self) -> np.ndarray:
+    def num_tokens(self) -> np.ndarray | Numbers:
         """Tokens that a model computes for each example, without padding: int32 [examples]."""
         return self.examples.num_tokens
 
     @property
-    def num_items(self) -> np.ndarray:
+    def num_items(self) -> np.ndarray | Numbers:
         """Terms of the loss of each example: int32 [examples], or [examples, terms] where a task has several terms."""
         return self.examples.num_items
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Number of the row that each example came from, from 0: int32 [examples]. Shards do not say."""
+        assert isinstance(self.examples, Examples)
+        return self.examples.rows
 
     def __len__(self) -> int:
         return len(self.examples)

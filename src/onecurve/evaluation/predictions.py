@@ -105,7 +105,7 @@ def _add_texts(found: dict[int, dict[str, Any]], loader: Loader, texts: Sequence
         loader: Of the split.
         texts: Of its prompts.
     """
-    last = {int(row): number for number, row in enumerate(loader.split.examples.rows)}
+    last = {int(row): number for number, row in enumerate(loader.split.rows)}
     for prompt, text in zip(loader.split.prompts, texts, strict=True):
         number = last[prompt.row]
         found[number] = {"text": text, "reference": prompt.reference, **found[number]}
@@ -152,7 +152,7 @@ def _with_places(found: Mapping[int, dict[str, Any]], split: Split) -> Iterator[
     """Yield what was said in the order of the examples, with the row that each came from."""
     places = _places(split)
     for number in sorted(found):
-        row = int(split.examples.rows[number])
+        row = int(split.rows[number])
         yield {"row": row, **places.get(row, {}), **found[number]}
 
 

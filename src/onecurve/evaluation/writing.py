@@ -29,7 +29,9 @@ def settle_prompts(strategy: Strategy, loaders: Mapping[str, Loader]) -> None:
     for loader in (one for each in loaders.values() for one in each.sets or (each,)):
         task, accelerator, split = loader.task, loader.accelerator, loader.split
         rolls_out = isinstance(task, RollsOut)  # whose examples are prompts
-        pair = unequal(split.lengths.tolist() if rolls_out else [prompt.length for prompt in split.prompts])
+        pair = unequal(
+            list(split.examples.lengths[:].tolist()) if rolls_out else [prompt.length for prompt in split.prompts]
+        )
         if pair is None:
             continue
         model: Any = strategy.unwrapped()
@@ -91,7 +93,7 @@ def completions_of(loader: Loader, number: int) -> list[dict[str, Any]]:
         loader: Of a completed step.
         number: How many.
     """
-    tokenizer, rows = loader.reading.tokenizer, loader.split.examples.rows
+    tokenizer, rows = loader.reading.tokenizer, loader.split.rows
     return [
         {
             "row": int(rows[place]),

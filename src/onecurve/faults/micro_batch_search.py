@@ -78,7 +78,7 @@ def _expected(peaks: dict[int, int], size: int) -> float:
 
 
 def _measure(size: int, strategy: Strategy, loader: Loader, seed: int) -> int:
-    ids = np.argsort(loader.split.lengths, kind="stable")[-size:]
+    ids = loader.split.examples.longest(size)
     passes = 2 * loader.accelerator.num_processes  # gradients lie there only from the second pass on
     try:
         memory.reset_peak(loader.accelerator.device)

@@ -214,8 +214,7 @@ def _layer_obstacle(base: Any, longest: int) -> str:
 
 def _two_examples(split: Split) -> list[Example]:
     """Return the shortest example and one of middle length."""
-    order = split.lengths.argsort(kind="stable")
-    return split.take([order[0], order[len(order) // 2]])
+    return split.take(split.examples.short_and_middle())
 
 
 @torch.no_grad()

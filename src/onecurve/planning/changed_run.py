@@ -12,7 +12,7 @@ from onecurve.errors import ConfigError
 from onecurve.optim import lr_at
 from onecurve.run.directory import LENGTH
 
-_MOVING = ("data", "data.weights", "seed", "train.global_batch_size")
+_MOVING = ("data", "data.shuffle_window", "data.weights", "seed", "train.global_batch_size")
 """Settings that decide which examples a step has."""
 
 _LATER = {f"regularization.{name}": value for name, value in RegularizationSection().model_dump(mode="json").items()}

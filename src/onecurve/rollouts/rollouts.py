@@ -107,7 +107,7 @@ class Rollouts:
         """Complete a step of a split that is scored: one completion a prompt."""
         split, seed = loader.split, self.recipe.seed
         prompts = split.take(range(len(split)))
-        keys = [stream_key(seed, "completion", split.name, int(row)) for row in split.examples.rows]
+        keys = [stream_key(seed, "completion", split.name, int(row)) for row in split.rows]
         drawn = draw(self.strategy, self.recipe, loader, prompts, keys, training=False)
         drawn = self._rewarded(loader, step, np.arange(len(split)), prompts, drawn)
         examples = self.task.answered(prompts, drawn, training=False)
@@ -221,7 +221,7 @@ class Rollouts:
     def _completed(self, loader: Loader, step: Step, numbers: np.ndarray, examples: Sequence[Example]) -> Completed:
         """Return a step whose examples are completions, cut into micro-batches by the lengths that they have."""
         train = self.recipe.train
-        made = MadeExamples(examples, loader.split.examples.rows[numbers].tolist(), self.task)
+        made = MadeExamples(examples, loader.split.rows[numbers].tolist(), self.task)
         split = replace(loader.split, examples=made, annotations=None, sets=(), workers=None)
         scoring = split.name.partition("/")[0] != "train"
         size = self.recipe.eval_micro_batch_size if scoring else train.examples_a_pass
@@ -239,7 +239,7 @@ class Rollouts:
 
 def _about(split: Split, number: int, completion: Completion) -> str:
     """Return of which row's completion a message is."""
-    row = int(split.examples.rows[number])
+    row = int(split.rows[number])
     rows = split.source.rows() if split.source else iter(())
     place = next((one.place for one in rows if isinstance(one, Located) and one.number == row), f"row {row}")
     return f", for the completion {completion.text[:200]!r} of {place}"

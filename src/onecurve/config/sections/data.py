@@ -16,9 +16,13 @@ def _none_named(value: Any) -> Any:
 class DataSection(Section):
     train: Sources
     """Training data: a file, a pattern such as `data/*.jsonl`, a folder, a hub dataset (`imdb`, `org/name`), or a list
-    of them. `:split` may follow a folder or a hub name (`imdb:train[:90%]`). Or named sources, a map: {news: {path:
-    news.jsonl, weight: 7}, tweets: {path: tweets.csv, weight: 3, columns: {text: body}}}; without weights and
-    `temperature`, an epoch has each example of every source once."""
+    of them; or a folder that `onecurve data encode` wrote. `:split` may follow a folder or a hub name
+    (`imdb:train[:90%]`). Or named sources, a map: {news: {path: news.jsonl, weight: 7}, tweets: {path: tweets.csv,
+    weight: 3, columns: {text: body}}}; without weights and `temperature`, an epoch has each example of every source
+    once."""
+    shuffle_window: int | None = Field(default=None, gt=0)
+    """Of a folder of encoded shards: how many of them are shuffled together; default: all, which is the order of the
+    same rows not in shards. Memory grows with it, and examples mix only with those of the shards of their window."""
     temperature: float | None = Field(default=None, ge=0, le=10)
     """In place of weights: each source's share of the draws is in proportion to its number of examples to this power.
     1: by size; 0: the same share each."""

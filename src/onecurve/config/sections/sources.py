@@ -1,6 +1,7 @@
 """Named sources of the training data and named evaluation sets: what may stand in `data.train`, `eval` and `test`."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Discriminator, Field, Tag
@@ -12,6 +13,8 @@ Quoting = Literal["auto", "minimal", "none"]
 SampleBy = Literal["document", "paragraph", "line"]
 PLAIN, NAMED = "<plain>", "<named>"
 """Names of the two forms in pydantic's errors, which messages leave out."""
+SHARDS = "shards.json"
+"""The index of a folder of encoded shards, which `onecurve data encode` writes."""
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -73,3 +76,9 @@ def weights_of(train: Any) -> dict[str, float]:
     """Return the weights that named sources have; empty where there are none."""
     entries = train.items() if isinstance(train, dict) else ()
     return {name: one.weight for name, one in entries if isinstance(one, NamedSource) and one.weight is not None}
+
+
+def shards_folder(train: Any) -> Path | None:
+    """Return the folder of encoded shards that `data.train` names; None where it names rows."""
+    folder = Path(train).expanduser() if isinstance(train, str) else None
+    return folder if folder and (folder / SHARDS).is_file() else None

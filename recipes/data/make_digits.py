@@ -27,7 +27,7 @@ def main(folder: Path) -> None:
             place.mkdir(parents=True, exist_ok=True)
             pixels = (digits.images[number] * 255 / 16).round().astype("uint8")
             Image.fromarray(pixels).save(place / f"{number:04d}.png")
-        print(f"{folder / split}: {len(chosen)} images")  # noqa: T201
+        print(f"{folder / split}: {len(chosen)} images")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,20 @@
 """Splits a file over sites with unequal shares of the labels, to try federated training on data that lie in one place.
 
-    python recipes/federated/split.py FILE.jsonl --num_sites 4 --alpha 0.5 --output_dir runs/federated/sites
+    python -m recipes.federated.split FILE.jsonl --num_sites 4 --alpha 0.5 --output_dir runs/federated/sites
 
 Each label's rows are shared out by proportions that are drawn from a Dirichlet distribution: the smaller alpha, the
 more unequal the sites. Source: Hsu et al., Measuring the effects of non-identical data distribution, 2019.
 """
 
 import argparse
-import json
 import random
 import sys
 from collections import Counter
 from itertools import accumulate
 from pathlib import Path
+
+from onecurve.errors import ConfigError, UserError
+from recipes.rounds import read_rows, write_rows
 
 
 def split(labels: list[str], num_sites: int, alpha: float, seed: int) -> list[list[int]]:
@@ -43,17 +45,21 @@ def write_sites(file: Path, folder: Path, num_sites: int, alpha: float, seed: in
     """Write `site-1.jsonl`, ... and print the labels of each.
 
     Raises:
-        ValueError: A site would have no rows.
+        ConfigError: Rows without a label, or a site would have none.
     """
-    lines = file.read_text(encoding="utf-8").splitlines()
-    labels = [str(json.loads(line)[column]) for line in lines]
+    rows = read_rows(file)
+    if lacking := [number for number, row in enumerate(rows, 1) if row.get(column) in (None, "")]:
+        raise ConfigError(f"row {lacking[0]} has no {column!r}.", where=str(file), fix="Name the label with --column.")
+    labels = [str(row[column]) for row in rows]
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, site in enumerate(split(labels, num_sites, alpha, seed), 1):
         if not site:
-            raise ValueError(f"site {number} of {num_sites} would have no rows: take another seed or a larger alpha.")
+            raise ConfigError(
+                f"site {number} of {num_sites} would have no rows.", fix="Take another --seed or a larger --alpha."
+            )
         path = folder / f"site-{number}.jsonl"
-        path.write_text("".join(lines[place] + "\n" for place in site), encoding="utf-8")
+        write_rows(path, [rows[place] for place in site])
         counts = Counter(labels[place] for place in site)
         print(f"{path}: {len(site)} rows: {', '.join(f'{label} {counts[label]}' for label in sorted(set(labels)))}")
         paths.append(path)
@@ -71,5 +77,6 @@ if __name__ == "__main__":
     told = parser.parse_args()
     try:
         write_sites(told.file, told.output_dir, told.num_sites, told.alpha, told.seed, told.column)
-    except ValueError as error:
-        sys.exit(str(error))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

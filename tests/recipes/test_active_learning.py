@@ -88,12 +88,12 @@ def test_a_user_labels_between_two_rounds(tmp_path):
     words = ["--pool", POOL, "--start", 30, "--ask", 20, "--rounds", 1, "--output_dir", tmp_path]
     command = [sys.executable, "-m", "recipes.active_learning.run", RECIPE, *words]
 
-    def run():
+    def run(code=0):
         done = subprocess.run(
             [*map(str, command)], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
 
     pool = read_rows(POOL)
     for number, count in ((0, 30), (1, 20)):
@@ -110,3 +110,6 @@ def test_a_user_labels_between_two_rounds(tmp_path):
     events = [json.loads(line) for line in (tmp_path / "round-1" / "metrics.jsonl").read_text().splitlines()]
     assert sum(event["event"] == "train" for event in events) == 60
     assert "train     50 examples from 50 rows" in told
+    changed = tmp_path / "to_label-0.jsonl"
+    write_rows(changed, [{**row, "label": "neutral"} for row in read_rows(changed)])
+    assert f"round-0: was made with another {changed}." in run(code=2)

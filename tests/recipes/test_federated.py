@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from onecurve.errors import ConfigError
 from recipes.federated.run import federate
-from recipes.federated.split import split
+from recipes.federated.split import split, write_sites
+from recipes.rounds import write_rows
 from tests.launching import ROOT, environment
 
 FOLDER = ROOT / "recipes" / "federated"
@@ -49,6 +50,15 @@ def test_what_cannot_be_averaged_is_said_before_anything_is_trained(tmp_path, be
     assert said in str(refused.value)
 
 
+def test_rows_without_a_label_and_sites_without_rows_are_refused(tmp_path):
+    write_rows(tmp_path / "rows.jsonl", [{"text": "a", "label": "up"}, {"text": "b"}])
+    with pytest.raises(ConfigError, match="row 2 has no 'label'"):
+        write_sites(tmp_path / "rows.jsonl", tmp_path / "sites", 2, 1, 0)
+    write_rows(tmp_path / "rows.jsonl", [{"text": "a", "label": "up"}])
+    with pytest.raises(ConfigError, match=r"site \d of 2 would have no rows. Take another --seed"):
+        write_sites(tmp_path / "rows.jsonl", tmp_path / "sites", 2, 1, 0)
+
+
 @pytest.mark.slow
 def test_sites_train_in_rounds_and_share_a(tmp_path):
     def run(*words):
@@ -59,7 +69,15 @@ def test_sites_train_in_rounds_and_share_a(tmp_path):
         return done.stdout
 
     run("train.py", FOLDER / "base.yaml", "--output_dir", tmp_path / "base")
-    told = run(FOLDER / "split.py", "quickstart/data/train.jsonl", "--num_sites", 2, "--output_dir", tmp_path / "sites")
+    told = run(
+        "-m",
+        "recipes.federated.split",
+        "quickstart/data/train.jsonl",
+        "--num_sites",
+        2,
+        "--output_dir",
+        tmp_path / "sites",
+    )
     assert "site-2.jsonl: " in told
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text((FOLDER / "recipe.yaml").read_text().replace("runs/federated/base", str(tmp_path / "base")))

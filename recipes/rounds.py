@@ -1,12 +1,15 @@
 """What recipes that train in rounds share: JSON lines, and runs that are not taken for others when a script goes on."""
 
+import argparse
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from onecurve import Result, train
+from onecurve.config import Recipe
 from onecurve.errors import ConfigError
 
 Row = dict[str, Any]
@@ -33,12 +36,35 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write JSON lines."""
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    """Write JSON lines, all of them or none."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    os.replace(new, path)
 
 
-def check_one_label(task: Any) -> None:
-    """Raise `ConfigError` where a task section's models do not give one label a text, with probabilities."""
+def within(kind: type, low: float, high: float = float("inf")) -> Callable[[str], Any]:
+    """Return what reads a number of the command line that must be from `low` to `high`."""
+
+    def read(word: str) -> Any:
+        try:
+            value = kind(word)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            upper = "" if high == float("inf") else f" and at most {high:g}"
+            raise argparse.ArgumentTypeError(f"must be {kind.__name__}, at least {low:g}{upper}; got {word!r}")
+        return value
+
+    return read
+
+
+def check_one_label(recipe: Recipe, rows: Sequence[Row], where: Path) -> None:
+    """Check that a recipe's model can be asked for one label a text, and that there are texts to ask about.
+
+    Raises:
+        ConfigError: Another task, or no row with the column that the recipe reads as text.
+    """
+    task, column = recipe.task, recipe.data.columns.get("text", "text")
     problem = task.extras.get("problem_type", "single_label_classification")
     if task.name != "text_classification" or problem != "single_label_classification":
         raise ConfigError(
@@ -46,10 +72,12 @@ def check_one_label(task: Any) -> None:
             where="task.name",
             fix="Use text_classification with one label a text.",
         )
+    if not any(row.get(column) for row in rows):
+        raise ConfigError(f"none of its {len(rows)} rows has {column!r}.", where=str(where), fix="See data.columns.")
 
 
 def keep_apart(made: Path, of: Mapping[str, Any]) -> None:
-    """Note beside a folder, in NAME.json, what it is made of; refuse one that was made of something else.
+    """Note beside a folder or file, in NAME.json, what it is made of; refuse one that was made of something else.
 
     A finished run is returned as it is, whatever its files hold by now: without this its scores would be taken for
     those of the changed files.
@@ -58,13 +86,13 @@ def keep_apart(made: Path, of: Mapping[str, Any]) -> None:
         ConfigError: Naming what differs.
     """
     record, told = made.with_name(f"{made.name}.json"), json.loads(json.dumps(of, default=str))
-    if record.is_file() and made.is_dir():
+    if record.is_file() and made.exists():
         before = json.loads(record.read_text(encoding="utf-8"))
         if differing := sorted(key for key in before.keys() | told.keys() if before.get(key) != told.get(key)):
             raise ConfigError(
                 f"was made with another {', '.join(differing)}.",
                 where=str(made),
-                fix="Choose another --output_dir, or delete this folder and those of later rounds.",
+                fix="Choose another --output_dir, or delete this and what later rounds made.",
             )
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(told, indent=1), encoding="utf-8")

@@ -21,7 +21,17 @@ from typing import Any
 from onecurve import Result, predict
 from onecurve.config import load_recipe
 from onecurve.errors import ConfigError, UserError
-from recipes.rounds import Row, check_one_label, describe, read_rows, train_round, write_rows
+from recipes.rounds import (
+    Row,
+    check_one_label,
+    describe,
+    digest,
+    keep_apart,
+    read_rows,
+    train_round,
+    within,
+    write_rows,
+)
 
 ROW = "pool_row"
 """The column of a file to label that says which row of the pool each is, from 0."""
@@ -97,15 +107,14 @@ def learn(
         UserError: A mistake in the recipe, the data or a labelled file.
     """
     read, rows = load_recipe([os.fspath(recipe)])[0], read_rows(pool)
-    check_one_label(read.task)
+    check_one_label(read, rows, pool)
     labels, column = read.task.extras.get("labels"), read.data.columns.get("label", "label")
     if not labels:
         raise ConfigError("is not set, and the first rows may lack a label.", where="task.labels", fix="List them all.")
     seed = int(overrides.get("seed", read.seed))
     output_dir.mkdir(parents=True, exist_ok=True)
-    answered = read_rows(oracle) if oracle else []
-    if oracle and len(answered) != len(rows):
-        raise ConfigError(f"has {len(answered)} rows, and the pool {len(rows)}.", where="--oracle")
+    answered = read_answers(oracle, rows, column) if oracle else [None] * len(rows)
+    keep_apart(output_dir / "to_label-0.jsonl", {"pool": digest(pool)})
     results: list[Result] = []
     asked: list[Path] = []
     known: set[int] = set()
@@ -118,9 +127,9 @@ def learn(
             told = sum("error" in answer for answer in answers.values())
             unread = f"; {told} rows of the pool could not be read" if told else ""
             print(f"round {number}: {len(chosen)} of {len(left)} rows to label{unread}", flush=True)
-            write_rows(file, [{ROW: place, **rows[place], column: None} for place in chosen])
-            if oracle:
-                write_rows(file, [{ROW: place, **rows[place], column: answered[place][column]} for place in chosen])
+            if not chosen:
+                break
+            write_rows(file, [{ROW: place, **rows[place], column: answered[place]} for place in chosen])
         given = read_rows(file)
         known |= {_place(row, rows, file) for row in given}
         if any(row.get(column) in (None, "") for row in given):
@@ -134,6 +143,21 @@ def learn(
 def _predict(result: Result, rows: Sequence[Row], left: Sequence[int]) -> dict[int, dict[str, Any]]:
     answers = predict(result.output_dir / "model", [rows[place] for place in left], batch_size=32)
     return dict(zip(left, answers, strict=True))
+
+
+def read_answers(oracle: Path, rows: Sequence[Row], column: str) -> list[Any]:
+    """Return the label of each row of the pool.
+
+    Raises:
+        ConfigError: The file has other rows than the pool, or a row without a label.
+    """
+    answered = read_rows(oracle)
+    if len(answered) != len(rows):
+        raise ConfigError(f"has {len(answered)} rows, and the pool {len(rows)}.", where=str(oracle))
+    for number, (mine, row) in enumerate(zip(answered, rows, strict=True), 1):
+        if mine.get(column) in (None, "") or any(mine.get(key) != row[key] for key in row.keys() - {column}):
+            raise ConfigError(f"row {number} has no {column!r}, or is not row {number} of the pool.", where=str(oracle))
+    return [row[column] for row in answered]
 
 
 def _place(row: Row, rows: Sequence[Row], file: Path) -> int:
@@ -153,9 +177,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--pool", type=Path, required=True, help="JSON lines with the task's columns")
-    parser.add_argument("--start", type=int, default=50, help="rows drawn at random to begin with (default: 50)")
-    parser.add_argument("--ask", type=int, default=50, help="rows that each round asks for (default: 50)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often the model asks (default: 3)")
+    parser.add_argument(
+        "--start", type=within(int, 2), default=50, help="rows drawn at random to begin with (default: 50)"
+    )
+    parser.add_argument("--ask", type=within(int, 1), default=50, help="rows that each round asks for (default: 50)")
+    parser.add_argument("--rounds", type=within(int, 0), default=3, help="how often the model asks (default: 3)")
     parser.add_argument("--strategy", choices=STRATEGIES, default="margin", help="default: margin")
     parser.add_argument("--oracle", type=Path, help="the pool with its labels: answers at once")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/active_learning"))

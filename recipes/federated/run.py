@@ -20,7 +20,7 @@ from typing import Any
 
 from onecurve.config import load_recipe
 from onecurve.errors import ConfigError, UserError
-from recipes.rounds import digest, keep_apart, train_round
+from recipes.rounds import digest, keep_apart, train_round, within
 
 ADAPTER = "adapter_model.safetensors"
 A_OF_LORA = "*lora_A*"
@@ -64,6 +64,8 @@ def federate(
         UserError: A mistake in the recipe or the data.
     """
     seed = check(recipe, overrides, exact=averaged is average)
+    if len(sites) < 2:
+        raise ConfigError("is one site; an average is of two or more.", where="--sites")
     start: dict[str, Any] = {}
     begun: list[Path] = []
     for number in range(1, rounds + 1):
@@ -112,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--sites", nargs="+", type=Path, required=True, help="the training data of each site")
-    parser.add_argument("--rounds", type=int, default=3, help="how often adapters are averaged (default: 3)")
+    parser.add_argument("--rounds", type=within(int, 1), default=3, help="how often adapters are averaged (default: 3)")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/federated"))
     told = vars(parser.parse_args())
     try:

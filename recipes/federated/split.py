@@ -14,7 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from onecurve.errors import ConfigError, UserError
-from recipes.rounds import read_rows, write_rows
+from recipes.rounds import read_rows, within, write_rows
 
 
 def split(labels: list[str], num_sites: int, alpha: float, seed: int) -> list[list[int]]:
@@ -69,8 +69,8 @@ def write_sites(file: Path, folder: Path, num_sites: int, alpha: float, seed: in
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("file", type=Path, help="JSON lines with labels")
-    parser.add_argument("--num_sites", type=int, default=4, help="default: 4")
-    parser.add_argument("--alpha", type=float, default=0.5, help="default: 0.5")
+    parser.add_argument("--num_sites", type=within(int, 2), default=4, help="default: 4")
+    parser.add_argument("--alpha", type=within(float, 1e-3), default=0.5, help="default: 0.5")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--column", default="label", help="the column of the label (default: label)")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/federated/sites"))

@@ -18,7 +18,7 @@ from typing import Any
 from onecurve import Result, predict
 from onecurve.config import load_recipe
 from onecurve.errors import ConfigError, UserError
-from recipes.rounds import check_one_label, describe, read_rows, train_round, write_rows
+from recipes.rounds import check_one_label, describe, read_rows, train_round, within, write_rows
 
 Answer = Mapping[str, Any]
 
@@ -87,10 +87,17 @@ def self_train(
         UserError: A mistake in the recipe or the data, or no row is confident enough.
     """
     read, data = load_recipe([os.fspath(recipe)])[0], overrides.get("data", {})
-    check_one_label(read.task)
     gold, rows = data.get("train", read.data.train), read_rows(unlabelled)
+    check_one_label(read, rows, unlabelled)
     if isinstance(gold, dict):
         raise ConfigError("has named sources; this script adds its own.", where="data.train", fix="Name files.")
+    shares = [name for name in ("eval", "test") if str(data.get(name, getattr(read.data, name))).endswith("%")]
+    if shares:
+        raise ConfigError(
+            "is a share of the training rows: from round 1 on it would hold pseudo-labels.",
+            where=f"data.{shares[0]}",
+            fix="Name a file.",
+        )
     files = [Path(name) for name in ([gold] if isinstance(gold, str | Path) else gold)]
     results = [train_round(recipe, output_dir / "round-0", files, **overrides)]
     for number in range(1, rounds + 1):
@@ -121,10 +128,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--unlabelled", type=Path, required=True, help="JSON lines with the training data's columns")
-    parser.add_argument("--rounds", type=int, default=2, help="how often the model labels anew (default: 2)")
-    parser.add_argument("--threshold", type=float, default=0.8, help="lowest probability to take (default: 0.8)")
-    parser.add_argument("--share", type=float, default=0.5, help="share of each predicted class to take (default: 0.5)")
-    parser.add_argument("--weights", type=float, nargs=2, default=(1, 1), metavar=("GOLD", "PSEUDO"))
+    parser.add_argument("--rounds", type=within(int, 1), default=2, help="how often the model labels anew (default: 2)")
+    parser.add_argument(
+        "--threshold", type=within(float, 0, 1), default=0.8, help="lowest probability to take (default: 0.8)"
+    )
+    parser.add_argument(
+        "--share", type=within(float, 1e-9, 1), default=0.5, help="share of each predicted class to take (default: 0.5)"
+    )
+    parser.add_argument("--weights", type=within(float, 1e-9), nargs=2, default=(1, 1), metavar=("GOLD", "PSEUDO"))
     parser.add_argument("--output_dir", type=Path, default=Path("runs/self_training"))
     told = vars(parser.parse_args())
     try:

@@ -61,7 +61,10 @@ def test_it_stops_until_every_row_has_its_label(tmp_path):
     before = file.read_bytes()
     assert learn(RECIPE, POOL, tmp_path, counts=[5, 5]) == file
     assert file.read_bytes() == before, "what a user filled in was written over"
-    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    assert {path.name for path in tmp_path.iterdir()} == {file.name, f"{file.name}.json"}
+    write_rows(other := tmp_path / "other.jsonl", pool[1:])
+    with pytest.raises(ConfigError, match=r"to_label-0.jsonl: was made with another pool\."):
+        learn(RECIPE, other, tmp_path, counts=[5, 5])
 
 
 def test_what_does_not_fit_is_said_before_anything_is_trained(tmp_path):
@@ -71,9 +74,14 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(tmp_path):
         return str(found.value)
 
     write_rows(tmp_path / "short.jsonl", read_rows(POOL)[:3])
-    assert "--oracle: has 3 rows, and the pool 480" in refused(
+    assert "short.jsonl: has 3 rows, and the pool 480" in refused(
         RECIPE, POOL, tmp_path, counts=[5], oracle=tmp_path / "short.jsonl"
     )
+    turned = tmp_path / "turned.jsonl"
+    write_rows(turned, read_rows(POOL)[::-1])
+    assert "row 1 has no 'label', or is not row 1" in refused(RECIPE, POOL, tmp_path, counts=[5], oracle=turned)
+    write_rows(tmp_path / "no_text.jsonl", [{"body": "a"}])
+    assert "none of its 1 rows has 'text'" in refused(RECIPE, tmp_path / "no_text.jsonl", tmp_path, counts=[5])
     bare = tmp_path / "bare.yaml"
     bare.write_text(RECIPE.read_text().replace("  labels: [negative, neutral, positive]\n", ""))
     assert "task.labels: is not set" in refused(bare, POOL, tmp_path, counts=[5])

@@ -8,7 +8,7 @@ import pytest
 
 from onecurve.errors import ConfigError
 from recipes.rounds import read_rows
-from recipes.self_training.run import choose, describe_choice, self_train
+from recipes.self_training.run import choose, describe_choice, main, self_train
 from tests.launching import ROOT, environment
 
 FOLDER = ROOT / "recipes" / "self_training"
@@ -53,6 +53,22 @@ def test_a_task_without_one_label_a_text_is_refused_before_anything_is_trained(t
     with pytest.raises(ConfigError) as refused:
         self_train(tmp_path / "recipe.yaml", FOLDER / "unlabelled.jsonl", tmp_path)
     assert said in str(refused.value)
+
+
+def test_rows_to_score_are_not_a_share_of_what_has_pseudo_labels(tmp_path):
+    with pytest.raises(ConfigError, match=r"data.eval: is a share of the training rows"):
+        self_train(FOLDER / "recipe.yaml", FOLDER / "unlabelled.jsonl", tmp_path, data={"eval": "5%"})
+
+
+@pytest.mark.parametrize(
+    "words", [["--share", "0"], ["--threshold", "1.5"], ["--rounds", "0"], ["--weights", "1", "x"]]
+)
+def test_a_number_out_of_its_range_is_refused(monkeypatch, capsys, words):
+    monkeypatch.setattr(sys, "argv", ["run", str(FOLDER / "recipe.yaml"), "--unlabelled", "x.jsonl", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert f"argument {words[0]}: must be " in capsys.readouterr().err
 
 
 def test_the_demonstration_s_rows_are_apart():

@@ -108,7 +108,8 @@ def learn(
     """
     read, rows = load_recipe([os.fspath(recipe)])[0], read_rows(pool)
     check_one_label(read, rows, pool)
-    labels, column = read.task.extras.get("labels"), read.data.columns.get("label", "label")
+    labels, columns = read.task.extras.get("labels"), read.data.columns
+    column, text = columns.get("label", "label"), columns.get("text", "text")
     if not labels:
         raise ConfigError("is not set, and the first rows may lack a label.", where="task.labels", fix="List them all.")
     seed = int(overrides.get("seed", read.seed))
@@ -122,7 +123,7 @@ def learn(
         file = output_dir / f"to_label-{number}.jsonl"
         if not file.is_file():
             left = [place for place in range(len(rows)) if place not in known]
-            answers = _predict(results[-1], rows, left) if results else {place: {} for place in left}
+            answers = _predict(results[-1], rows, left) if results else _unseen(rows, left, text)
             chosen = pick(answers, strategy if results else "random", count, seed + number)
             told = sum("error" in answer for answer in answers.values())
             unread = f"; {told} rows of the pool could not be read" if told else ""
@@ -138,6 +139,10 @@ def learn(
         overrides["data"] = {**overrides.get("data", {}), "train": [str(one) for one in asked]}
         results.append(train_round(recipe, output_dir / f"round-{number}", asked, **overrides))
     return results
+
+
+def _unseen(rows: Sequence[Row], left: Sequence[int], text: str) -> dict[int, dict[str, Any]]:
+    return {place: {} if rows[place].get(text) else {"error": "no text"} for place in left}
 
 
 def _predict(result: Result, rows: Sequence[Row], left: Sequence[int]) -> dict[int, dict[str, Any]]:

@@ -67,6 +67,13 @@ def test_it_stops_until_every_row_has_its_label(tmp_path):
         learn(RECIPE, other, tmp_path, counts=[5, 5])
 
 
+def test_rows_without_a_text_are_counted_and_not_asked_for(tmp_path, capsys):
+    write_rows(tmp_path / "pool.jsonl", [{"text": "a"}, {"text": ""}, {"body": "b"}, {"text": "c"}])
+    file = learn(RECIPE, tmp_path / "pool.jsonl", tmp_path, counts=[4])
+    assert sorted(row["pool_row"] for row in read_rows(file)) == [0, 3]
+    assert "round 0: 2 of 4 rows to label; 2 rows of the pool could not be read" in capsys.readouterr().out
+
+
 def test_what_does_not_fit_is_said_before_anything_is_trained(tmp_path):
     def refused(*arguments, **options):
         with pytest.raises(ConfigError) as found:

@@ -63,6 +63,8 @@ def table(found: list[dict[str, float]]) -> str:
     lines = ["| | mean | standard deviation | each seed |", "|---|--:|--:|---|"]
     for name in found[0]:
         values = [one[name] for one in found]
-        spread = f"{stdev(values):.3f}" if len(values) > 1 else "-"
-        lines.append(f"| {name} | {mean(values):.3f} | {spread} | {', '.join(f'{value:.3f}' for value in values)} |")
+        digits = 3 if max(values) <= 1 else 1  # shares, or counts
+        spread = f"{stdev(values):.{digits}f}" if len(values) > 1 else "-"
+        each = ", ".join(f"{value:.{digits}f}" for value in values)
+        lines.append(f"| {name} | {mean(values):.{digits}f} | {spread} | {each} |")
     return "\n".join(lines)

@@ -45,6 +45,7 @@ def test_what_was_made_of_other_files_is_not_taken_for_this(tmp_path):
 
 
 def test_a_table_has_mean_and_spread():
-    told = table([{"a": 0.5, "b": 0.1}, {"a": 0.7, "b": 0.1}, {"a": 0.9, "b": 0.1}])
+    told = table([{"a": 0.5, "b": 201}, {"a": 0.7, "b": 200}, {"a": 0.9, "b": 202}])
     assert "| a | 0.700 | 0.200 | 0.500, 0.700, 0.900 |" in told
-    assert "| b | 0.100 | 0.000 | 0.100, 0.100, 0.100 |" in told
+    assert "| b | 201.0 | 1.0 | 201.0, 200.0, 202.0 |" in told
+    assert "| a | 0.500 | - | 0.500 |" in table([{"a": 0.5}])

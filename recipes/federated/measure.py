@@ -18,7 +18,7 @@ from recipes.federated.split import write_sites
 from recipes.over_seeds import accuracy, draw, measure_over_seeds
 from recipes.rounds import read_rows, write_rows
 
-ROWS, SITES, ALPHA, ROUNDS, STEPS = 400, 4, 0.5, 2, 12
+ROWS, SITES, ALPHA, ROUNDS, STEPS = 400, 4, 1.0, 2, 12
 RECIPE = Path(__file__).parent / "sst2.yaml"
 
 
@@ -49,10 +49,10 @@ def measure(data: Path, model: str, folder: Path, seed: int) -> dict[str, float]
         run = train(RECIPE, output_dir=folder / name, data={"train": rows}, train=steps, **given)
         return accuracy(run.output_dir, data)
 
+    found = {"one run on all rows": alone("all", folder / "all.jsonl")}
     shared = federate(RECIPE, sites, folder / "shared", rounds=ROUNDS, **given)
     trained_a = {"regularization": {"freeze": []}, **given}
     factors = federate(RECIPE, sites, folder / "factors", rounds=ROUNDS, averaged=average_factors, **trained_a)
-    found = {"one run on all rows": alone("all", folder / "all.jsonl")}
     found["federated, A frozen and shared"] = accuracy(shared, data)
     found["federated, A and B averaged (plain FedAvg)"] = accuracy(factors, data)
     each = [alone(site.stem, site) for site in sites]

@@ -63,21 +63,19 @@ def test_rows_without_a_label_and_sites_without_rows_are_refused(tmp_path):
 def test_sites_train_in_rounds_and_share_a(tmp_path):
     def run(*words):
         done = subprocess.run(
-            [sys.executable, *map(str, words)], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900
+            [sys.executable, *map(str, words)],
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=1800,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     run("train.py", FOLDER / "base.yaml", "--output_dir", tmp_path / "base")
-    told = run(
-        "-m",
-        "recipes.federated.split",
-        "quickstart/data/train.jsonl",
-        "--num_sites",
-        2,
-        "--output_dir",
-        tmp_path / "sites",
-    )
+    words = ["--column", "mood", "--num_sites", 2, "--output_dir", tmp_path / "sites"]
+    told = run("-m", "recipes.federated.split", "recipes/active_learning/pool.jsonl", *words)
     assert "site-2.jsonl: " in told
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text((FOLDER / "recipe.yaml").read_text().replace("runs/federated/base", str(tmp_path / "base")))

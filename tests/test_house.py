@@ -101,7 +101,7 @@ def refused_recipes(root: Path) -> list[str]:
             checked = read([str(path)])
             check_adapter(checked.recipe.peft)
         except UserError as error:
-            problems.append(f"{path.name}: {error}")
+            problems.append(f"{path.relative_to(root / 'recipes')}: {error}")
     return problems
 
 
@@ -206,9 +206,9 @@ def test_every_recipe_would_start():
 def test_a_recipe_that_would_not_start_is_found(tmp_path, before, after, said):
     good = (ROOT / "recipes" / "quickstart.yaml").read_text(encoding="utf-8")
     assert before in good
-    plant(tmp_path, {"recipes/good.yaml": good, "recipes/typo.yaml": good.replace(before, after)})
+    plant(tmp_path, {"recipes/good.yaml": good, "recipes/one/typo.yaml": good.replace(before, after)})
     (found,) = refused_recipes(tmp_path)
-    assert found.startswith(f"typo.yaml: {said}")
+    assert found.startswith(f"one/typo.yaml: {said}")
 
 
 def loud_launches(root: Path) -> list[str]:

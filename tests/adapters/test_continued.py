@@ -11,9 +11,10 @@ from transformers import AutoTokenizer
 
 from onecurve.adapters import continued_by
 from onecurve.adapters.buffers import adapter_buffers
-from onecurve.config import Recipe, TaskSection
+from onecurve.config import Recipe, RegularizationSection, TaskSection
 from onecurve.errors import ConfigError
 from onecurve.export.model_folder import save_alone
+from onecurve.model.freezing import freeze
 from onecurve.model.identity import weights_identity
 from onecurve.model.loading import load_model
 from onecurve.model.reading import Reading
@@ -109,6 +110,28 @@ def test_labels_in_another_order_or_of_another_number_are_refused(saved):
     for labels in (["low", "high", "middle"], ["high", "low"], ["a", "b", "c"]):
         with pytest.raises(ConfigError, match=r"is for the labels high, low, middle, and this run's are"):
             load(saved("lora")[0], {"method": "lora"}, labels)
+
+
+def test_lora_s_a_stays_as_drawn_in_what_is_saved_and_trained_further(tiny_bert, tmp_path):
+    def begun(path):
+        model = load(path, {"method": "lora"})
+        freeze(model, RegularizationSection(freeze=["*lora_A*"]), ())
+        parameters = dict(model.named_parameters())
+        assert not any(parameter.requires_grad for name, parameter in parameters.items() if "lora_A" in name)
+        return model, {name: p for name, p in parameters.items() if "lora_A" in name}, parameters
+
+    model, a, _ = begun(tiny_bert)
+    _, as_drawn, _ = begun(tiny_bert)  # another site, with the same seed
+    assert a and all(torch.equal(a[name], as_drawn[name]) for name in a)
+    trained_now = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert {"lora_B", "modules_to_save"} <= {part for name in trained_now for part in name.split(".")}
+    with torch.no_grad():
+        for parameter in trained_now.values():
+            parameter.add_(torch.randn_like(parameter))
+    save_alone(tmp_path / "adapter", model, AutoTokenizer.from_pretrained(tiny_bert), str)
+    _, again, parameters = begun(tmp_path / "adapter")
+    assert all(torch.equal(again[name], as_drawn[name]) for name in as_drawn)
+    assert all(torch.equal(parameters[name], trained_now[name]) for name in trained_now)
 
 
 def test_another_tools_folder_is_read_with_its_base(saved, tiny_bert, tmp_path):

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from onecurve.data.collation import transformed
 from onecurve.errors import BadRow, ConfigError
 from onecurve.tasks import task_names
-from onecurve.tasks.base import IGNORE_INDEX, Pools, RollsOut, Transforms
+from onecurve.tasks.base import IGNORE_INDEX, Mismatches, Pools, RollsOut, Transforms
 from tests.tasks.contract import (
     CHECKS,
     Prepared,
@@ -92,7 +92,9 @@ def test_examples_are_plain_and_batches_are_by_example(case: Prepared) -> None:
         if not isinstance(case.task, Pools | RollsOut):
             assert {"attention_mask", "labels"} <= {name.rpartition("/")[2] for name in batch}
         tokens = batch["attention_mask"].flatten(1).sum(-1)  # of all of an example's sequences
-        assert tokens.tolist() == [*map(case.task.num_tokens, case.examples)]
+        longer = isinstance(case.task, Mismatches | RollsOut)  # by another's answer, or its own completion
+        of_each = case.task.num_tokens if longer else (lambda example: len(example["input_ids"]))
+        assert tokens.tolist() == [*map(of_each, case.examples)]
 
 
 @every_case

@@ -35,7 +35,7 @@ def main(argv: list[str], run: Run) -> None:
     checked = asked.of_run(preflight(words))
     recipe, task = checked.recipe, checked.task
     with heavy_imports(checked):
-        from onecurve.data import Loader, load_data, plan_run
+        from onecurve.data import load_data, plan_run
         from onecurve.evaluation import annotated
         from onecurve.faults import OutOfMemory, fit
         from onecurve.machine.distributed import start
@@ -44,6 +44,7 @@ def main(argv: list[str], run: Run) -> None:
         from onecurve.model.reach import probe
         from onecurve.model.reading import Reading
         from onecurve.regularization.building import build_objective
+        from onecurve.rollouts import loaders_of
         from onecurve.run.history import History
         from onecurve.step import train_step
         from onecurve.summary import describe_run
@@ -61,7 +62,7 @@ def main(argv: list[str], run: Run) -> None:
     strategy.prepare(model, build_optimizer(model, recipe.optim), plan.most_passes(accelerator.num_processes), partial)
     packed = pack(strategy, recipe, precision, task, data.splits, reading)
     data = annotated(data, task, recipe, checked.directory, strategy, reading, accelerator)
-    loaders = {split.name: Loader(split, task, reading, accelerator, objective) for split in data.splits}
+    loaders = loaders_of(data.splits, checked, strategy, reading, accelerator, objective)
     checked, recipe, plan = fit(checked, plan, strategy, loaders["train"])
     run.begin(checked.directory, checked.config, recipe.train.hang_timeout, NoCheckpoints(), lambda step: Stop())
     tracker = Tracker(checked.directory, accelerator, recipe, plan, "", None)

@@ -52,8 +52,10 @@ def whole(recipe, forks, tmp_path_factory):
     """In one process, never interrupted."""
     run = forks.train(recipe, tmp_path_factory.mktemp("whole") / "run")
     assert len({step["loss"] for step in run.events("train")}) == STEPS, "nothing trained"
-    told = run.events("train")[-1]["num_samples_by_source"]
-    assert told == dict(zip(SIZES, (40, 24, 24, 8), strict=True)), "8 blocks of 12 draws"
+    last = run.events("train")[-1]
+    told = last["num_samples_by_source"]
+    assert sum(told.values()) == last["num_samples"] == 87  # the first pass over 63 rows ends with a step of 3
+    assert all(7 * weight <= told[name] <= 8 * weight for name, weight in zip(SIZES, (5, 3, 3, 1), strict=True))
     return run
 
 

@@ -42,12 +42,16 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+ROUNDING = 1e-6
+"""A summed log-probability near -60 is exact to 4e-6 in float32; the loss compares four, times beta / 4."""
+
+
 def _same_curve(ours: Any, theirs: Any) -> None:
     curve = ours.events("train")
     assert curve[-1]["loss"] != pytest.approx(curve[0]["loss"], abs=1e-4), "nothing trained"
     for one, other in zip(curve, theirs.events("train"), strict=True):
         assert other["sample_digest"] == one["sample_digest"]
-        assert other["loss"] == pytest.approx(one["loss"], rel=TOLERANCE)
+        assert other["loss"] == pytest.approx(one["loss"], rel=TOLERANCE, abs=ROUNDING)
         assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=5 * TOLERANCE)
     for one, other in zip(ours.events("eval"), theirs.events("eval"), strict=True):
         assert other["kl"] == pytest.approx(one["kl"], rel=1e-3, abs=1e-5)

@@ -114,7 +114,8 @@ class Reference:
                 + ": it is no trained model of this kind.",
                 where=key,
             )
-        positions, longest = num_positions(model.config), self.reading.max_length
+        with whole_parameters():  # which may build the model's embeddings once more
+            positions, longest = num_positions(model.config), self.reading.max_length
         if positions and positions < longest:
             raise ConfigError(
                 f"{path!r} has positions for {positions} tokens, and an example of this run may have {longest}.",

@@ -5,13 +5,14 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from onecurve.config import DataSection, Recipe
-from onecurve.data import encoder, plan_run
+from onecurve.data import encoder, load_data, plan_run
 from onecurve.data.sharded import check_shardable
 from onecurve.data.sharding import encode_shards
 from onecurve.data.shards import ShardedExamples, ShardIndex
@@ -21,7 +22,8 @@ from onecurve.tasks.base import BadRow
 from onecurve.tasks.text_classification import Task as TextClassification
 from onecurve.tasks.text_classification import TextClassificationSettings
 from tests.data.byte_level import LoggedTask, byte_tokenizer, is_for_a_split, labelled, load, write_jsonl
-from tests.readings import reading
+from tests.multilingual_models import FAMILIES
+from tests.readings import ReadingOf, reading
 
 PID = os.getpid()
 TEXTS = [f"{'word ' * (1 + number * 7 % 11)}{number}" for number in range(23)]
@@ -192,7 +194,30 @@ def test_a_damaged_shard_is_made_again_by_the_same_command(settings, task, folde
     assert content(folder) == whole
 
 
+def test_content_that_is_not_what_was_written_is_made_again_by_the_same_command(settings, task, folder):
+    encode(settings, task, folder)
+    whole = content(folder)
+    (path,) = (folder / "shard-000002").glob("*.arrow")
+    told = bytearray(path.read_bytes())
+    told[len(told) // 2] ^= 1
+    path.write_bytes(told)
+    assert encode(settings, task, folder)[0] == "2 shards, 8 examples: already there"
+    assert content(folder) == whole
+
+
 # Refused
+
+
+def test_a_tokenizer_that_encoding_changes_is_the_same_one_in_the_run(settings, folder, tmp_path):
+    tokenizer = lambda: FAMILIES["mbart"][0](tmp_path)[0]  # noqa: E731
+    kind = find_task("seq2seq_lm")
+    task = kind(kind.Settings(source_lang="en_XX", target_lang="de_DE"))
+    rows = [{"source": "the dog sleeps", "target": "der Hund schläft"} for _ in range(6)]
+    settings = settings.model_copy(update={"train": write_jsonl(tmp_path / "pairs.jsonl", rows)})
+    config = SimpleNamespace(is_encoder_decoder=True, model_type="mbart")
+    list(encode_shards(settings, task, ReadingOf(tokenizer, config=config), 0, folder, 4))
+    data = load_data(sharded(settings, folder), task, ReadingOf(tokenizer, config=config), 0)
+    assert len(data.train) == 6
 
 
 def test_a_changed_or_missing_shard_is_refused_and_a_verified_one_is_not_read_again(
@@ -201,7 +226,7 @@ def test_a_changed_or_missing_shard_is_refused_and_a_verified_one_is_not_read_ag
     encode(settings, task, folder)
     load(sharded(settings, folder), task)
     with monkeypatch.context() as patch:
-        patch.setattr(ShardIndex, "altered", lambda self: pytest.fail("read again"))
+        patch.setattr(ShardIndex, "altered", lambda *_: pytest.fail("read again"))
         load(sharded(settings, folder), task)
     (path,) = (folder / "shard-000004").glob("*.arrow")
     told = bytearray(path.read_bytes())

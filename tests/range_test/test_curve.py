@@ -11,7 +11,7 @@ from onecurve.errors import ConfigError
 from onecurve.range_test.curve import KEPT, Curve, Running, averages, rate_at, smoothed
 from onecurve.range_test.report import as_text, write
 from onecurve.range_test.request import Asked
-from tests.launching import write_recipe
+from tests.launching import ROOT, write_recipe
 
 STEPS = 100
 RATES = [rate_at(step, 1e-7, 1.0, STEPS) for step in range(1, STEPS + 1)]
@@ -97,6 +97,12 @@ def test_a_loss_that_never_falls_suggests_nothing(losses):
     assert "never falls" in as_text(curve)
 
 
+def test_a_test_that_made_no_step_is_written_without_a_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr("onecurve.range_test.report.find_spec", lambda name: name)  # as where matplotlib is there
+    assert write(Curve([], [], STEPS, "the loss is not finite"), tmp_path, {}).endswith("no step was made")
+    assert json.loads((tmp_path / "lr.json").read_text())["points"] == []
+
+
 def test_the_curve_is_shown_and_written(tmp_path):
     curve = Curve(RATES, known(), STEPS)
     shown = as_text(curve).splitlines()
@@ -130,6 +136,11 @@ def test_what_no_rate_can_be_found_for_is_said_first(tmp_path, first, last, step
     with pytest.raises(ConfigError) as refused:
         Asked(first, last, steps).check([str(recipe(tmp_path, **also))])
     assert str(refused.value).startswith(said)
+
+
+def test_a_loss_that_does_not_tell_what_is_learnt_is_refused():
+    with pytest.raises(ConfigError, match=r"^task.name: the loss of grpo does not fall as its model learns"):
+        Asked(1e-7, 1.0, 10).check([str(ROOT / "recipes" / "grpo.yaml")])
 
 
 def recipe(folder, **sections):

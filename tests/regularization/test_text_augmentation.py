@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 from numpy.random import Generator, Philox
@@ -14,10 +15,13 @@ from onecurve.errors import ConfigError, DataError
 from onecurve.model.reading import Reading
 from onecurve.preflight import read
 from onecurve.regularization import text_augmentation
-from onecurve.regularization.text_augmentation import build_text_augmentation
+from onecurve.regularization.text_augmentation import TextAugmentation, build_text_augmentation
 from onecurve.seeds import stream_key
-from onecurve.tasks.base import Rewords
+from onecurve.tasks import find_task
+from onecurve.tasks.base import Rewords, Survey
+from tests.data.byte_level import byte_tokenizer
 from tests.launching import write_recipe
+from tests.readings import ReadingOf
 from tests.regularization.gradients import gradient, objective_of
 from tests.tasks.contract import distance, in_double, prepare, without_dropout
 from tests.tasks.test_seq2seq_lm import CASES as SOURCES
@@ -106,7 +110,8 @@ def test_examples_have_the_labels_items_and_lengths_that_the_plan_knows(loaded, 
     plain_task, _, plain = loaded()
     assert data.train.num_items.tolist() == plain.train.num_items.tolist()
     assert data.train.lengths.tolist() == plain.train.lengths.tolist()
-    assert data.eval.key == plain.eval.key and data.train.key != plain.train.key
+    assert data.eval.key == plain.eval.key and data.train.key == plain.train.key
+    assert data.train.examples.folder != plain.train.examples.folder and data.fingerprint == plain.fingerprint
     everything = [*range(len(ROWS))]
     for of_pass in range(4):
         found = batch(task, reading, data.train, everything, of_pass)
@@ -123,6 +128,18 @@ def test_synonyms_that_make_a_text_longer_are_taken_back(loaded, tmp_path):
     task, reading, data = loaded(synonyms=str(tmp_path / "room.txt"), synonym_share=1.0)
     texts = [reading.tokenizer.decode(row, True) for row in rows_of(batch(task, reading, data.train, [*range(24)]))]
     assert not any("dog" in text for text in texts) and any("the the jumps" in text for text in texts)
+
+
+def test_a_source_does_not_grow_into_the_room_of_its_target():
+    kind = find_task("seq2seq_lm")
+    task = kind(kind.Settings())
+    reading = ReadingOf(byte_tokenizer, config=SimpleNamespace(is_encoder_decoder=True, model_type="t5"))
+    row = {"source": "the dog", "target": "the lazy fox jumps over the dog and the film"}
+    (example,) = task.encode(row, Survey(), reading, False)
+    longer = TextAugmentation(RegularizationSection(synonym_share=1.0), {"dog": ["dog and the lazy fox"]})
+    example[TEXTS] = json.dumps({"source": row["source"]})
+    changed = longer(task, example, Generator(Philox(key=0)), reading)
+    assert task.num_tokens(changed) <= task.num_tokens(example)
 
 
 def test_a_function_of_the_user_s_changes_training_alone(loaded, tmp_path, monkeypatch):

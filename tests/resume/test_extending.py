@@ -99,6 +99,32 @@ def test_only_a_longer_length_extends_a_finished_run(recipes, tmp_path, before, 
         checked.directory.check("auto", checked.resolved)
 
 
+@pytest.mark.parametrize(
+    ("words", "kind", "said"),
+    [
+        (
+            ["--data.train", "other.jsonl"],
+            ConfigError,
+            r'another data.train \(".*", now "other.jsonl"\); no',
+        ),
+        (["--data.max_samples", "3"], ConfigError, r"another data.max_samples \(null, now 3\)"),
+        (["--data.test", "more.jsonl"], NothingToDo, r"done: another data.test \(null, now \"more.jsonl\"\)\.$"),
+        (["--data.train", "other.jsonl", "--train.resume", "never"], None, ""),
+        (["--data.train", "other.jsonl", "--train.max_steps", "12"], None, ""),  # its examples are compared
+    ],
+    ids=["train", "max_samples", "test", "anew", "longer"],
+)
+def test_other_data_on_a_finished_run_are_named(recipes, tmp_path, words, kind, said):
+    finished(recipes, tmp_path, [])
+    checked = read([str(recipes["sft"]), "--output_dir", str(tmp_path), *words])
+    resume = checked.recipe.train.resume
+    if kind is None:
+        checked.directory.check(resume, checked.resolved)
+    else:
+        with pytest.raises(kind, match=said):
+            checked.directory.check(resume, checked.resolved)
+
+
 PATIENT = ["--eval.best_metric", "loss", "--eval.every", "1", "--eval.patience"]
 
 

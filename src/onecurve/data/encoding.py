@@ -54,10 +54,11 @@ def load_data(settings: DataSection, task: Task, reading: Processing, seed: int)
         told = content_parts(*hashes, task, survey, checker.source.settings, reading.max_length)
         training = checker.source.split == "train"
         texts = task.reworded if training and task.augmentation and isinstance(task, Rewords) else ()
-        keys[name] = with_texts(content_key(told), texts)
+        keys[name] = content_key(told)  # texts that are kept change no example: what changes them has keys of its own
         writing = SplitEncoding(replace(encoder, texts=texts), checker, None if training else survey, stamps[name])
         about = {"split": name, "data": checker.source.spec, "task": type(task).__module__}
-        entry = get_or_write(root, located(keys[name], checker.source.location()), writing.write, about)
+        key = located(with_texts(keys[name], texts), checker.source.location())
+        entry = get_or_write(root, key, writing.write, about)
         report = checked.reports[name].add(Report(**entry.counts))
         examples, source = Examples(entry.folder), checker.source
         prompts = read_prompts(source, examples, task, survey, reading) if not training else []

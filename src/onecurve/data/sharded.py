@@ -175,7 +175,7 @@ def _verify(index: ShardIndex, root: Path) -> None:
     told = json.dumps([str(index.folder.resolve()), content_digest([index.folder / SHARDS], ""), stamps])
 
     def verify(_: Path) -> dict[str, Any]:
-        refuse(index.altered())
+        refuse(index.altered(index.shards))
         return {}
 
     key = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()

@@ -63,7 +63,8 @@ def encode_shards(
     checked = check_once(cache_root(settings.cache_dir), {"train": checker}, task)
     survey = checked.survey.in_model_order(reading.labels)
     encoder = Encoder(task, survey, reading, settings.on_long, settings.on_bad_row)
-    encoding = _encoding(checked, encoder, checker.source, shard_size)
+    processor_hash = processor_digest(reading.processor)  # before any call, as in a run
+    encoding = _encoding(checked, encoder, processor_hash, checker.source, shard_size)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / _LOCK, timeout=0):
@@ -75,12 +76,12 @@ def encode_shards(
         raise LaunchError(f"shards cannot be written to '{folder}': {error}.", where="--output") from None
 
 
-def _encoding(checked: Checked, encoder: Encoder, source: Source, shard_size: int) -> Encoding:
+def _encoding(checked: Checked, encoder: Encoder, processor: str, source: Source, shard_size: int) -> Encoding:
     sample = [row for row in checked.samples["train"] if _is_plain(row)]
     parts = content_parts(
         checked.digests["train"],
         sample_digest(sample, encoder.encode_whole),
-        processor_digest(encoder.reading.processor),
+        processor,
         encoder.task,
         encoder.survey,
         source.settings,
@@ -190,7 +191,7 @@ def _check_folder(index: ShardIndex) -> None:
 
 
 def _complete(index: ShardIndex) -> list[Shard]:
-    """Return the shards that are there, up to the first that is not."""
+    """Return the shards that are there as they were written, up to the first that is not. Reads every byte of them."""
     found: list[Shard] = []
     while True:
         path = index.folder / f"shard-{len(found):06d}" / _SHARD
@@ -199,6 +200,6 @@ def _complete(index: ShardIndex) -> list[Shard]:
             shard = Shard(**values)
         except (FileNotFoundError, ValueError, TypeError):
             return found
-        if index.changed([shard]):
+        if index.changed([shard]) or index.altered([shard]):
             return found
         found.append(shard)

@@ -10,7 +10,7 @@ from onecurve.data.plan import BatchPlan
 from onecurve.data.position import stored_position
 from onecurve.errors import ConfigError
 from onecurve.optim import lr_at
-from onecurve.run.directory import LENGTH
+from onecurve.run.differences import LENGTH
 
 _MOVING = ("data", "data.shuffle_window", "data.weights", "seed", "train.global_batch_size")
 """Settings that decide which examples a step has."""

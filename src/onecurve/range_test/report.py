@@ -82,6 +82,8 @@ def write(curve: Curve, folder: Path, about: dict[str, Any]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     (folder / "lr.csv").write_text(table.getvalue(), encoding="utf-8")
+    if not rows:
+        return f"written to {folder}: lr.json, lr.csv; no lr.png: no step was made"
     if find_spec("matplotlib") is None:
         return f"written to {folder}: lr.json, lr.csv; no lr.png: matplotlib is not installed"
     _draw(curve, folder / "lr.png")

@@ -6,6 +6,7 @@ from math import isfinite
 from onecurve.config import EvalSection, OptimSection, TrackingSection
 from onecurve.errors import ConfigError
 from onecurve.preflight import Checked, read
+from onecurve.tasks.base import RollsOut
 
 _FEWEST = 10
 """Steps of a test; fewer give no curve."""
@@ -42,6 +43,12 @@ class Asked:
                 f"the test starts from the model itself, not from the checkpoint {resume!r}.",
                 where="train.resume",
                 fix="Add --train.resume never.",
+            )
+        if isinstance(checked.task, RollsOut):
+            raise ConfigError(
+                f"the loss of {checked.recipe.task.name} does not fall as its model learns: it tells no rate.",
+                where="task.name",
+                fix="Compare the rewards of a few short runs.",
             )
         if checked.recipe.regularization.unfreeze_every:
             raise ConfigError(

@@ -59,9 +59,10 @@ class TextAugmentation:
         drafts = {place: draw(text, rng, *settings) for place, text in _texts(row)}
         seed = int(rng.integers(2**63))
         while True:
-            changed = self._encoded(task, _put(row, drafts, self._finish(seed)), reading)
+            changed = {**example, **self._encoded(task, _put(row, drafts, self._finish(seed)), reading)}
+            # With its targets, which may be longer than its texts
             if task.length(changed) <= task.length(example) and task.num_tokens(changed) <= task.num_tokens(example):
-                return {**example, **changed, UNCHANGED: example}
+                return {**changed, UNCHANGED: example}
             if not any(draft.undo() for draft in reversed(drafts.values())):
                 return example
 

@@ -15,12 +15,7 @@ from onecurve.machine.atomic_write import write_atomically
 from onecurve.machine.distributed import launched_rank
 from onecurve.machine.latest import follow
 from onecurve.machine.run_lock import RunLock
-
-_NAMED = 10
-"""How many changed settings a message names."""
-
-LENGTH = ("train.epochs", "train.max_steps")
-"""The settings that may be raised on a finished run, which then goes on."""
+from onecurve.run.differences import COMPARED_BY_CONTENT, changed_settings, is_longer, not_applied, shown
 
 
 @dataclass(frozen=True)
@@ -84,15 +79,33 @@ class RunDirectory:
         if not differing and self._is_more_patient(resolved):
             return self._check_extendable(["eval.patience"])
         if not differing:
-            raise NothingToDo(f"{self.path} is finished, at step {status['step']}: nothing left to do.")
+            self._refuse_other_data(resolved)
+            raise NothingToDo(
+                f"{self.path} is finished, at step {status['step']}: nothing left to do."
+                + not_applied(self._earlier(), resolved)
+            )
         changed = {key: (earlier.get(key), asked.get(key)) for key in differing}
-        if _is_longer(changed, status["step"], resolved["train"]["allow_changes"]):
+        if is_longer(changed, status["step"], resolved["train"]["allow_changes"]):
             return self._check_extendable(differing)
         raise ConfigError(
-            f"{str(self.path)!r} holds a finished run with another {_shown(changed)}.",
+            f"{str(self.path)!r} holds a finished run with another {shown(changed)}.",
             where="output_dir",
             fix="Choose another, or set train.resume to never to replace it.",
         )
+
+    def _refuse_other_data(self, resolved: dict[str, Any]) -> None:
+        """Refuse other names of training data: a run that goes on compares what they name, and here nothing reads it.
+
+        Raises:
+            ConfigError: They are other names.
+        """
+        if changed := changed_settings(self._earlier(), resolved, COMPARED_BY_CONTENT):
+            raise ConfigError(
+                f"{str(self.path)!r} holds a finished run with another {shown(changed)}; nothing is trained.",
+                where="output_dir",
+                fix="Choose another, or set train.resume to never to replace it. If the same data have another name "
+                "now, the run is done.",
+            )
 
     def _is_more_patient(self, resolved: dict[str, Any]) -> bool:
         """Whether eval.patience ended the run before its last step, and would not have as it is now."""
@@ -245,23 +258,3 @@ class RunDirectory:
             return json.loads((self.path / "status.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-
-
-def _shown(changed: dict[str, tuple[Any, Any]]) -> str:
-    """Name settings with what each was and what it is now, the first of many."""
-    told = [f"{key} ({json.dumps(before)}, now {json.dumps(now)})" for key, (before, now) in changed.items()]
-    more = f" and {len(told) - _NAMED} more" if len(told) > _NAMED else ""
-    return ", ".join(told[:_NAMED]) + more
-
-
-def _is_longer(changed: dict[str, tuple[Any, Any]], done: int, allowed: list[str]) -> bool:
-    """Whether a recipe asks for more steps than the `done` ones of a finished run, and for nothing else that counts.
-
-    From max_steps to epochs only the data tell: that is left to the resume.
-    """
-    if not changed.keys() & set(LENGTH) or changed.keys() - {*LENGTH, *allowed}:
-        return False
-    epochs, steps = (changed.get(key, (None, None)) for key in LENGTH)
-    if steps[1] is not None:
-        return steps[1] > done
-    return epochs[1] is not None and (epochs[0] is None or epochs[1] > epochs[0])

@@ -1,6 +1,8 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -11,6 +13,7 @@ from onecurve.data.splits import Split
 from onecurve.summary import (
     _describe_columns,
     _describe_counts,
+    _describe_items,
     _describe_left_out,
     _describe_prompts,
     _describe_tally,
@@ -150,3 +153,18 @@ def test_prompts_that_are_not_padded_are_told() -> None:
     model.prompts_apart = True
     (line,) = _describe_prompts(model)
     assert line.startswith("prompts   of one length in a pass")
+
+
+@pytest.mark.parametrize(
+    ("counts", "terms", "told"),
+    [
+        ([2, 3], {"loss": 1.0}, "5 terms of the loss from"),
+        ([[2, 2], [3, 3]], {"cross_entropy": 0.5, "distillation": 0.5}, "5 terms of the loss, each of cross_entropy"),
+        ([[2, 0], [3, 1]], {"topic": 1.0, "mood": 1.0}, "6 terms of the loss (topic 5, mood 1) from"),
+    ],
+)
+def test_items_of_several_terms_are_counted_once(counts: Any, terms: dict[str, float], told: str) -> None:
+    split: Any = SimpleNamespace(num_items=np.array(counts, np.int32), num_tokens=np.array([4, 6], np.int32))
+    plan: Any = SimpleNamespace(each=1)
+    line = _describe_items(split, plan, terms)
+    assert told in line and "10 tokens" in line

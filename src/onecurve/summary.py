@@ -7,6 +7,8 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from onecurve.config import Recipe, beyond_the_end
 from onecurve.data.plan import BatchPlan, num_passes
 from onecurve.data.sources import left_out_files
@@ -74,18 +76,25 @@ def describe_run(
         *_describe_left_out(data.parts),
         *_describe_tally(data.splits),
         *_describe_annotations(task, data.splits),
-        _describe_items(train, plan) + _limit(data) + (", read from the cache" if data.cached else ""),
+        _describe_items(train, plan, task.terms) + _limit(data) + (", read from the cache" if data.cached else ""),
         *(f"note      {remark}" for remark in beyond_the_end(recipe, plan.max_steps)),
         "example   " + task.describe(train[0], data.survey, reading.tokenizer).rstrip().replace("\n", "\n          "),
     ]
     return "\n".join(lines)
 
 
-def _describe_items(train: Split, plan: BatchPlan) -> str:
-    items, tokens = int(train.num_items.sum()), int(train.num_tokens.sum())
+def _describe_items(train: Split, plan: BatchPlan, terms: Mapping[str, float]) -> str:
+    """Count items; those that every term of a loss is of are counted once."""
+    of_terms, tokens = np.atleast_1d(train.num_items.sum(0)).tolist(), int(train.num_tokens.sum())
     if plan.each > 1:
         return f"prompts   of {tokens:,} tokens; {plan.each} completions of each"
-    return f"items     {items:,} terms of the loss from {tokens:,} tokens ({items / tokens:.1%})"
+    items, which = of_terms[0], ""
+    if len({*of_terms}) > 1:
+        items, named = sum(of_terms), zip(terms, of_terms, strict=True)
+        which = f" ({', '.join(f'{name} {count:,}' for name, count in named)})"
+    elif len(of_terms) > 1:
+        which = f", each of {' and '.join(terms)},"
+    return f"items     {items:,} terms of the loss{which} from {tokens:,} tokens ({items / tokens:.1%})"
 
 
 def _limit(data: Data) -> str:

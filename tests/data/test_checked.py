@@ -14,6 +14,7 @@ from onecurve.config import DataSection
 from onecurve.data import checked
 from onecurve.data.files import DataFile
 from onecurve.data.splits import Data
+from onecurve.errors import DataError
 from tests.data.byte_level import LoggedTask, labelled, load, write_jsonl
 
 TEXTS = ("one", "two", "three", "four")
@@ -142,3 +143,11 @@ def test_examples_are_hashed_only_where_their_files_changed(files: Path, monkeyp
     assert start(files).cached and len(hashed) == 1, "what was found whole is not hashed again"
     info = json.loads((first.train.examples.folder / "info.json").read_text())
     assert info["about"]["split"] == "train"
+
+
+def test_a_label_of_the_evaluation_alone_is_told_in_whole_sentences(files: Path) -> None:
+    write_jsonl(files / "train.jsonl", [{"text": text, "label": text} for text in TEXTS])
+    write_jsonl(files / "dev.jsonl", [{"text": "dev", "label": "thre"}])
+    with pytest.raises(DataError) as refused:
+        start(files)
+    assert "Did you mean 'three'? Add it to task.labels" in str(refused.value)

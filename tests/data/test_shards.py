@@ -96,6 +96,7 @@ def test_shards_hold_what_the_cache_holds_and_are_the_same_data(settings, folder
         assert ours[ids].tolist() == theirs[ids].tolist() and ours[7] == theirs[7]
         assert (ours[ids].dtype, len(ours)) == (theirs.dtype, len(theirs))
     assert shards.train.num_tokens.sum() == rows.train.num_tokens.sum() and shards.train.num_items.sum() == 23
+    assert shards.train.num_items.sum(0) == rows.train.num_items.sum(0) == 23
     ours, theirs = shards.train.examples, rows.train.examples
     assert isinstance(ours, ShardedExamples)
     assert (ours.lengths.max(), ours.lengths.argmax()) == (theirs.lengths.max(), theirs.lengths.argmax())

@@ -23,6 +23,7 @@ train: {max_steps: 30}
 """
 NUMBERS = ["--task.problem_type", "regression"]
 SEVERAL = ["--task.problem_type", "multi_label_classification"]
+TAUGHT = ["--task.student_task", "text_classification", "--task.teacher", "t"]
 
 
 @pytest.fixture
@@ -54,6 +55,8 @@ def recipe(tmp_path):
         ("sft", ["neftune_alpha", "5", "--train.packing", "on"], "neftune_alpha: .*Set train.packing to off"),
         ("dpo", ["label_smoothing", "0.1"], "label_smoothing: is another criterion, and the loss of dpo is its own"),
         ("kto", ["neftune_alpha", "5"], "neftune_alpha: changes embeddings pass by pass"),
+        ("distillation", ["word_deletion", "0.1", *TAUGHT], "word_deletion: .*the teacher reads each text once"),
+        ("distillation", ["word_swap", "0.1", *TAUGHT], "word_swap: .*the teacher reads each text once"),
         ("sft", ["label_smoothing", "1.5"], "label_smoothing: must be less than 1"),
         ("sft", ["fgm", "-1"], "fgm: must be greater than 0"),
         ("text_classification", ["class_weights", "even"], "class_weights"),

@@ -193,7 +193,14 @@ def test_a_teacher_is_looked_at_before_any_weights(tmp_path: Path, tiny_bert: An
         build_tiny_bert(folder, weights=False, **({"id2label": dict(enumerate(names))}))
         return folder
 
-    assert "config.json" in why(tmp_path / "nowhere")
+    assert "no such folder" in why(tmp_path / "nowhere")
+    assert "no such folder: 'runs/teacher/model'" in why(Path("runs/teacher/model"))
+    assert "There is no folder of this name" in why(Path("teacher"))
+    assert "has no effect" in why(tmp_path, teacher_revision="v1")
+    (tmp_path / "empty").mkdir()
+    assert "config.json" in why(tmp_path / "empty")
+    build_tiny_bert(tmp_path / "run" / "model", weights=False)
+    assert "is the directory of a run" in why(tmp_path / "run")
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     assert "is an adapter" in why(tmp_path / "adapter")
@@ -201,6 +208,9 @@ def test_a_teacher_is_looked_at_before_any_weights(tmp_path: Path, tiny_bert: An
     assert "another order" in why(labelled("yes", "no"))
     assert "task.labels: [yes, no]" in why(labelled("yes", "no"))
     assert "predicts ['a', 'b', 'c']" in why(labelled("a", "b", "c"))
+    marks = tmp_path / "marks"
+    build_tiny_bert(marks, weights=False, id2label={0: "no", 1: "yes"}, problem_type="multi_label_classification")
+    assert "was trained for multi_label_classification" in why(marks)
     assert "there are 2" in why(labelled("no", "yes"), top_k=3)
     _loaded(student_task="text_classification", teacher=str(labelled("no", "yes"))).check_other_model(own, survey)
     told = why(labelled("no", "yes"), reading(tokenizer))

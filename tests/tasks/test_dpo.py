@@ -232,7 +232,7 @@ def test_settings_without_sense_are_refused(settings: dict[str, Any], why: str) 
 
 
 def test_a_reference_that_is_not_there_or_reads_other_tokens_is_refused(tokenizer: Any, tiny_bert: Any) -> None:
-    for path, why in (("./nowhere", "config.json or a hub name"), (str(tiny_bert), "another vocabulary")):
+    for path, why in (("./nowhere", "no such folder"), (str(tiny_bert), "another vocabulary")):
         with pytest.raises(ConfigError, match=why):
             Task(DpoSettings(reference=path)).check_other_model(reading(tokenizer), Survey())
 

@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from onecurve.config import DataSection
 from onecurve.data.checking import Report
 from onecurve.data.examples import Examples, write_examples
 from onecurve.data.splits import Split, joined
-from onecurve.errors import BadRow
+from onecurve.errors import BadRow, DataError
 from onecurve.losses.preference import kto
 from onecurve.tasks.base import TALLY, Annotates, Generates, Mismatches, Pools, Survey
 from onecurve.tasks.kto import KtoSettings, Task
+from tests.data.byte_level import byte_tokenizer, load, write_jsonl
 from tests.readings import reading
 from tests.tasks.contract import Case, check_another_cut_has_the_same_gradient, prepare
 
@@ -114,6 +116,15 @@ def test_each_example_has_one_other_of_its_own_source(tmp_path: Any) -> None:
     assert sorted(whole.others.tolist()) == list(range(9)) and not (whole.others == np.arange(9)).any()
     assert whole.others[:5].tolist() == parts[0].others.tolist()
     assert (whole.others[5:] - 5).tolist() == parts[1].others.tolist()
+
+
+def test_a_single_example_has_no_other_and_is_refused(tmp_path: Any) -> None:
+    row = {"prompt": "what?", "completion": "that", "label": True}
+    train = write_jsonl(tmp_path / "train.jsonl", [row])
+    settings = DataSection(train=train, cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(DataError, match="has one example") as refused:
+        load(settings, Task(KtoSettings()), byte_tokenizer())
+    assert refused.value.where == "data.train"
 
 
 def test_what_it_can() -> None:

@@ -103,7 +103,7 @@ class RowChecker:
 
     def refuse(self, bad: Broken, report: Report, skipping_helps: bool = True) -> None:
         """Count a broken row, or raise `DataError` for it."""
-        reason = bad.reason if bad.reason.endswith((".", "?", "!")) else f"{bad.reason}."
+        reason = _sentence(bad.reason)
         if not self.skips:
             advice = "(data.on_bad_row: skip would skip such rows.)" if skipping_helps else ""
             raise DataError(reason, where=bad.place, fix=advice)
@@ -117,7 +117,7 @@ class RowChecker:
                 self.task.check_label(found.row, survey)
         except BadRow as error:
             raise DataError(
-                f"{error}".rstrip(".") + ".",
+                _sentence(f"{error}"),
                 where=found.place,
                 fix="Add it to task.labels, so that such rows count as wrong, or remove them. data.on_bad_row does not "
                 "skip them: without them the score would be too good.",
@@ -205,3 +205,7 @@ def _surveyed(
         counts = sum((Counter(reports[name].label_counts) for name in training), Counter[str]())
         survey = replace(survey, label_counts=[counts.get(name, 0) for name in survey.labels])
     return survey
+
+
+def _sentence(reason: str) -> str:
+    return reason if reason.endswith((".", "?", "!")) else f"{reason}."

@@ -16,7 +16,8 @@ from onecurve.data.prompts import read_prompts
 from onecurve.data.sharded import find_shards, sharded_split
 from onecurve.data.sources import open_splits, refuse_unread
 from onecurve.data.splits import Data, Split, joined
-from onecurve.tasks.base import Annotates, Processing, Recognises, Rewords, RollsOut, Task
+from onecurve.errors import DataError
+from onecurve.tasks.base import Annotates, Mismatches, Processing, Recognises, Rewords, RollsOut, Task
 
 
 def load_data(settings: DataSection, task: Task, reading: Processing, seed: int) -> Data:
@@ -61,6 +62,12 @@ def load_data(settings: DataSection, task: Task, reading: Processing, seed: int)
         entry = get_or_write(root, key, writing.write, about)
         report = checked.reports[name].add(Report(**entry.counts))
         examples, source = Examples(entry.folder), checker.source
+        if isinstance(task, Mismatches) and len(examples) < 2:
+            raise DataError(
+                f"'{source.spec}' has one example, and each is also read with another one's answer.",
+                where=source.key,
+                fix="Add rows, or put them together with those of another source.",
+            )
         prompts = read_prompts(source, examples, task, survey, reading) if not training else []
         each = task.completions if isinstance(task, RollsOut) and training else 1
         parts[name] = Split(

@@ -183,9 +183,9 @@ class Numbers:
         assert found is not None, "no example asked for"
         return found if np.ndim(ids) else found[0]
 
-    def sum(self) -> int:
-        """Return the sum over all examples, which the index holds; of several terms, over all of them."""
-        return int(sum(np.sum(getattr(shard, self._name)) for shard in self._shards.shards))
+    def sum(self, axis: int | None = None) -> Any:
+        """Return the sum over all examples, which the index holds: int64 [], or [terms] along axis 0."""
+        return np.sum([np.asarray(getattr(shard, self._name)) for shard in self._shards.shards], axis=axis)
 
 
 class Lengths(Numbers):

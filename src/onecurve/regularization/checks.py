@@ -35,6 +35,10 @@ def check_regularization(recipe: Recipe, task: Task) -> None:
     for name in section.on_texts:
         if not isinstance(task, Rewords):
             _refuse(name, f"changes the texts that a model reads, and those of {recipe.task.name} cannot change alone")
+        if isinstance(task, Annotates):
+            _refuse(
+                name, f"changes texts anew in every pass, and in {recipe.task.name} the teacher reads each text once"
+            )
     _check_embeddings(recipe, task)
     if section.r_drop and recipe.train.logits == "chunked":
         why = "compares whole distributions, of which train.logits chunked keeps none"

@@ -8,16 +8,27 @@ from onecurve.errors import ConfigError
 from onecurve.tasks.base import OtherModel
 
 _NAMED = 3
+_TRAIN_IT = "Train that model first, or name another folder or a model of the hub."
 
 
 def check_folder(other: OtherModel) -> None:
     """Check that a model that is named by a path is there, whole.
 
     Raises:
-        ConfigError: No folder with a config.json, or an adapter.
+        ConfigError: No folder with a config.json, an adapter, or a revision of a folder.
     """
     path = Path(other.path).expanduser()
-    is_local = other.path.startswith((".", "/", "~")) or path.exists()
+    is_local = other.path.startswith((".", "/", "~")) or other.path.count("/") > 1 or path.exists()
+    if is_local and not path.exists():
+        raise ConfigError(f"no such folder: {other.path!r}.", where=other.key, fix=_TRAIN_IT)
+    if is_local and (path / "model" / "config.json").is_file() and not (path / "config.json").is_file():
+        raise ConfigError(
+            f"{other.path!r} is the directory of a run.", where=other.key, fix=f"Set it to {str(path / 'model')!r}."
+        )
+    if is_local and other.revision:
+        raise ConfigError(
+            f"has no effect: {other.path!r} is a folder here.", where=f"{other.key}_revision", fix="Remove it."
+        )
     if is_local and (path / "adapter_config.json").is_file():
         raise ConfigError(
             f"{other.path!r} is an adapter, and a whole model is needed.",
@@ -70,7 +81,15 @@ def check_labels(other: OtherModel, labels: list[str]) -> None:
     """
     from transformers import AutoConfig
 
-    theirs = model_labels(_read(AutoConfig, other, "config.json"))
+    config = _read(AutoConfig, other, "config.json")
+    # None where it was never trained by a loss of transformers' own choice, as of taggers
+    if config.problem_type not in (None, "single_label_classification"):
+        raise ConfigError(
+            f"{other.path!r} was trained for {config.problem_type}: it does not choose one label of several.",
+            where=other.key,
+            fix="Choose a model of single_label_classification.",
+        )
+    theirs = model_labels(config)
     if theirs == labels:
         return
     if are_placeholders(theirs):
@@ -93,4 +112,5 @@ def _read(kind: Any, other: OtherModel, what: str) -> Any:
         return kind.from_pretrained(path, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         line = str(error).strip().partition("\n")[0]
-        raise ConfigError(f"the {what} of {other.path!r} cannot be read: {line}", where=other.key) from None
+        absent = "" if Path(path).exists() else f"There is no folder of this name in {Path.cwd()} either."
+        raise ConfigError(f"the {what} of {other.path!r} cannot be read: {line}", where=other.key, fix=absent) from None

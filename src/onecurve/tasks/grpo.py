@@ -9,14 +9,15 @@ from onecurve.content.completions import Completion
 from onecurve.content.preferences import read_question
 from onecurve.errors import ConfigError
 from onecurve.losses import policy
-from onecurve.losses.next_token import learnt, mark_learnt, next_token_logits, next_tokens, token_logps
+from onecurve.losses.next_token import mark_learnt
+from onecurve.tasks._answers import answer_token_logps
 from onecurve.tasks._padding import pad
 from onecurve.tasks._questions import QuestionTask
 from onecurve.tasks._rendering import TemplateSettings
 from onecurve.tasks._reward_facts import facts, scores
 from onecurve.tasks._rewards import RewardFunction, code_hash, load_rewards, rewards_of
 from onecurve.tasks._rollout_settings import GrpoSettings, check_recipe
-from onecurve.tasks.base import IGNORE_INDEX, BadRow, Batch, Example, Limit, Processing, Row, Settings, Survey
+from onecurve.tasks.base import BadRow, Batch, Example, Limit, Processing, Row, Settings, Survey
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -168,12 +169,7 @@ class Task(QuestionTask):
 
         Of the distribution that completions are drawn from, at `task.temperature`.
         """
-        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORE_INDEX)
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        logits = next_token_logits(model, {**inputs, "labels": labels}, IGNORE_INDEX)
-        places, targets = learnt(next_tokens(labels, IGNORE_INDEX), IGNORE_INDEX)
-        shape = (labels.shape[0], labels.shape[1])
-        return token_logps(logits.float() / self.settings.temperature, places, targets, shape)
+        return answer_token_logps(model, batch, self.settings.temperature)
 
     def loss_sum(self, outputs: "Tensor", batch: Batch) -> "Tensor":
         """Return the loss and, of completions that are learnt in several steps, how many of their tokens are clipped.

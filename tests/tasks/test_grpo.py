@@ -165,6 +165,12 @@ def test_a_reward_is_compared_with_its_group() -> None:
     assert policy.advantages(REWARDS, "group", "none").tolist() == [[0.0, -1.0, -1.0, 2.0], [0.0] * 4]
 
 
+@pytest.mark.parametrize("baseline", ["group", "rloo"])
+@pytest.mark.parametrize("scale", ["none", "group", "batch"])
+def test_nothing_is_learnt_from_equal_rewards(baseline: str, scale: str) -> None:
+    assert policy.advantages(np.full((2, 6), 0.1), baseline, scale).tolist() == [[0.0] * 6] * 2
+
+
 def test_a_reward_is_compared_with_the_group_s_others() -> None:
     found = policy.advantages(REWARDS, "rloo", "none")
     assert found[0].tolist() == pytest.approx([1 - 3 / 3, 0 - 4 / 3, 0 - 4 / 3, 3 - 1 / 3])
@@ -321,6 +327,8 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     path = tmp_path / "there" / "recipe.yaml"
     path.write_text(RECIPE)
     (tmp_path / "there" / "mine.py").write_text("def right(completions, answer, level=None): return [0.0]\n")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     return lambda *overrides: read([str(path), *overrides])
 
@@ -337,6 +345,8 @@ def test_the_columns_are_what_the_functions_ask_for(recipe: Any) -> None:
     [
         (["--task.rewards", "[]"], "task.rewards: names no reward function"),
         (["--task.rewards", "lost.py:right"], "task.rewards: there is no file"),
+        (["--task.reward_weights", "[.nan]"], "task.reward_weights"),
+        (["--task.beta", "0.1", "--peft.method", "lora", "--model.path", "adapter"], "task.beta: .*trained further"),
         (["--task.reward_weights", "[1.0, 2.0]"], "reward_weights has 2 weights for 1"),
         (["--task.completions", "3"], r"train.global_batch_size: \(8\) .*multiple of task.completions \(3\)"),
         (["--task.completions", "1"], "task.completions"),
@@ -357,6 +367,21 @@ def test_what_makes_no_sense_is_refused_before_anything_heavy_is_imported(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         recipe(*overrides)
+
+
+def test_a_run_of_another_curve_is_not_replayed(recipe: Any, tmp_path: Path) -> None:
+    (tmp_path / "drawn" / "rollouts").mkdir(parents=True)
+    for name in ("step-00000001", "step-00000002", "step-00000003", "step-mine"):
+        (tmp_path / "drawn" / "rollouts" / f"{name}.jsonl").touch()
+    replay = ["--task.replay", "drawn", "--train.micro_batch_size", "2"]
+    with pytest.raises(ConfigError, match=r"task.replay: 'drawn' has no config.yaml"):
+        recipe(*replay)
+    (tmp_path / "drawn" / "config.yaml").write_text(recipe().config)
+    assert recipe(*replay).task.replay == "drawn"
+    for change in (["--model.path", "other"], ["--task.temperature", "0.5"], ["--optim.lr", "1e-3"]):
+        with pytest.raises(ConfigError, match=f"task.replay: 'drawn' holds a run with another {change[0][2:]}"):
+            recipe(*replay, *change)
+    recipe(*replay, "--optim.lr", "1e-3", "--train.allow_changes", "[optim.lr]")
 
 
 def test_other_code_of_the_functions_is_another_run(recipe: Any) -> None:

@@ -63,6 +63,8 @@ def read(argv: list[str]) -> Checked:
     check_effects(recipe, {"task": task.settings}, unread_keys(task, adapted=recipe.peft is not None))
     check_regularization(recipe, task)
     resolved = resolve(recipe, owned)
+    if isinstance(task, RollsOut) and task.replay:  # other weights would not have drawn what is replayed
+        RunDirectory(Path(task.replay).expanduser()).require_curve(resolved, "task.replay")
     return Checked(recipe, task, RunDirectory(Path(recipe.output_dir)), resolved, dump_recipe(resolved, sources))
 
 

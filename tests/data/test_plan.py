@@ -139,7 +139,9 @@ def switches():
 
 def split(lengths, name="train"):
     """Of a split what the plan reads."""
-    return SimpleNamespace(name=name, lengths=np.array(lengths), num_items=np.array(lengths) + 1, sets=(), each=1)
+    return SimpleNamespace(
+        name=name, lengths=np.array(lengths), num_items=np.array(lengths) + 1, sets=(), each=1, growth=0
+    )
 
 
 def computed(plan, first, last, world_size):

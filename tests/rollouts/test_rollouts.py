@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,7 @@ from onecurve.config import Recipe
 from onecurve.data.checking import Report
 from onecurve.data.loader import Loader
 from onecurve.data.made_examples import MadeExamples
-from onecurve.data.plan import BatchPlan
+from onecurve.data.plan import BatchPlan, plan_run
 from onecurve.data.splits import Split
 from onecurve.errors import ConfigError
 from onecurve.evaluation.scores import Evaluator
@@ -171,6 +173,15 @@ def test_what_was_recorded_is_replayed_in_another_cut(run: Any, tmp_path: Path) 
     assert kept.keys() == {"example", "ids", "logps", "entropy", "ended", "text", "rewards", "reference"}
     with pytest.raises(ConfigError, match=r"task.replay: .*step-00000003.jsonl' is missing"):
         examples_of(again, 3)
+    (tmp_path / "apart").mkdir()
+    (tmp_path / "apart" / "rollouts").mkdir()
+    apart = lines.replace('"text": "', '"text": "\u2028')  # which JSON leaves as it is
+    (tmp_path / "apart" / "rollouts" / "step-00000001.jsonl").write_text(apart)
+    assert examples_of(run("fifth", replay=str(tmp_path / "apart")), 1) == first[0]
+    for text in (lines.rsplit("{", 1)[0], "[]\n", '{"count": 1}\n', lines.replace('"ids"', '"tokens"')):
+        (tmp_path / "first" / "rollouts" / "step-00000003.jsonl").write_text(text)
+        with pytest.raises(ConfigError, match="cut short or cannot be read"):
+            examples_of(again, 3)
     with pytest.raises(ConfigError, match=r"task.replay: .*completions of other prompts"):
         examples_of(run("third", completions=2, replay=str(tmp_path / "first")), 1)
     other = run("fourth", replay=str(tmp_path / "first"))
@@ -188,6 +199,8 @@ def test_completions_of_several_steps_are_drawn_at_once_and_found_again(run: Any
         model.lm_head.weight.mul_(0.1)  # an update
     second = examples_of(one, 2)
     assert examples_of(run(steps_per_generation=3), 2) == second, "a run that goes on amid the three reads them"
+    (one.rollouts.run / "rollouts" / "step-00000003.jsonl").unlink()  # as where the run was to end after step 2
+    assert examples_of(run(steps_per_generation=3), 2) == second
     assert examples_of(run(steps_per_generation=3), 1) != first, "one that goes on before them draws them anew"
     with torch.no_grad():
         model.lm_head.weight.copy_(weight)
@@ -203,8 +216,22 @@ def test_a_reward_function_that_fails_is_told_with_its_row(run: Any) -> None:
     def failing(completions: Any, answer: Any) -> Any:
         raise ValueError("no judge")
 
-    with pytest.raises(ConfigError, match=r"task.rewards: m:length raised ValueError.*for the completion .* of row 1"):
+    said = r"task.rewards: m:length raised ValueError.*for the completion .* of row 1(.|\n)*starts from the beginning"
+    with pytest.raises(ConfigError, match=said):
         examples_of(run(function=failing), 1)
+
+
+def test_a_model_s_own_habits_of_writing_are_left_out(run: Any, strategy: Plain) -> None:
+    first, settings = examples_of(run("one"), 1), strategy.unwrapped().generation_config
+    habits = {"min_length": 40, "suppress_tokens": [*range(5, 50)], "forced_eos_token_id": 2}
+    before = {name: getattr(settings, name) for name in [*habits, "return_dict_in_generate"]}
+    try:
+        for name, value in {**habits, "return_dict_in_generate": True}.items():
+            setattr(settings, name, value)
+        assert examples_of(run("other"), 1) == first
+    finally:
+        for name, value in before.items():
+            setattr(settings, name, value)
 
 
 def test_an_evaluation_rewards_one_completion_a_prompt_and_shows_some(run: Any, strategy: Plain) -> None:
@@ -219,3 +246,12 @@ def test_an_evaluation_rewards_one_completion_a_prompt_and_shows_some(run: Any, 
     assert again == scores
     drawn = run(split="eval", eval_sampled=True)
     assert Evaluator(strategy, drawn.recipe, Survey())(drawn.loader)["samples"] != scores["samples"]
+
+
+def test_a_micro_batch_must_have_room_for_a_prompt_and_its_completion(run: Any) -> None:
+    one = run()
+    split, longest = replace(one.loader.split, each=4, growth=NEW), int(one.loader.split.lengths.max())
+    for tokens, fits in ((longest + NEW, True), (longest + NEW - 1, False)):
+        train = one.recipe.train.model_copy(update={"micro_batch_tokens": tokens})
+        with nullcontext() if fits else pytest.raises(ConfigError, match=f"{NEW} of them for a completion"):
+            plan_run([split], one.recipe.model_copy(update={"train": train}))

@@ -17,7 +17,7 @@ from onecurve.errors import BadRow, ConfigError
 from onecurve.losses import policy
 from onecurve.preflight import read
 from onecurve.tasks import load_task
-from onecurve.tasks._rewards import RewardFunction, load_rewards
+from onecurve.tasks._rewards import RewardFunction, code_hash, load_rewards
 from onecurve.tasks.base import Annotates, Generates, RollsOut, Survey, Writes
 from onecurve.tasks.grpo import Task
 from tests.readings import ReadingOf, reading
@@ -165,6 +165,12 @@ def test_a_reward_is_compared_with_its_group() -> None:
     assert policy.advantages(REWARDS, "group", "none").tolist() == [[0.0, -1.0, -1.0, 2.0], [0.0] * 4]
 
 
+@pytest.mark.parametrize("baseline", ["group", "rloo"])
+@pytest.mark.parametrize("scale", ["none", "group", "batch"])
+def test_nothing_is_learnt_from_equal_rewards(baseline: str, scale: str) -> None:
+    assert policy.advantages(np.full((2, 6), 0.1), baseline, scale).tolist() == [[0.0] * 6] * 2
+
+
 def test_a_reward_is_compared_with_the_group_s_others() -> None:
     found = policy.advantages(REWARDS, "rloo", "none")
     assert found[0].tolist() == pytest.approx([1 - 3 / 3, 0 - 4 / 3, 0 - 4 / 3, 3 - 1 / 3])
@@ -244,6 +250,12 @@ def test_what_cannot_be_called_is_refused(code: Any, text: str, said: str) -> No
         ("return [1.0, float('nan')]", "returned nan", 1),
         ("return [None, 1.0]", "returned None, which is no number", 0),
         ("return 3", "returned 3, which is no list", None),
+        ("return '12'", "returned '12', which is no list", None),
+        ("return dict.fromkeys([1.0, 2.0])", "which is no list", None),
+        ("return [1.0, '2.0']", "returned '2.0', which is no number", 1),
+        ("return [1.0, 10**400]", "which is no number", 1),
+        ("import torch; return torch.ones(2, 3)", "which is no number", 0),
+        ("return (1 / (c != 'b') for c in completions)", "raised ZeroDivisionError", 1),
         ("return [1 / (c != 'b') for c in completions]", r"raised ZeroDivisionError: .* \(r0.py, line 1\)", 1),
     ],
 )
@@ -251,6 +263,43 @@ def test_a_function_that_fails_is_told_with_the_completion(code: Any, body: str,
     with pytest.raises(RewardError, match=said) as failed:
         code(f"def f(completions): {body}")(TOLD)
     assert failed.value.place == place
+
+
+def test_what_numbers_come_in_does_not_matter(code: Any) -> None:
+    for returned in (
+        "import numpy; return numpy.arange(2)",
+        "import torch; return torch.arange(2.0)",
+        "yield from (0, 1)",
+    ):
+        assert code(f"def f(completions): {returned}")(TOLD) == [0.0, 1.0]
+
+
+def test_a_default_holds_where_no_row_has_the_column(code: Any) -> None:
+    function = code("def f(completions, scale=2.0, level=None): return [scale if level is None else 9.0] * 2")
+    assert function({**TOLD, "scale": [None, None]}) == [2.0, 2.0]
+    assert function({**TOLD, "level": [None, 3]}) == [9.0, 9.0]
+
+
+def test_what_a_function_changes_is_not_what_is_learnt(code: Any) -> None:
+    function = code("def f(completions, completion_ids): return [float(len([ids.pop()])) for ids in completion_ids]")
+    told = {**TOLD, "completion_ids": [[1, 2], [3]]}
+    assert function(told) == [1.0, 1.0] and told["completion_ids"] == [[1, 2], [3]]
+
+
+def test_the_completion_that_is_to_blame_is_not_looked_for_long(code: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onecurve.tasks._rewards._SECONDS_TO_BLAME", -1.0)
+    with pytest.raises(RewardError) as failed:
+        code("def f(completions): raise ValueError('the judge is away')")(TOLD)
+    assert failed.value.place is None
+
+
+def test_the_code_behind_a_partial_and_a_method_is_hashed(code: Any) -> None:
+    for text in (
+        "from functools import partial\ndef g(completions, by): return [{}] * 2\nf = partial(g, by=1)",
+        "class J:\n    def g(self, completions): return [{}] * 2\nf = J().g",
+    ):
+        hashes = {code_hash([code(text.format(number))]) for number in (1, 2)}
+        assert len(hashes) == 2
 
 
 def test_two_functions_of_one_name_are_refused(code: Any) -> None:
@@ -278,6 +327,8 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     path = tmp_path / "there" / "recipe.yaml"
     path.write_text(RECIPE)
     (tmp_path / "there" / "mine.py").write_text("def right(completions, answer, level=None): return [0.0]\n")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     return lambda *overrides: read([str(path), *overrides])
 
@@ -294,6 +345,8 @@ def test_the_columns_are_what_the_functions_ask_for(recipe: Any) -> None:
     [
         (["--task.rewards", "[]"], "task.rewards: names no reward function"),
         (["--task.rewards", "lost.py:right"], "task.rewards: there is no file"),
+        (["--task.reward_weights", "[.nan]"], "task.reward_weights"),
+        (["--task.beta", "0.1", "--peft.method", "lora", "--model.path", "adapter"], "task.beta: .*trained further"),
         (["--task.reward_weights", "[1.0, 2.0]"], "reward_weights has 2 weights for 1"),
         (["--task.completions", "3"], r"train.global_batch_size: \(8\) .*multiple of task.completions \(3\)"),
         (["--task.completions", "1"], "task.completions"),
@@ -314,6 +367,21 @@ def test_what_makes_no_sense_is_refused_before_anything_heavy_is_imported(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         recipe(*overrides)
+
+
+def test_a_run_of_another_curve_is_not_replayed(recipe: Any, tmp_path: Path) -> None:
+    (tmp_path / "drawn" / "rollouts").mkdir(parents=True)
+    for name in ("step-00000001", "step-00000002", "step-00000003", "step-mine"):
+        (tmp_path / "drawn" / "rollouts" / f"{name}.jsonl").touch()
+    replay = ["--task.replay", "drawn", "--train.micro_batch_size", "2"]
+    with pytest.raises(ConfigError, match=r"task.replay: 'drawn' has no config.yaml"):
+        recipe(*replay)
+    (tmp_path / "drawn" / "config.yaml").write_text(recipe().config)
+    assert recipe(*replay).task.replay == "drawn"
+    for change in (["--model.path", "other"], ["--task.temperature", "0.5"], ["--optim.lr", "1e-3"]):
+        with pytest.raises(ConfigError, match=f"task.replay: 'drawn' holds a run with another {change[0][2:]}"):
+            recipe(*replay, *change)
+    recipe(*replay, "--optim.lr", "1e-3", "--train.allow_changes", "[optim.lr]")
 
 
 def test_other_code_of_the_functions_is_another_run(recipe: Any) -> None:
@@ -351,6 +419,17 @@ def test_the_functions_columns_travel_with_the_prompt(recipe: Any, tokenizer: An
     assert rewarded.rewards == {"right": 1.0}
     assert seen["answer"] == ["a fox"] and seen["level"] == [3] and seen["prompts"] == [ROWS[1]["prompt"]]
     assert seen["completions"] == [[{"role": "assistant", "content": "a fox"}]]
+
+
+def test_a_function_may_ask_for_the_prompt_s_system_and_tools(recipe: Any, tokenizer: Any, tmp_path: Path) -> None:
+    (tmp_path / "there" / "mine.py").write_text(
+        "def right(completions, system, tools=0): return [len(system[0]) + tools]\n"
+    )
+    task = recipe().task
+    assert [*task.columns] == ["prompt", "system?", "tools?"] and not task.targets
+    row = {"prompt": [{"role": "user", "content": "x"}], "system": "be brief"}
+    asked = {"asked": task._asked(row)}
+    assert task.rewarded([asked], [Completion([5], [-1.0], 0.1, True, "a")])[0].rewards == {"right": 8.0}
 
 
 def test_a_value_that_cannot_be_kept_is_told(recipe: Any) -> None:

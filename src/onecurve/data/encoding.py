@@ -70,9 +70,9 @@ def load_data(settings: DataSection, task: Task, reading: Processing, seed: int)
             )
         prompts = read_prompts(source, examples, task, survey, reading) if not training else []
         each = task.completions if isinstance(task, RollsOut) and training else 1
-        parts[name] = Split(
-            name, report, examples, source.use, source, stamps[name], prompts, key=keys[name], each=each
-        )
+        growth = int(task.drawing(training)["max_new_tokens"]) if isinstance(task, RollsOut) else 0
+        one = Split(name, report, examples, source.use, source, stamps[name], prompts, key=keys[name])
+        parts[name] = replace(one, each=each, growth=growth)
         hits.append(entry.is_hit)
     splits = _join(parts)
     if count := num_workers(settings.workers, task):

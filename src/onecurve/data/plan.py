@@ -249,9 +249,9 @@ def plan_run(splits: "Sequence[Split]", recipe: Recipe) -> BatchPlan:
     """
     train, split = recipe.train, splits[0]
     cut = Cut(split.lengths, train.group_by_length, train.micro_batch_tokens, recipe.pads)
-    _check_longest(cut, split.name)
+    _check_longest(cut, split)
     for other in splits[1:]:
-        _check_longest(_scoring_cut(other, recipe), other.name)
+        _check_longest(_scoring_cut(other, recipe), other)
     plan = BatchPlan(split.num_items, recipe.seed, train.global_batch_size // split.each, train.examples_a_pass)
     plan = replace(plan, each=split.each, sweeps=recipe.regularization.sweeps)
     plan = replace(plan, max_steps=train.max_steps or plan.num_steps(train.epochs or 1))
@@ -286,12 +286,12 @@ def _scoring_cut(split: "Split", recipe: Recipe) -> Cut:
     return Cut(split.lengths, by_length=True, tokens=tokens, padded=recipe.pads)
 
 
-def _check_longest(cut: Cut, name: str) -> None:
-    tokens = cut.lengths[cut.longest]
+def _check_longest(cut: Cut, split: "Split") -> None:
+    tokens = int(cut.lengths[cut.longest]) + split.growth
     if cut.tokens and tokens > cut.tokens:
         raise ConfigError(
-            f"is {cut.tokens}, and the longest example, number {cut.longest} (from 0) of data.{name}, alone has "
-            f"{tokens} tokens.",
+            f"is {cut.tokens}, and the longest example, number {cut.longest} (from 0) of data.{split.name}, alone has "
+            f"{tokens} tokens" + (f", {split.growth} of them for a completion." if split.growth else "."),
             where="train.micro_batch_tokens",
             fix=f"Set it to {tokens} or more, or limit the examples with data.max_length and data.on_long.",
         )

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,8 @@ class Split:
     """Equal where the examples are; of one with named sources or sets: where they and their names are."""
     each: int = 1
     """Examples that a training step makes of each, by having the model answer it."""
+    growth: int = 0
+    """The most tokens that an answer then adds to each."""
     sets: tuple["Split", ...] = ()
     """The named sources or sets that it is made of, in the order of their examples; none where it is one."""
 
@@ -145,6 +147,5 @@ def joined(name: str, parts: Sequence[Split]) -> Split:
     folders = (part.examples.folder for part in parts)
     told = json.dumps([[part.title, part.key] for part in parts])
     key = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
-    return Split(
-        name, report, Examples(*folders), workers=parts[0].workers, key=key, each=parts[0].each, sets=tuple(parts)
-    )
+    whole = Split(name, report, Examples(*folders), workers=parts[0].workers, key=key, sets=tuple(parts))
+    return replace(whole, each=parts[0].each, growth=parts[0].growth)

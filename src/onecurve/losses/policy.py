@@ -23,6 +23,7 @@ def advantages(rewards: np.ndarray, baseline: str, scale: str) -> np.ndarray:
     """
     total, count = rewards.sum(1, keepdims=True), rewards.shape[1]
     found = rewards - (total / count if baseline == "group" else (total - rewards) / (count - 1))
+    found[np.ptp(rewards, 1) == 0] = 0.0  # exactly, whatever their mean was rounded to
     if scale == "none":
         return found
     deviation = rewards.std(1, ddof=1, keepdims=True) if scale == "group" else rewards.std(ddof=1)

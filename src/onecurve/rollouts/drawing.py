@@ -19,7 +19,22 @@ from onecurve.ranks.heartbeat import beat
 from onecurve.strategies.base import Strategy
 from onecurve.tasks.base import Example, Generates, RollsOut
 
-_AS_THE_MODEL_IS = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+_AS_THE_MODEL_IS: dict[str, Any] = {
+    "num_beams": 1,
+    "return_dict_in_generate": False,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    **dict.fromkeys(
+        (
+            "min_new_tokens bad_words_ids suppress_tokens begin_suppress_tokens forced_bos_token_id "
+            "forced_eos_token_id sequence_bias exponential_decay_length_penalty guidance_scale stop_strings max_time "
+            "prompt_lookup_num_tokens watermarking_config"
+        ).split()
+    ),
+}
 """What a model's generation_config.json must not change: completions are of the distribution that is learnt."""
 
 

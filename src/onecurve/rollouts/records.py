@@ -13,7 +13,7 @@ from onecurve.content.completions import Completion
 from onecurve.data.plan import Step
 from onecurve.errors import ConfigError, TrainingError
 from onecurve.machine.atomic_write import write_atomically
-from onecurve.tasks._rollout_settings import RECORDS
+from onecurve.tasks._rollout_settings import RECORDS, recorded
 from onecurve.tasks.base import Example
 
 
@@ -58,18 +58,20 @@ class Records:
         """
         path = self._path(step.number)
         try:
-            head, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        except (OSError, ValueError):
-            raise ConfigError(f"{str(path)!r} is missing or cannot be read.", where=where) from None
-        if head["count"] != len(prompts) or head["prompts"] != _digest(prompts):
+            # Not splitlines: a text may have separators of its own, which JSON leaves as they are
+            head, *lines = map(json.loads, path.read_text(encoding="utf-8").rstrip("\n").split("\n"))
+            count, digest = head["count"], head["prompts"]
+            completions = [Completion(**{k: v for k, v in line.items() if k != "example"}) for line in lines]
+            if len(completions) != count:
+                raise ValueError(count)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise ConfigError(f"{str(path)!r} is missing, cut short or cannot be read.", where=where) from None
+        if count != len(prompts) or digest != _digest(prompts):
             raise ConfigError(
                 f"{str(path)!r} has completions of other prompts than this run has in step {step.number}.",
                 where=where,
                 fix="data, seed, train.global_batch_size and task.completions must be those of the run that drew them.",
             )
-        for line in lines:
-            del line["example"]
-        completions = [Completion(**line) for line in lines]
         if completions and sorted(completions[0].rewards) != sorted(names):
             raise ConfigError(
                 f"{str(path)!r} has rewards of {', '.join(completions[0].rewards)}, and this run asks for "
@@ -80,8 +82,8 @@ class Records:
 
     def remove_after(self, step: int) -> None:
         """Remove what an earlier run, or one that went back, left of the steps after this one."""
-        for path in self.folder.glob("step-*.jsonl"):
-            if int(path.stem.partition("-")[2]) > step:
+        for number, path in recorded(self.folder).items():
+            if number > step:
                 path.unlink(missing_ok=True)
 
     def _path(self, step: int) -> Path:

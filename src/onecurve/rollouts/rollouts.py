@@ -123,7 +123,9 @@ class Rollouts:
         if replay := self.task.replay:
             self._read(loader, [step], Records(Path(replay).expanduser()), "task.replay")
         elif (step.number - 1) % together and (there := self._there(loader, step)):
-            self._read(loader, steps, there, "train.resume")  # the run goes on amid steps whose completions are there
+            # The run goes on amid steps whose completions are there; to which end, another max_steps may have said
+            kept = self._of_first(loader, lambda: [one.number for one in steps if there.has(one.number)])
+            self._read(loader, [one for one in steps if one.number in kept], there, "train.resume")
         else:
             self._draw(loader, steps)
         if first:
@@ -198,7 +200,8 @@ class Rollouts:
             except RewardError as error:
                 place = error.place
                 about = "" if place is None else _about(loader.split, int(numbers[place]), drawn[place])
-                raise ConfigError(f"{error.what}{about}.", where="task.rewards") from None
+                fix = f"{RunDirectory(self.run).again()} Other code needs task.rewards_hash in train.allow_changes."
+                raise ConfigError(f"{error.what}{about}.", where="task.rewards", fix=fix) from None
             return rewarded
 
         beat("rewards")

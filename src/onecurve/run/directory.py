@@ -107,6 +107,27 @@ class RunDirectory:
                 "now, the run is done.",
             )
 
+    def require_curve(self, resolved: dict[str, Any], where: str) -> None:
+        """Check that the run here has the curve of another recipe.
+
+        Args:
+            resolved: Every value of that recipe; what its train.allow_changes names may differ.
+            where: The setting that names this folder.
+
+        Raises:
+            ConfigError: It has another, or there is none.
+        """
+        earlier, asked = curve_settings(self._earlier()), curve_settings(resolved)
+        if not earlier:
+            raise ConfigError(f"{str(self.path)!r} has no config.yaml, which says how it was trained.", where=where)
+        keys = (earlier.keys() | asked.keys()) - {*resolved["train"]["allow_changes"]}
+        if changed := {k: (earlier.get(k), asked.get(k)) for k in sorted(keys) if earlier.get(k) != asked.get(k)}:
+            raise ConfigError(
+                f"{str(self.path)!r} holds a run with another {shown(changed)}.",
+                where=where,
+                fix="Set them as they were there, or name them in train.allow_changes.",
+            )
+
     def _is_more_patient(self, resolved: dict[str, Any]) -> bool:
         """Whether eval.patience ended the run before its last step, and would not have as it is now."""
         before, now = self._earlier().get("eval", {}).get("patience"), resolved["eval"]["patience"]

@@ -31,16 +31,23 @@ class AnswersTask(QuestionTask):
 
 
 def answer_logps(model: "nn.Module", inputs: "Mapping[str, Tensor]") -> "Tensor":
-    """Return the summed log-probability of the answer of each sequence: float32 [sequences].
+    """Return the summed log-probability of the answer of each sequence: float32 [sequences]."""
+    return answer_token_logps(model, inputs).sum(1)
+
+
+def answer_token_logps(model: "nn.Module", inputs: "Mapping[str, Tensor]", temperature: float = 1.0) -> "Tensor":
+    """Return the log-probability of each token of an answer where it is predicted: float32 [sequences, longest].
 
     Args:
         model: A causal language model, wrapped or not.
         inputs: `input_ids`, `attention_mask`, and `completion_mask`, which is 1 at an answer's tokens: int64
             [sequences, longest].
+        temperature: Of the distribution that the probabilities are of.
     """
     ids = inputs["input_ids"]
     labels = ids.masked_fill(inputs["completion_mask"] == 0, IGNORE_INDEX)
     batch = {"input_ids": ids, "attention_mask": inputs["attention_mask"], "labels": labels}
     logits = next_token_logits(model, batch, IGNORE_INDEX)
     places, targets = learnt(next_tokens(labels, IGNORE_INDEX), IGNORE_INDEX)
-    return token_logps(logits, places, targets, (labels.shape[0], labels.shape[1])).sum(1)
+    logits = logits if temperature == 1 else logits.float() / temperature
+    return token_logps(logits, places, targets, (labels.shape[0], labels.shape[1]))

@@ -1,22 +1,27 @@
 """The user's reward functions: found, checked, and called with the completions of a step."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from math import isfinite
 from pathlib import Path
 from reprlib import repr as short
+from time import monotonic
 from typing import Any
 
 from onecurve import user_code
-from onecurve.content.completions import RewardError
+from onecurve.content.completions import Completion, RewardError
 from onecurve.errors import ConfigError
 
 WHERE = "task.rewards"
 _GIVEN = ("prompts", "completions", "completion_ids")
 """What every function may ask for beside columns of the data, by TRL's names; lists, of which each has one entry a
 completion."""
+_SECONDS_TO_BLAME = 10.0
+"""How long the completion is looked for that a function fails on: it may be slow."""
 _SINGULAR = {"prompt": "prompts", "completion": "completions", "completion_id": "completion_ids"}
 
 
@@ -78,35 +83,84 @@ class RewardFunction:
         """
         count = len(told["completions"])
         try:
-            found = self._called(told)
+            rewards = _listed(self._called(told))
+        except RewardError:
+            raise
         except Exception as error:  # noqa: BLE001  the user's code may raise anything
             raise RewardError(f"raised {_described(error)}", self._culprit(told, count)) from None
-        try:
-            rewards = list(found)
-        except TypeError:
-            raise RewardError(f"returned {short(found)}, which is no list") from None
         if len(rewards) != count:
             raise RewardError(f"returned {len(rewards)} rewards for {count} completions")
-        for place, reward in enumerate(rewards):
-            try:
-                rewards[place] = float(reward)
-            except (TypeError, ValueError):
-                raise RewardError(f"returned {short(reward)}, which is no number", place) from None
-            if not isfinite(rewards[place]):
-                raise RewardError(f"returned {rewards[place]}", place)
-        return rewards
+        return [_number(reward, place) for place, reward in enumerate(rewards)]
 
     def _called(self, told: Mapping[str, Sequence[Any]]) -> Any:
-        return self.call(**{n: list(v) for n, v in told.items() if self.takes_all or n in {*self.given, *self.columns}})
+        """Call it with copies: what it changes in them is neither learnt nor seen by other functions."""
+        asked = {name: values for name, values in told.items() if self._takes(name, values)}
+        return self.call(**{name: deepcopy(list(values)) for name, values in asked.items()})
+
+    def _takes(self, name: str, values: Sequence[Any]) -> bool:
+        if name in self.given or self.columns.get(name):
+            return True
+        # Where no row has a value, the function's own default holds
+        return (self.takes_all or name in self.columns) and any(value is not None for value in values)
 
     def _culprit(self, told: Mapping[str, Sequence[Any]], count: int) -> int | None:
-        """Return the first completion that it fails on alone."""
+        """Return the first completion that it fails on alone; None where that is not found soon."""
+        until = monotonic() + _SECONDS_TO_BLAME
         for place in range(count):
+            if monotonic() > until:
+                break
             try:
-                self._called({name: values[place : place + 1] for name, values in told.items()})
+                _listed(self._called({name: values[place : place + 1] for name, values in told.items()}))
             except Exception:  # noqa: BLE001  as above
                 return place
         return None
+
+
+def _listed(found: Any) -> list[Any]:
+    if not isinstance(found, Iterable) or isinstance(found, str | bytes | Mapping | Set):
+        raise RewardError(f"returned {short(found)}, which is no list")
+    return list(found)
+
+
+def _number(reward: Any, place: int) -> float:
+    try:
+        number = None if isinstance(reward, str | bytes) else float(reward)
+    except Exception:  # noqa: BLE001  a tensor of several numbers, or one too large, each raises its own
+        number = None
+    if number is None:
+        raise RewardError(f"returned {short(reward)}, which is no number", place)
+    if not isfinite(number):
+        raise RewardError(f"returned {number}", place)
+    return number
+
+
+def rewards_of(
+    functions: Sequence[RewardFunction], rows: Sequence[Mapping[str, Any]], completions: Sequence[Completion]
+) -> list[dict[str, float]]:
+    """Return each completion's reward by each function.
+
+    Args:
+        functions: To call.
+        rows: What they may ask of each completion's row: its `prompt` and columns.
+        completions: All of a step.
+
+    Raises:
+        RewardError: One failed.
+    """
+    told: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for name in {n: 0 for row in rows for n in row}}
+    told["prompts"] = told.pop("prompt", [None] * len(rows))
+    told["completions"] = [
+        one.text if isinstance(prompt, str) else [{"role": "assistant", "content": one.text}]
+        for prompt, one in zip(told["prompts"], completions, strict=True)
+    ]
+    told["completion_ids"] = [one.ids for one in completions]
+    found: dict[str, list[float]] = {}
+    for function in functions:
+        try:
+            found[function.name] = function(told)
+        except RewardError as error:
+            raise RewardError(f"{function.source} {error.what}", error.place) from None
+    return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
 
 
 def load_rewards(sources: Sequence[str]) -> list[RewardFunction]:
@@ -126,7 +180,11 @@ def code_hash(functions: Sequence[RewardFunction]) -> str:
     """Return a hash of the functions' code, as `user_code.source_hash` makes it."""
     digest = blake2b(digest_size=16)
     for function in functions:
-        code: Any = function.call if inspect.isfunction(function.call) else type(function.call)
+        code: Any = function.call
+        while isinstance(code, partial) or inspect.ismethod(code):
+            code = code.func if isinstance(code, partial) else code.__func__
+        if not inspect.isfunction(code):
+            code = type(code)
         digest.update(user_code.source_hash(code).encode())
     return digest.hexdigest()
 

@@ -16,6 +16,12 @@ RECORDS = "rollouts"
 """Folder of a run directory with the completions of each step."""
 
 
+def recorded(folder: Path) -> dict[int, Path]:
+    """Return step -> the file with its completions."""
+    numbered = ((path, path.stem.removeprefix("step-")) for path in folder.glob("step-*.jsonl"))
+    return {int(number): path for path, number in numbered if number.isdecimal()}
+
+
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -24,7 +30,7 @@ class GrpoSettings(TemplateSettings):
     rewards: Annotated[list[str], BeforeValidator(_listed)] = Field(default_factory=list)
     """Your reward functions: my_file.py:NAME or package.module:NAME. Each gets prompts and completions, and further
     parameters are columns of the data; all are lists, and it returns a list of numbers."""
-    reward_weights: list[float] | None = None
+    reward_weights: list[Annotated[float, Field(allow_inf_nan=False)]] | None = None
     """Weight of each reward function in the sum; default: 1 each."""
     completions: int = Field(default=8, ge=2)
     """Completions of each prompt in a step: a group."""
@@ -120,14 +126,20 @@ def _check_reference(recipe: "Recipe") -> None:
             where="task.beta",
             fix="Save such a model first and train from it, or set beta to 0.",
         )
+    if recipe.peft and (Path(recipe.model.path).expanduser() / "adapter_config.json").is_file():
+        raise ConfigError(
+            "the reference is the model before step 1, and the adapter that is trained further is a part of it.",
+            where="task.beta",
+            fix="Merge that adapter first and train a new one, or set beta to 0.",
+        )
 
 
 def _check_replay(folder: str, recipe: "Recipe") -> None:
-    where, records = "task.replay", Path(os.path.expanduser(folder)) / RECORDS
-    steps = {int(path.stem.partition("-")[2]) for path in records.glob("step-*.jsonl")}
+    where = "task.replay"
+    steps = recorded(Path(os.path.expanduser(folder)) / RECORDS).keys()
     if not steps:
         raise ConfigError(f"{folder!r} has no {RECORDS}/ with completions.", where=where)
-    if recipe.train.max_steps and (lacking := sorted({*range(1, recipe.train.max_steps + 1)} - steps)):
+    if recipe.train.max_steps and (lacking := sorted({*range(1, recipe.train.max_steps + 1)} - {*steps})):
         raise ConfigError(
             f"{folder!r} has no completions of step {lacking[0]}, and the run has {recipe.train.max_steps} steps.",
             where=where,

@@ -5,18 +5,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from onecurve.content.completions import Completion, RewardError
+from onecurve.content.completions import Completion
 from onecurve.content.preferences import read_question
 from onecurve.errors import ConfigError
 from onecurve.losses import policy
-from onecurve.losses.next_token import learnt, mark_learnt, next_token_logits, next_tokens, token_logps
+from onecurve.losses.next_token import mark_learnt
+from onecurve.tasks._answers import answer_token_logps
 from onecurve.tasks._padding import pad
 from onecurve.tasks._questions import QuestionTask
 from onecurve.tasks._rendering import TemplateSettings
 from onecurve.tasks._reward_facts import facts, scores
-from onecurve.tasks._rewards import RewardFunction, code_hash, load_rewards
+from onecurve.tasks._rewards import RewardFunction, code_hash, load_rewards, rewards_of
 from onecurve.tasks._rollout_settings import GrpoSettings, check_recipe
-from onecurve.tasks.base import IGNORE_INDEX, BadRow, Batch, Example, Limit, Processing, Row, Settings, Survey
+from onecurve.tasks.base import BadRow, Batch, Example, Limit, Processing, Row, Settings, Survey
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -91,7 +92,8 @@ class Task(QuestionTask):
 
     def _asked(self, row: Row) -> str:
         """Return what reward functions may ask of a row, as JSON."""
-        told = {name: row.get(name) for name in ("prompt", *sorted(self.targets))}
+        asked = {name for function in self.functions for name in function.columns} | {"prompt"}
+        told = {name: row.get(name) for name in sorted(asked)}
         try:
             return json.dumps(told, ensure_ascii=False)
         except TypeError as error:
@@ -167,12 +169,7 @@ class Task(QuestionTask):
 
         Of the distribution that completions are drawn from, at `task.temperature`.
         """
-        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORE_INDEX)
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        logits = next_token_logits(model, {**inputs, "labels": labels}, IGNORE_INDEX)
-        places, targets = learnt(next_tokens(labels, IGNORE_INDEX), IGNORE_INDEX)
-        shape = (labels.shape[0], labels.shape[1])
-        return token_logps(logits.float() / self.settings.temperature, places, targets, shape)
+        return answer_token_logps(model, batch, self.settings.temperature)
 
     def loss_sum(self, outputs: "Tensor", batch: Batch) -> "Tensor":
         """Return the loss and, of completions that are learnt in several steps, how many of their tokens are clipped.
@@ -231,21 +228,7 @@ class Task(QuestionTask):
         return {**options, "do_sample": True, "top_k": settings.top_k, "top_p": settings.top_p}
 
     def rewarded(self, examples: Sequence[Example], completions: Sequence[Completion]) -> list[Completion]:
-        rows = [json.loads(example["asked"]) for example in examples]
-        told: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in sorted(self.targets)}
-        told["prompts"] = [row["prompt"] for row in rows]
-        told["completions"] = [
-            one.text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": one.text}]
-            for row, one in zip(rows, completions, strict=True)
-        ]
-        told["completion_ids"] = [one.ids for one in completions]
-        found: dict[str, list[float]] = {}
-        for function in self.functions:
-            try:
-                found[function.name] = function(told)
-            except RewardError as error:
-                raise RewardError(f"{function.source} {error.what}", error.place) from None
-        each = [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
+        each = rewards_of(self.functions, [json.loads(example["asked"]) for example in examples], completions)
         return [replace(one, rewards=rewards) for one, rewards in zip(completions, each, strict=True)]
 
     def answered(self, examples: Sequence[Example], completions: Sequence[Completion], training: bool) -> list[Example]:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,8 @@ class Bench:
     ends: float
     """On `time.monotonic`'s clock."""
     environment: dict[str, str] = field(default_factory=dict)
+    shared: threading.RLock = field(default_factory=threading.RLock)
+    """Held while something is made that several parts use."""
 
     @property
     def device(self) -> str:
@@ -144,6 +147,13 @@ def prepare(bench: Bench) -> Path:
     """Write the model, the data and the recipe that the parts share, once; return their folder."""
     folder = bench.folder / "work"
     if not (folder / "ready").exists():
+        with bench.shared:
+            _prepare(bench, folder)
+    return folder
+
+
+def _prepare(bench: Bench, folder: Path) -> None:
+    if not (folder / "ready").exists():  # another part may have done it meanwhile
         large = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 12, "num_attention_heads": 16,
                  "num_key_value_heads": 4, "vocab_size": 32768, "max_position_embeddings": 2048}  # fmt: skip
         small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -155,4 +165,3 @@ def prepare(bench: Bench) -> Path:
         }  # fmt: skip
         bench.run("benchmarks/work.py", json.dumps({"work": work, "method": "full"}), folder)
         (folder / "ready").touch()
-    return folder

@@ -7,18 +7,22 @@ sources. docs/gpu.md says what each part is for.
 
 import argparse
 import json
+import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from gpu_bench import ROOT, Bench, Failed, Numbers, OutOfTime, Skipped
-from gpu_parts import PARTS
+from gpu_parts import ALONE, PARTS
 
+Part = Callable[[Bench], Numbers]
 LEAST_SECONDS = {False: 45, True: 10}
 """With less time left no part begins: by whether it is a rehearsal."""
-OPTIONAL = ("bitsandbytes", "torchao")
+OPTIONAL = ("bitsandbytes", "torchao", "pillow", "soundfile", "jiwer", "faster-coco-eval", "trl", "liger-kernel")
 
 
 class Record:
@@ -26,6 +30,7 @@ class Record:
 
     def __init__(self, path: Path, rehearsal: bool) -> None:
         self.path = path
+        self.writing = threading.Lock()
         self.content: Numbers = {"rehearsal": rehearsal, "calls": [], "setup": {}, "results": {}}
         if path.exists():
             self.content = json.loads(path.read_text())
@@ -39,10 +44,11 @@ class Record:
 
     def write(self) -> None:
         """Replace the file."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_suffix(".writing")
-        beside.write_text(json.dumps(self.content, indent=1) + "\n")
-        beside.replace(self.path)
+        with self.writing:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            beside = self.path.with_suffix(".writing")
+            beside.write_text(json.dumps(self.content, indent=1) + "\n")
+            beside.replace(self.path)
 
     def stands(self, name: str, again: bool) -> bool:
         """Whether a part has a result that another attempt would not change."""
@@ -50,7 +56,7 @@ class Record:
         return status in ("passed", "skipped") or (status == "failed" and not again)
 
 
-def answer(bench: Bench, work: Callable[[Bench], Numbers], whole: float, before: Numbers) -> Numbers:
+def answer(bench: Bench, work: Part, whole: float, before: Numbers) -> Numbers:
     """Run one part and return its result.
 
     Args:
@@ -75,6 +81,28 @@ def answer(bench: Bench, work: Callable[[Bench], Numbers], whole: float, before:
         result |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
     result |= {"seconds": round(time.monotonic() - started, 1), "ended": time.strftime("%Y-%m-%d %H:%M:%S")}
     return result
+
+
+def work_off(bench: Bench, record: Record, todo: list[tuple[str, Part]], arguments: argparse.Namespace) -> None:
+    """Run parts in order while there is time, so many at a time where they do not ask to be alone."""
+
+    def one(name: str, work: Part) -> None:
+        if bench.left < LEAST_SECONDS[bench.rehearsal]:
+            return
+        print(f"{name} ...", flush=True)
+        result = answer(bench, work, arguments.seconds, record.results.get(name, {})) | {"jobs": arguments.jobs}
+        record.results[name] = result
+        record.write()
+        first = result["error"].splitlines()[:1]
+        print(f"{name}: {result['status']}, {result['seconds']} s", *first, sep="  ", flush=True)
+
+    while todo:
+        alone = todo[0][0].startswith(ALONE)
+        beside = 1 if alone else next((i for i, (name, _) in enumerate(todo) if name.startswith(ALONE)), len(todo))
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            for done in [pool.submit(one, *part) for part in todo[:beside]]:
+                done.result()
+        todo = todo[beside:]
 
 
 def set_up(bench: Bench, wheels: Path | None) -> Numbers:
@@ -123,10 +151,10 @@ def _requirements() -> list[str]:
     return re.findall(r'"(.*?)"', block[1])
 
 
-def chosen(part: str) -> Iterator[tuple[str, Callable[[Bench], Numbers]]]:
-    """Yield the parts of a number, or all, in order."""
+def chosen(numbers: list[str]) -> Iterator[tuple[str, Part]]:
+    """Yield the parts of these numbers, in order."""
     for number, parts in PARTS.items():
-        if part in ("all", str(number)):
+        if str(number) in numbers:
             yield from ((f"{number} {name}", work) for name, work in parts.items())
 
 
@@ -134,11 +162,12 @@ def read_arguments(words: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     assert __doc__
     parser = argparse.ArgumentParser(prog="gpu_first.sh", description=__doc__.splitlines()[0])
-    parser.add_argument("--part", default="all", choices=["all", *map(str, PARTS)])
+    parser.add_argument("--part", nargs="+", default=[*map(str, PARTS)], choices=[*map(str, PARTS)])
     parser.add_argument("--wheels", type=Path, help="a folder of wheels to install from what is missing")
     parser.add_argument("--json", type=Path, help="the results; runs/gpu_first/results.json unless it is a rehearsal")
     parser.add_argument("--folder", type=Path, help="models, data and runs; beside the results")
     parser.add_argument("--seconds", type=float, default=540, help="this call ends by then")
+    parser.add_argument("--jobs", type=int, default=1, help="parts at a time, where they measure no time; default 1")
     parser.add_argument("--again", action="store_true", help="run again what failed")
     parser.add_argument("--rehearse", action="store_true", help="tiny, on the CPU: shows that the parts run")
     return parser.parse_args(words)
@@ -152,7 +181,8 @@ def main(words: list[str] | None = None) -> int:
     record = Record(path, arguments.rehearse)
     folder = (arguments.folder or path.parent / f"{path.stem}-files").resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    variables = {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    variables = {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
+    variables |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     variables |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"} if arguments.rehearse else {}
     ends = time.monotonic() + arguments.seconds
     bench = Bench(sys.executable, folder, arguments.rehearse, ends, variables)
@@ -164,17 +194,7 @@ def main(words: list[str] | None = None) -> int:
         record.content["setup"] = {"error": str(error) or "out of time"}
     record.write()
     todo = [*chosen(arguments.part)]
-    for name, work in todo:
-        if record.stands(name, arguments.again):
-            continue
-        if bench.left < LEAST_SECONDS[arguments.rehearse]:
-            break
-        print(f"{name} ...", flush=True)
-        result = answer(bench, work, arguments.seconds, record.results.get(name, {}))
-        record.results[name] = result
-        record.write()
-        first = result["error"].splitlines()[:1]
-        print(f"{name}: {result['status']}, {result['seconds']} s", *first, sep="  ", flush=True)
+    work_off(bench, record, [part for part in todo if not record.stands(part[0], arguments.again)], arguments)
     states = [record.results.get(name, {}).get("status", "to do") for name, _ in todo]
     print(f"{path}: " + ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)))
     return int(not set(states) <= {"passed", "skipped"})

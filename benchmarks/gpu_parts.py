@@ -37,7 +37,7 @@ def run_tests(*words: str) -> Callable[[Bench], Numbers]:
     """Return a part that runs tests of tests/gpu: those for a GPU, or in a rehearsal their halves for a CPU."""
 
     def run(bench: Bench) -> Numbers:
-        report = bench.folder / "tests.xml"
+        report = bench.folder / ("-".join(Path(word).stem for word in words) + ".xml")
         report.unlink(missing_ok=True)
         which = "not gpu" if bench.rehearsal else "gpu"
         done = bench.run("-m", "pytest", "-m", which, f"--junitxml={report}", *words, may_fail=True)
@@ -61,23 +61,17 @@ def run_tests(*words: str) -> Callable[[Bench], Numbers]:
     return run
 
 
-def packed_profile(bench: Bench) -> Numbers:
-    """Train packed and look into the profile: torch's variable-length kernel must be in it."""
-    run = train(bench, "packed", "--train.packing", "on", "--tracking.profile", "5", "--train.stop_after", "12")
-    summary = next((run.folder / "profile").glob("summary.md")).read_text()
-    operators = re.findall(r"^\| `(.*?)` \| (.*?) \| (.*?) \|$", summary, re.MULTILINE)
-    numbers = run.numbers() | {"operators": operators}
-    attention = [name for name, *_ in operators if "attention" in name or "varlen" in name]
+def packed_and_padded(bench: Bench) -> Numbers:
+    """Train packed: torch's variable-length kernel must be in the profile, and the losses be the padded ones."""
+    profiled = ["--tracking.profile", "5", "--train.stop_after", "12"]
+    packed = train(bench, "packed", "--train.packing", "on", *profiled)
+    padded = train(bench, "padded", "--train.packing", "off", *profiled)
+    operators = {run.folder.name: _operators(run) for run in (packed, padded)}
+    numbers: Numbers = {run.folder.name: run.numbers() for run in (packed, padded)}
+    numbers |= {"operators": operators, "apart": (apart := _apart(padded.losses, packed.losses))}
+    attention = [name for name, *_ in operators["packed"] if "attention" in name or "varlen" in name]
     if not bench.rehearsal and not any("varlen" in name or "flash_attention" in name for name in attention):
         raise Failed(f"no variable-length kernel among the operators, but {attention}", numbers)
-    return numbers
-
-
-def padded(bench: Bench) -> Numbers:
-    """Train the same steps padded: the losses of the packed ones, to bf16's rounding."""
-    run = train(bench, "padded", "--train.packing", "off", "--train.stop_after", "12")
-    packed = Run(bench.folder / "runs" / "packed", 0)
-    numbers = run.numbers() | {"apart": (apart := _apart(run.losses, packed.losses))}
     if apart > (1e-5 if bench.rehearsal else 2e-3):
         raise Failed(f"packed and padded losses are {apart:.1e} apart", numbers)
     return numbers
@@ -130,8 +124,9 @@ def setting(name: str, *overrides: str, needs: str = "", tolerance: float = 5e-3
         lora = [word for word in overrides if word.startswith("--peft")] and LORA
         plain = bench.folder / "runs" / ("plain-lora" if lora else "plain")
         five = ["--train.stop_after", "5"]
-        if not Run(plain, 0).is_over:
-            train(bench, plain.name, *lora, *five)
+        with bench.shared:
+            if not Run(plain, 0).is_over:
+                train(bench, plain.name, *lora, *five)
         found = train(bench, f"with-{name}", *overrides, *five)
         apart = _apart(Run(plain, 0).losses, found.losses)
         numbers = found.numbers() | {"apart from a run without": apart}
@@ -172,8 +167,9 @@ PARTS: dict[int, dict[str, Callable[[Bench], Numbers]]] = {
         "tests of curves, others": run_tests("tests/gpu/test_cuda.py", "-k", "not fp32"),
         "tests of runs": run_tests("tests/gpu/test_runs.py", "tests/gpu/test_saving.py"),
         "tests of heads": run_tests("tests/gpu/test_heads.py"),
+        "tests of tasks": run_tests("tests/gpu/test_tasks.py"),
     },
-    3: {"packed, profiled": packed_profile, "padded": padded},
+    3: {"packed and padded": packed_and_padded},
     4: {"a head at step 0, ZeRO-3": same_head},
     5: {"resumed": resumed},
     6: {
@@ -193,6 +189,13 @@ PARTS: dict[int, dict[str, Callable[[Bench], Numbers]]] = {
     },
     7: {"against a peer": against_a_peer},
 }
+ALONE = ("1 ", "6 auto", "7 ")
+"""How the names of those begin that measure time or take all memory: nothing runs beside them."""
+
+
+def _operators(run: Run) -> list[tuple[str, ...]]:
+    summary = next((run.folder / "profile").glob("summary.md")).read_text()
+    return re.findall(r"^\| `(.*?)` \| (.*?) \| (.*?) \|$", summary, re.MULTILINE)
 
 
 def _apart(ours: list[float], theirs: list[float]) -> float:

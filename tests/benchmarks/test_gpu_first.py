@@ -166,6 +166,7 @@ def test_the_whole_of_it_is_rehearsed_on_a_cpu(tmp_path):
         "2 tests of curves, fp32",
         "2 tests of curves, others",
         "2 tests of heads",
+        "2 tests of tasks",
         "6 compile",
         "6 fp8",
     }

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from gpu_bench import ROOT, Bench, Failed, Numbers, OutOfTime, Skipped
-from gpu_parts import ALONE, PARTS
+from gpu_parts import FIRST, LAST, PARTS
 
 Part = Callable[[Bench], Numbers]
 LEAST_SECONDS = {False: 45, True: 10}
@@ -84,7 +84,7 @@ def answer(bench: Bench, work: Part, whole: float, before: Numbers) -> Numbers:
 
 
 def work_off(bench: Bench, record: Record, todo: list[tuple[str, Part]], arguments: argparse.Namespace) -> None:
-    """Run parts in order while there is time, so many at a time where they do not ask to be alone."""
+    """Run parts in order while there is time; of those that need not be alone, first or last, so many at a time."""
 
     def one(name: str, work: Part) -> None:
         if bench.left < LEAST_SECONDS[bench.rehearsal]:
@@ -96,13 +96,11 @@ def work_off(bench: Bench, record: Record, todo: list[tuple[str, Part]], argumen
         first = result["error"].splitlines()[:1]
         print(f"{name}: {result['status']}, {result['seconds']} s", *first, sep="  ", flush=True)
 
-    while todo:
-        alone = todo[0][0].startswith(ALONE)
-        beside = 1 if alone else next((i for i, (name, _) in enumerate(todo) if name.startswith(ALONE)), len(todo))
-        with ThreadPoolExecutor(arguments.jobs) as pool:
-            for done in [pool.submit(one, *part) for part in todo[:beside]]:
+    for names, jobs in ((FIRST, 1), ("", arguments.jobs), (LAST, 1)):
+        turn = [part for part in todo if part[0].startswith(names) if names or not part[0].startswith(FIRST + LAST)]
+        with ThreadPoolExecutor(jobs) as pool:
+            for done in [pool.submit(one, *part) for part in turn]:
                 done.result()
-        todo = todo[beside:]
 
 
 def set_up(bench: Bench, wheels: Path | None) -> Numbers:

@@ -165,7 +165,8 @@ PARTS: dict[int, dict[str, Callable[[Bench], Numbers]]] = {
         "tests on the device": run_tests("tests/gpu/test_on_device.py", "tests/gpu/test_waiting.py"),
         "tests of curves, fp32": run_tests("tests/gpu/test_cuda.py", "-k", "fp32"),
         "tests of curves, others": run_tests("tests/gpu/test_cuda.py", "-k", "not fp32"),
-        "tests of runs": run_tests("tests/gpu/test_runs.py", "tests/gpu/test_saving.py"),
+        "tests of runs": run_tests("tests/gpu/test_runs.py", "tests/gpu/test_saving.py", "-k", "not auto"),
+        "tests that fill the GPU": run_tests("tests/gpu/test_runs.py", "-k", "auto"),
         "tests of heads": run_tests("tests/gpu/test_heads.py"),
         "tests of tasks": run_tests("tests/gpu/test_tasks.py"),
     },
@@ -189,8 +190,8 @@ PARTS: dict[int, dict[str, Callable[[Bench], Numbers]]] = {
     },
     7: {"against a peer": against_a_peer},
 }
-ALONE = ("1 ", "6 auto", "7 ")
-"""How the names of those begin that measure time or take all memory: nothing runs beside them."""
+FIRST, LAST = ("1 ",), ("2 tests that fill", "6 auto", "7 ")
+"""How the names of those begin that measure time or take all memory: each is alone on the GPU."""
 
 
 def _operators(run: Run) -> list[tuple[str, ...]]:

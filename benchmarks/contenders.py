@@ -81,7 +81,8 @@ def run(contender: Contender, folder: Path, save_after: int, machine: Machine) -
         command = [python, "train.py", str(folder / "recipe.yaml"), "--output_dir", str(own)]
         command += ["--train.resume", "never", "--checkpoint.every", "null"]
         command += ["--checkpoint.also", f"[{save_after}]"]
-        command += ["--train.packing", "on"] if contender.league == "best" else []
+        if contender.league == "best":
+            command += ["--train.packing", "on", *(["--train.compile", "true"] if machine.gpu else [])]
     else:
         environment |= KEEP_MEMORY if contender.league == "best" else {}
         script = Path(__file__).with_name("runners") / f"{contender.name}.py"

@@ -14,6 +14,8 @@ from onecurve.machine.memory import spelt
 from onecurve.planning.disk_forecast import moments_per_parameter
 
 _REMEDIES_TOLD = 3
+_LITTLE = 2**31
+"""Bytes of a GPU that are no reason to look at other processes: CUDA, its libraries and a display take as much."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ class OutOfMemory:
     def _free(self, error: BaseException) -> str:
         there = spelt(memory.total(self.device))
         if left := memory.left(error):
-            return f"{spelt(left)} of {there} was free"
+            others = memory.held_by_others(error)
+            told = f" (other processes had {spelt(others)}: nvidia-smi names them)" if others > _LITTLE else ""
+            return f"{spelt(left)} of {there} was free{told}"
         return f"{spelt(memory.free(self.device))} of {there} is free after the failure"
 
     def _of_pinned(self) -> str:

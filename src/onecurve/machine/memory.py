@@ -52,6 +52,16 @@ def left(error: BaseException) -> int:
     return _told(r"of which", error)
 
 
+def held_by_others(error: BaseException) -> int:
+    """Return about how many bytes other processes had of the device, by PyTorch's message; 0 where it does not tell.
+
+    It names this process's memory where NVML does, which in a container it may not; PyTorch's own share is there always.
+    """
+    pytorch_s = _told("Of the allocated memory", error) + _told("allocated by PyTorch, and", error)
+    own = _told("this process has", error) or pytorch_s
+    return max(0, _told("a total capacity of", error) - left(error) - own) if own else 0
+
+
 def _told(words: str, error: BaseException) -> int:
     told = re.search(words + r" (\d+(?:\.\d+)?) (bytes|[KMG]iB)", str(error), re.IGNORECASE)
     return int(float(told[1]) * _UNITS[told[2]]) if told else 0

@@ -169,8 +169,14 @@ def test_what_other_processes_have_of_a_gpu_is_read_from_the_error():
         "CUDA out of memory. Tried to allocate 10.00 MiB. GPU 0 has a total capacity of 79.19 GiB of which 22.19 MiB "
         "is free. "
     )
-    named = "Process 123 has 75.00 GiB memory in use. Including non-PyTorch memory, this process has 4.10 GiB memory in use. "
-    ended = "Of the allocated memory 3.00 GiB is allocated by PyTorch, and 512.00 MiB is reserved by PyTorch but unallocated."
+    named = (
+        "Process 123 has 75.00 GiB memory in use. "
+        "Including non-PyTorch memory, this process has 4.10 GiB memory in use. "
+    )
+    ended = (
+        "Of the allocated memory 3.00 GiB is allocated by PyTorch, "
+        "and 512.00 MiB is reserved by PyTorch but unallocated."
+    )
     found = [memory.held_by_others(OutOfMemoryError(told)) for told in (began + named + ended, began + ended, began)]
     assert [round(others / 2**30, 1) for others in found] == [75.1, 75.7, 0]
 

@@ -55,7 +55,7 @@ def left(error: BaseException) -> int:
 def held_by_others(error: BaseException) -> int:
     """Return about how many bytes other processes had of the device, by PyTorch's message; 0 where it does not tell.
 
-    It names this process's memory where NVML does, which in a container it may not; PyTorch's own share is there always.
+    It names this process's memory where NVML does, which in a container it may not; PyTorch's own share always.
     """
     pytorch_s = _told("Of the allocated memory", error) + _told("allocated by PyTorch, and", error)
     own = _told("this process has", error) or pytorch_s

@@ -82,7 +82,8 @@ def run(contender: Contender, folder: Path, save_after: int, machine: Machine) -
         command += ["--train.resume", "never", "--checkpoint.every", "null"]
         command += ["--checkpoint.also", f"[{save_after}]"]
         if contender.league == "best":
-            command += ["--train.packing", "on", *(["--train.compile", "true"] if machine.gpu else [])]
+            command += ["--train.packing", "on"]
+            command += ["--train.compile", "true", "--train.logits", "chunked"] if machine.gpu else []
     else:
         environment |= KEEP_MEMORY if contender.league == "best" else {}
         script = Path(__file__).with_name("runners") / f"{contender.name}.py"

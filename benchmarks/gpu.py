@@ -64,7 +64,7 @@ def main() -> None:
             prepare_cell(WORKS[work], method, Path(folder), chosen(arguments.contenders))
             for work, _, method in (name.rpartition("-") for name in arguments.cells)
         ]
-        measure(cells, machine, arguments.rounds, arguments.minutes)
+        measure(cells, machine, arguments.rounds, arguments.minutes, arguments.json)
         report(cells, machine, arguments.json, utilisations)
 
 

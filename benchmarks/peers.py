@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from contenders import CONTENDERS, LEAGUES, OURS, Contender, Machine, run
 from tables import Rounds, count_tokens, markdown, row, save_step
@@ -42,14 +43,23 @@ class Cell:
         """As tables name it."""
         return f"{self.work.name}, {self.method}"
 
-    def round(self, machine: Machine, leagues: tuple[str, ...]) -> dict[str, float]:
-        """Run every contender of some leagues once, the other way round each time; return each league's seconds."""
+    def round(
+        self, machine: Machine, leagues: tuple[str, ...], keep: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """Run every contender of some leagues once, the other way round each time; return each league's seconds.
+
+        Args:
+            machine: Where.
+            leagues: Whose.
+            keep: Called after each run.
+        """
         number, save = len(self.saves), save_step(len(self.saves), self.work.num_steps)
         able, seconds = [c for c in self.contenders if c.league in leagues], dict.fromkeys(leagues, 0.0)
         for contender in able if number % 2 == 0 else able[::-1]:
             found = run(contender, self.folder, save, machine)
             seconds[contender.league] += found.ended
             self.runs[contender.label].append(found)
+            keep()
             rate = f"{found.moments[-1]:.1f} s to the last loss, {found.processor[-1]:.1f} s of processor"
             print(f"round {number + 1}  {self.title}  {contender.label}: {rate}", file=sys.stderr, flush=True)
         self.saves.append(save)
@@ -106,16 +116,27 @@ def describe_versions(contenders: list[Contender], machine: Machine) -> str:
     return "".join(f"- {name}: {versions}\n" for name, versions in found.items())
 
 
-def measure(cells: list[Cell], machine: Machine, rounds: int, minutes: float) -> None:
-    """Run rounds of all cells, as many as wanted or as there is time for; a last one may leave the defaults out."""
+def measure(cells: list[Cell], machine: Machine, rounds: int, minutes: float, path: Path | None = None) -> None:
+    """Run rounds of all cells, as many as wanted or as there is time for; a last one may leave the defaults out.
+
+    A JSON file, if one is named, has every run as soon as it has ended: one that is cut short loses nothing.
+    """
     started, longest = time.monotonic(), dict.fromkeys(LEAGUES, 0.0)
     for _ in range(rounds):
         left = 60 * minutes - (time.monotonic() - started)
         fitting = [leagues for leagues in (LEAGUES, LEAGUES[:1]) if sum(longest[one] for one in leagues) <= left]
         if not fitting:
             break
-        taken = [cell.round(machine, fitting[0]) for cell in cells]
+        taken = [cell.round(machine, fitting[0], lambda: _keep(cells, path)) for cell in cells]
         longest |= {one: max(longest[one], sum(seconds[one] for seconds in taken)) for one in fitting[0]}
+
+
+def _keep(cells: list[Cell], path: Path | None) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    runs = {c.title: {name: [asdict(run) for run in runs] for name, runs in c.runs.items()} for c in cells}
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"runs": runs}) + "\n")
+    return runs
 
 
 def report(
@@ -130,10 +151,7 @@ def report(
         remark: What else there is to say of a cell, given its rows.
     """
     everybody = list(dict.fromkeys(contender for cell in cells for contender in cell.contenders))
-    runs = {c.title: {name: [asdict(run) for run in runs] for name, runs in c.runs.items()} for c in cells}
-    if path:  # before anything is made of them
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"runs": runs}) + "\n")
+    runs = _keep(cells, path)
     rows = {cell.title: cell.rows() for cell in cells}
     facts = f"{describe_machine(machine)} {len(cells[0].saves)} rounds.\n\n{describe_versions(everybody, machine)}"
     print(facts)
@@ -168,7 +186,7 @@ def main() -> None:
             prepare_cell(WORKS[work], method, Path(folder), chosen(arguments.contenders))
             for work, _, method in (name.partition("-") for name in arguments.cells)
         ]
-        measure(cells, machine, arguments.rounds, arguments.minutes)
+        measure(cells, machine, arguments.rounds, arguments.minutes, arguments.json)
         report(cells, machine, arguments.json)
 
 

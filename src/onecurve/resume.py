@@ -27,12 +27,13 @@ from onecurve.checkpoint import (
 )
 from onecurve.checkpoint.absent import AVERAGE, Absent, absent_state, is_state, without
 from onecurve.checkpoint.adapter_buffers import buffer_pieces, stored_buffers
+from onecurve.checkpoint.folders import MANIFEST, folder_name
 from onecurve.checkpoint.manifest import Stored
 from onecurve.checkpoint.peers import on_first_rank
 from onecurve.config import TrainSection, curve_settings
 from onecurve.data import Data
 from onecurve.data.plan import BatchPlan
-from onecurve.errors import TrainingError
+from onecurve.errors import LaunchError, TrainingError
 from onecurve.evaluation import Best
 from onecurve.machine.versions import versions
 from onecurve.model.identity import weights_identity
@@ -92,6 +93,8 @@ class Checkpoints:
         self.history = History(self.recipe.train)
         self.resumed: dict[str, Any] | None = None
         """The checkpoint that the run resumes from, set by `resume`."""
+        self.unscored = 0
+        """Its step, where the evaluation after it failed."""
         keeps_best = bool(self.recipe.eval.best_metric)
         self.keep = Retention(section.keep, section.keep_every, keeps_best, tuple(section.also))
         self.writer = Writer(self.root, self.peers, self.keep, section.on_error)
@@ -130,7 +133,7 @@ class Checkpoints:
         self._require_room(state["step"])
         on_first_rank(self.peers, lambda: supersede(self.root, state["step"]))
         dropped = self._load(folder, state)
-        self.run_id = state["run_id"]
+        self.run_id, self.unscored = state["run_id"], state["step"] if state.get("unscored") else 0
         self.resumed = {
             "step": state["step"],
             "checkpoint": str(folder),
@@ -204,6 +207,7 @@ class Checkpoints:
             "best_step": self.best.step or None,
             "best": self.best.state(),
             "average": self.best.average.state(),
+            "unscored": self.best.lacks(step, self.plan.max_steps),
             "loss_scale": self.strategy.loss_scale.state(),
             "history": self.history.state(),
             "left_out": self.left_out,
@@ -219,6 +223,22 @@ class Checkpoints:
         stall = self.writer.save(step, chain(self._pieces(once=True), buffers), state, last)
         self._tell(self.writer.finished())
         return stall
+
+    def rescue(self, step: int) -> str:
+        """Save the run that ends between two updates on every rank alike, unless it is saved; say why it is not."""
+        if step == (self.resumed["step"] if self.resumed else 0):
+            return ""
+        try:
+            self.wait(needed=False)
+            if on_first_rank(self.peers, lambda: (self.root / folder_name(step) / MANIFEST).is_file()):
+                return ""
+            if self.best.settled:
+                return f"Step {step} is not saved: the model has the weights that are exported by now."
+            self.save(step)
+            reports = self.writer.wait()
+        except (LaunchError, TrainingError) as error:
+            return str(error)
+        return next((report.error for report in reports if report.folder is None), "")
 
     def let_finish(self, seconds: float) -> None:
         """Wait at most so long for the save in progress, after a failure that leaves the other ranks alive."""

@@ -19,7 +19,7 @@ from onecurve.data.loader import Loader
 from onecurve.data.made_examples import MadeExamples
 from onecurve.data.plan import BatchPlan, plan_run
 from onecurve.data.splits import Split
-from onecurve.errors import ConfigError
+from onecurve.errors import BetweenUpdates, ConfigError
 from onecurve.evaluation.scores import Evaluator
 from onecurve.rollouts.reference import Referee
 from onecurve.rollouts.rollouts import Rollouts
@@ -216,8 +216,8 @@ def test_a_reward_function_that_fails_is_told_with_its_row(run: Any) -> None:
     def failing(completions: Any, answer: Any) -> Any:
         raise ValueError("no judge")
 
-    said = r"task.rewards: m:length raised ValueError.*for the completion .* of row 1(.|\n)*starts from the beginning"
-    with pytest.raises(ConfigError, match=said):
+    said = r"task.rewards: m:length raised ValueError.*for the completion .* of row 1(.|\n)*train.allow_changes"
+    with pytest.raises(BetweenUpdates, match=said):
         examples_of(run(function=failing), 1)
 
 

@@ -256,6 +256,7 @@ def test_what_cannot_be_called_is_refused(code: Any, text: str, said: str) -> No
         ("return [1.0, 10**400]", "which is no number", 1),
         ("import torch; return torch.ones(2, 3)", "which is no number", 0),
         ("return (1 / (c != 'b') for c in completions)", "raised ZeroDivisionError", 1),
+        ("raise SystemExit('judge')", "raised SystemExit: judge", 0),
         ("return [1 / (c != 'b') for c in completions]", r"raised ZeroDivisionError: .* \(r0.py, line 1\)", 1),
     ],
 )

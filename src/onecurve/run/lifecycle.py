@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from onecurve.config import manual
-from onecurve.errors import NothingToDo, TrainingError, UserError
+from onecurve.errors import BetweenUpdates, NothingToDo, TrainingError, UserError
 from onecurve.machine.cores import let_segments_grow
 from onecurve.machine.determinism import mistake_of_determinism
 from onecurve.machine.distributed import asked_world_size, launched_rank
@@ -58,6 +58,9 @@ class Saves(Protocol):
 
     def resume(self) -> int:
         """Load the checkpoint to start from; return its step."""
+
+    def rescue(self, step: int) -> str:
+        """Save the run after `step`, unless it is saved; say what is not, and why."""
 
     def let_finish(self, seconds: float) -> None:
         """Wait at most so long for the save in progress."""
@@ -135,6 +138,14 @@ class Run:
         if self.saves is not None and not lost:
             self.saves.let_finish(_SECONDS_TO_SAVE)
 
+    def rescue(self, error: BaseException) -> None:
+        """Save what was trained before a mistake that all ranks met alike between updates; its message then says so."""
+        if self.saves is None or self.directory is None or not isinstance(error, BetweenUpdates):
+            return
+        trouble = self.saves.rescue(self.step)
+        again = self.directory.again()
+        error.fix = " ".join(part for part in (trouble, again, error.fix) if part)
+
     def finish(self, status: str, exit_code: int, reason: str = "") -> None:
         """Write the final status and release the directory.
 
@@ -188,6 +199,7 @@ def execute(body: Callable[[list[str], Run], None], argv: list[str]) -> int:
 def _end(run: Run, error: BaseException) -> int:
     """Report how a run failed, and return the exit code."""
     error = mistake_of_determinism(error) or error
+    run.rescue(error)
     told = run.explain(error) if run.explain else ""
     run.finish_save(lost=not told and is_loss(error))
     if told:

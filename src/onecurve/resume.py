@@ -39,7 +39,7 @@ from onecurve.machine.versions import versions
 from onecurve.model.identity import weights_identity
 from onecurve.model.remote_code import code_identity
 from onecurve.planning.changed_run import allowed_changes, describe_changes, rest_of_plan
-from onecurve.planning.disk_forecast import checkpoint_bytes, model_bytes, require_room
+from onecurve.planning.disk_forecast import checkpoint_bytes, model_bytes, record_bytes, require_room
 from onecurve.preflight import Checked
 from onecurve.ranks.group import Group
 from onecurve.ranks.heartbeat import beat
@@ -86,6 +86,7 @@ class Checkpoints:
         self.run_id = ""
         self.began: dict[str, Any] = {}
         self.num_bytes = checkpoint_bytes(strategy, self.recipe, accelerator)
+        self.record_bytes = record_bytes(checked.task, self.recipe)
         self.measured = 0.0
         self.unsaved = False
         """Whether the latest save failed."""
@@ -277,7 +278,8 @@ class Checkpoints:
     def _require_room(self, after: int) -> None:
         final = model_bytes(self.strategy.unwrapped(), self.recipe)
         saves = [step for step in range(after + 1, self.plan.max_steps + 1) if self.due(step)]
-        on_first_rank(self.peers, lambda: require_room(self.root, self.num_bytes, final, self.keep, saves, after))
+        written = (self.num_bytes, final, self.keep, saves, after, self.record_bytes * (self.plan.max_steps - after))
+        on_first_rank(self.peers, lambda: require_room(self.root, *written))
 
     def _pieces(self, once: bool) -> Iterator[TensorWindow]:
         apart = (*self.best.snapshot.windows(), *self.best.average.windows())

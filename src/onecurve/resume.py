@@ -35,6 +35,7 @@ from onecurve.data import Data
 from onecurve.data.plan import BatchPlan
 from onecurve.errors import LaunchError, TrainingError
 from onecurve.evaluation import Best
+from onecurve.machine.speaker import spoken
 from onecurve.machine.versions import versions
 from onecurve.model.identity import weights_identity
 from onecurve.model.remote_code import code_identity
@@ -271,9 +272,8 @@ class Checkpoints:
         self.measured = max([self.measured, *(report.stall_seconds + report.write_seconds for report in reports)])
         if reports:
             self.unsaved = reports[-1].folder is None
-        for report in reports if self.peers.rank == 0 else ():
-            if report.error:
-                print(f"train.py: {report.error}", file=sys.stderr, flush=True)  # noqa: T201
+        for error in (report.error for report in reports if report.error and self.peers.rank == 0):
+            print(spoken(error), file=sys.stderr, flush=True)  # noqa: T201
 
     def _require_room(self, after: int) -> None:
         final = model_bytes(self.strategy.unwrapped(), self.recipe)

@@ -21,6 +21,7 @@ from onecurve.machine.determinism import mistake_of_determinism
 from onecurve.machine.distributed import asked_world_size, launched_rank
 from onecurve.machine.log_noise import hush_optional
 from onecurve.machine.run_lock import RunLock
+from onecurve.machine.speaker import spoken
 from onecurve.ranks.launcher import end_with_launcher
 from onecurve.ranks.lost_rank import is_loss
 from onecurve.ranks.watch import Watch
@@ -130,7 +131,7 @@ class Run:
                 self.directory.set_status("failed", step=self.step, exit_code=code, reason=message, lost=lost)
         if self.lock is not None:
             self.lock.release()
-        os.write(2, f"train.py: {message}\n".encode())  # the loop's thread may hang in the middle of a print
+        os.write(2, f"{spoken(message)}\n".encode())  # the loop's thread may hang in the middle of a print
         _hand_over(message)
 
     def finish_save(self, lost: bool) -> None:
@@ -219,7 +220,7 @@ def _end(run: Run, error: BaseException) -> int:
     # A bug or an interrupt: shown whole, and the status must say so
     print(f"rank {launched_rank()}: {traceback.format_exc()}", end="", file=sys.stderr, flush=True)  # noqa: T201
     if run.directory is not None and launched_rank() == 0:
-        print(f"train.py: {run.directory.again()}", file=sys.stderr, flush=True)  # noqa: T201
+        print(spoken(run.directory.again()), file=sys.stderr, flush=True)  # noqa: T201
     with suppress(TrainingError):
         run.finish("failed", 1, f"{type(error).__name__}: {error}")
     return 1
@@ -239,7 +240,7 @@ def leave(exit_code: int) -> NoReturn:
 def _leave_unbegun(number: int, frame: Any) -> None:
     """Handle a signal before there is anything to save: by default it would look like a crash."""
     if launched_rank() == 0:  # another rank's launcher may only be ending it after a mistake that rank 0 has told
-        os.write(2, f"train.py: {signal.Signals(number).name}: nothing has begun; launch again to start\n".encode())
+        os.write(2, spoken(f"{signal.Signals(number).name}: nothing has begun; launch again to start\n").encode())
     os._exit(EX_TEMPFAIL)
 
 
@@ -252,7 +253,7 @@ def _fail(run: Run, message: str, exit_code: int) -> int:
         time.sleep(_SECONDS_TO_SPEAK)
     with suppress(TrainingError):  # it cannot be written either: then that was the message, or it is no worse
         run.finish("failed", exit_code, message)
-    print(f"train.py: {message}", file=sys.stderr, flush=True)  # noqa: T201
+    print(spoken(message), file=sys.stderr, flush=True)  # noqa: T201
     _hand_over(message)
     return exit_code
 

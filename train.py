@@ -7,7 +7,7 @@ import sys
 
 from onecurve.optim import build_optimizer, lr_at
 from onecurve.preflight import heavy_imports, preflight
-from onecurve.run.lifecycle import Run, due, execute, leave
+from onecurve.run.lifecycle import Run, execute, leave
 from onecurve.strategies import build_strategy
 
 
@@ -17,7 +17,7 @@ def main(argv: list[str], run: Run) -> None:
     recipe, task = checked.recipe, checked.task
     with heavy_imports(checked):  # the recipe is valid: only now what takes seconds
         from onecurve.data import load_data, plan_run
-        from onecurve.evaluation import annotated, scoring, write_predictions
+        from onecurve.evaluation import Dev, annotated, scoring, write_predictions
         from onecurve.export.model_folder import Exporter
         from onecurve.faults import BadSteps, BlackBox, OutOfMemory, Stopping, fit
         from onecurve.machine.distributed import start
@@ -52,16 +52,16 @@ def main(argv: list[str], run: Run) -> None:
     tracker = Tracker(checked.directory, accelerator, recipe, checkpoints.plan, checkpoints.run_id, checkpoints.resumed)
     bad_steps = BadSteps(checkpoints, tracker, BlackBox(checked, strategy, loaders["train"], data.survey, reading))
     export = Exporter(checked, data, strategy, accelerator, reading.processor)
+    dev = Dev(evaluate, best, tracker, loaders)
     tracker.open(precision, remark, unused, packed, describe_run(recipe, task, data, plan, model, reading, accelerator))
+    dev.catch_up(checkpoints.unscored)
     while (step := checkpoints.plan.after(run.step)) and not (best.exhausted or run.asked.stop):
         lr = lr_at(step.number, checkpoints.plan.max_steps, recipe.optim)
         outcome = train_step(strategy, loaders["train"], step, lr, recipe.seed, checkpoints.history, stopping.requests)
         run.step = bad_steps(step, outcome) if outcome["fault"] else tracker.train(step.number, outcome)
         if run.step < step.number:  # gone back to a checkpoint
             continue
-        if scored := data.eval and due(step.number, recipe.eval.every, checkpoints.plan.max_steps):
-            with best.average.in_place():
-                best.consider(step.number, tracker.scores("eval", step.number, evaluate(loaders["eval"])))
+        scored = dev.after(step.number, checkpoints.plan.max_steps)
         run.asked = stopping.asked(step.number, None if scored else outcome.get("requests"))
         if run.asked.save or checkpoints.due(step.number):
             tracker.event("checkpoint", step.number, stall_seconds=checkpoints.save(step.number))

@@ -25,6 +25,13 @@ class ConfigError(UserError):
     """An invalid recipe, override or launch file."""
 
 
+class BetweenUpdates(ConfigError):
+    """A mistake that every rank meets at the same point between two updates, such as a reward function that fails.
+
+    What was trained until then is whole: it is saved before the run ends.
+    """
+
+
 class DataError(UserError):
     """An invalid data file or row."""
 

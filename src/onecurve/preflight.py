@@ -9,7 +9,7 @@ from typing import Any
 
 from onecurve import user_code
 from onecurve.config import Recipe, check_effects, closest, dump_recipe, load_recipe, resolve
-from onecurve.errors import ConfigError
+from onecurve.errors import ConfigError, NothingToDo
 from onecurve.machine.distributed import asked_world_size
 from onecurve.machine.optional_packages import keep_out_unused, require, require_trackers
 from onecurve.optim import check_optim
@@ -99,8 +99,51 @@ def preflight(argv: list[str]) -> Checked:
     require_trackers(checked.recipe.tracking.trackers)
     check_strategy(checked.recipe)
     asked_world_size()  # refuses a launch that cannot form one world
-    checked.directory.check(checked.recipe.train.resume, checked.resolved)
+    try:
+        checked.directory.check(checked.recipe.train.resume, checked.resolved)
+    except NothingToDo as done:
+        if written := checked.directory.rewritten(_named(checked.recipe.data.train)):
+            raise _of_other_data(checked, written, done) from None
+        raise
     return checked
+
+
+def _of_other_data(checked: Checked, written: str, done: NothingToDo) -> Exception:
+    """Return what to end with where data of a finished run were `written` since: are its examples still the same?
+
+    Raises:
+        UserError: They cannot be read.
+    """
+    before = checked.directory.fingerprint
+    if not before:
+        return NothingToDo(
+            f"{done} {written} was written since it was read, and no checkpoint tells whether it holds the same data."
+        )
+    from onecurve.data import load_data
+    from onecurve.model.reading import Reading
+
+    recipe = checked.recipe
+    data = recipe.data.model_copy(update={"workers": 0})
+    now = load_data(data, checked.task, Reading.of(recipe, checked.task), recipe.seed).fingerprint
+    if now == before:
+        return done
+    return ConfigError(
+        f"{str(checked.directory.path)!r} holds a finished run on other data: {written} was written since, and the "
+        f"fingerprint of the examples was {before} and is {now}; nothing is trained.",
+        where="data.train",
+        fix="Choose another output_dir, or set train.resume to never to replace the run.",
+    )
+
+
+def _named(spec: Any) -> Iterator[str]:
+    """Yield the names of training data, in whatever form the recipe has them."""
+    if isinstance(spec, str):
+        yield spec
+    elif isinstance(spec, (list, tuple)):
+        yield from spec
+    elif isinstance(spec, dict):
+        for source in spec.values():
+            yield from _named(getattr(source, "path", source))
 
 
 @contextmanager

@@ -27,18 +27,20 @@ from onecurve.checkpoint import (
 )
 from onecurve.checkpoint.absent import AVERAGE, Absent, absent_state, is_state, without
 from onecurve.checkpoint.adapter_buffers import buffer_pieces, stored_buffers
+from onecurve.checkpoint.folders import MANIFEST, folder_name
 from onecurve.checkpoint.manifest import Stored
 from onecurve.checkpoint.peers import on_first_rank
 from onecurve.config import TrainSection, curve_settings
 from onecurve.data import Data
 from onecurve.data.plan import BatchPlan
-from onecurve.errors import TrainingError
+from onecurve.errors import LaunchError, TrainingError
 from onecurve.evaluation import Best
+from onecurve.machine.speaker import spoken
 from onecurve.machine.versions import versions
 from onecurve.model.identity import weights_identity
 from onecurve.model.remote_code import code_identity
 from onecurve.planning.changed_run import allowed_changes, describe_changes, rest_of_plan
-from onecurve.planning.disk_forecast import checkpoint_bytes, model_bytes, require_room
+from onecurve.planning.disk_forecast import checkpoint_bytes, model_bytes, record_bytes, require_room
 from onecurve.preflight import Checked
 from onecurve.ranks.group import Group
 from onecurve.ranks.heartbeat import beat
@@ -85,6 +87,7 @@ class Checkpoints:
         self.run_id = ""
         self.began: dict[str, Any] = {}
         self.num_bytes = checkpoint_bytes(strategy, self.recipe, accelerator)
+        self.record_bytes = record_bytes(checked.task, self.recipe)
         self.measured = 0.0
         self.unsaved = False
         """Whether the latest save failed."""
@@ -92,6 +95,8 @@ class Checkpoints:
         self.history = History(self.recipe.train)
         self.resumed: dict[str, Any] | None = None
         """The checkpoint that the run resumes from, set by `resume`."""
+        self.unscored = 0
+        """Its step, where the evaluation after it failed."""
         keeps_best = bool(self.recipe.eval.best_metric)
         self.keep = Retention(section.keep, section.keep_every, keeps_best, tuple(section.also))
         self.writer = Writer(self.root, self.peers, self.keep, section.on_error)
@@ -130,7 +135,7 @@ class Checkpoints:
         self._require_room(state["step"])
         on_first_rank(self.peers, lambda: supersede(self.root, state["step"]))
         dropped = self._load(folder, state)
-        self.run_id = state["run_id"]
+        self.run_id, self.unscored = state["run_id"], state["step"] if state.get("unscored") else 0
         self.resumed = {
             "step": state["step"],
             "checkpoint": str(folder),
@@ -204,6 +209,7 @@ class Checkpoints:
             "best_step": self.best.step or None,
             "best": self.best.state(),
             "average": self.best.average.state(),
+            "unscored": self.best.lacks(step, self.plan.max_steps),
             "loss_scale": self.strategy.loss_scale.state(),
             "history": self.history.state(),
             "left_out": self.left_out,
@@ -219,6 +225,22 @@ class Checkpoints:
         stall = self.writer.save(step, chain(self._pieces(once=True), buffers), state, last)
         self._tell(self.writer.finished())
         return stall
+
+    def rescue(self, step: int) -> str:
+        """Save the run that ends between two updates on every rank alike, unless it is saved; say why it is not."""
+        if step == (self.resumed["step"] if self.resumed else 0):
+            return ""
+        try:
+            self.wait(needed=False)
+            if on_first_rank(self.peers, lambda: (self.root / folder_name(step) / MANIFEST).is_file()):
+                return ""
+            if self.best.settled:
+                return f"Step {step} is not saved: the model has the weights that are exported by now."
+            self.save(step)
+            reports = self.writer.wait()
+        except (LaunchError, TrainingError) as error:
+            return str(error)
+        return next((report.error for report in reports if report.folder is None), "")
 
     def let_finish(self, seconds: float) -> None:
         """Wait at most so long for the save in progress, after a failure that leaves the other ranks alive."""
@@ -250,14 +272,14 @@ class Checkpoints:
         self.measured = max([self.measured, *(report.stall_seconds + report.write_seconds for report in reports)])
         if reports:
             self.unsaved = reports[-1].folder is None
-        for report in reports if self.peers.rank == 0 else ():
-            if report.error:
-                print(f"train.py: {report.error}", file=sys.stderr, flush=True)  # noqa: T201
+        for error in (report.error for report in reports if report.error and self.peers.rank == 0):
+            print(spoken(error), file=sys.stderr, flush=True)  # noqa: T201
 
     def _require_room(self, after: int) -> None:
         final = model_bytes(self.strategy.unwrapped(), self.recipe)
         saves = [step for step in range(after + 1, self.plan.max_steps + 1) if self.due(step)]
-        on_first_rank(self.peers, lambda: require_room(self.root, self.num_bytes, final, self.keep, saves, after))
+        written = (self.num_bytes, final, self.keep, saves, after, self.record_bytes * (self.plan.max_steps - after))
+        on_first_rank(self.peers, lambda: require_room(self.root, *written))
 
     def _pieces(self, once: bool) -> Iterator[TensorWindow]:
         apart = (*self.best.snapshot.windows(), *self.best.average.windows())

@@ -202,6 +202,12 @@ def test_against_the_trainer(parity):
             ["--against", "HF", "--train.micro_batch_size", "null", "--train.micro_batch_tokens", "512"],
             "--against: the Trainer cuts by examples, and the recipe by tokens. Set",
         ),
+        (
+            ["--against", "HF", "--task.name", "reward"],
+            "the Trainer takes the loss that the model itself returns, which is not that of reward. It can be "
+            "compared on audio_classification, causal_lm, image_classification, masked_lm, seq2seq_lm, sft, "
+            "text_classification. Remove --against",
+        ),
         (["--micro_batch_sizes", "4", "3"], "must be a multiple of train.micro_batch_size (3)"),
     ],
 )

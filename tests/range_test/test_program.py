@@ -118,8 +118,9 @@ def test_rates_that_destroy_the_model_end_the_test_and_are_no_error(recipe, tmp_
 def test_a_mistake_is_one_message(recipe, tmp_path):
     for words, said in (
         (["--optim.lrr", "1"], "Unknown setting 'optim.lrr'"),
-        (["--data.train", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--data.train", "nowhere.jsonl"], "onecurve lr: data.train: "),
         (["--output", "rows.jsonl"], "--output: 'rows.jsonl' cannot be made"),
     ):
         code, _, err = find_rate(tmp_path, *words)
         assert code == 2 and said in err and "Traceback" not in err, err
+        assert "train.py: " not in err, "a command that was not run"

@@ -1,5 +1,6 @@
 """What a run will write is known before its first step, and what it was trained from is known again."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from onecurve.config import ModelSection, OptimSection, Recipe
 from onecurve.model.identity import weights_identity
 from onecurve.planning.disk_forecast import model_bytes, moments_per_parameter
 from tests.export.test_adapter_folder import with_five_labels
+from tests.launching import write_recipe
 from tests.model.test_pretrained import load
 
 pytestmark = pytest.mark.distributed
@@ -45,6 +47,27 @@ def test_a_run_whose_checkpoints_do_not_fit_is_refused_before_its_first_step(
     assert told == pytest.approx(written, rel=0.02)
     # and a run that writes only its model fits
     forks.train(recipes["causal_lm"], small_disk / "other", how, "--checkpoint.every", "null", num_processes=ranks)
+
+
+@pytest.mark.slow
+def test_what_rollouts_may_record_counts(forks, small_disk, tiny_llama, tmp_path):
+    (tmp_path / "mine.py").write_text("def length(completions): return [float(len(text)) for text in completions]\n")
+    (tmp_path / "train.jsonl").write_text(json.dumps({"prompt": "what is it?"}) + "\n")
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        output_dir="unused",
+        task={"name": "grpo", "rewards": ["mine.py:length"], "completions": 4, "max_completion_length": 16},
+        model={"path": str(tiny_llama)},
+        data={"train": str(tmp_path / "train.jsonl"), "cache_dir": str(tmp_path / "cache")},
+        train={"global_batch_size": 4, "micro_batch_size": 4, "max_steps": 2},
+        peft={"method": "lora"},
+        checkpoint={"every": None},
+    )
+    forks.train(recipe, small_disk / "fits")
+    refused = forks.launch(recipe, small_disk / "run", "python", "--train.max_steps", "2000")
+    assert refused.exit_code == 2, refused.stderr
+    assert "and up to 4.8 MB of rollouts" in refused.stderr and "task.max_completion_length" in refused.stderr
+    assert not (small_disk / "run" / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """A finished run that is made longer, and a run whose batch size changes on the way, see each example once an epoch."""
 
 import json
+import os
+import time
 
 import pytest
 
@@ -9,7 +11,8 @@ from onecurve.data.plan import BatchPlan
 from onecurve.data.position import Position
 from onecurve.errors import ConfigError, NothingToDo
 from onecurve.planning.changed_run import allowed_changes, describe_changes
-from onecurve.preflight import read
+from onecurve.preflight import preflight, read
+from onecurve.run.differences import written_since
 from onecurve.run.directory import RunDirectory
 from tests.resume.curves import partings
 
@@ -123,6 +126,47 @@ def test_other_data_on_a_finished_run_are_named(recipes, tmp_path, words, kind, 
     else:
         with pytest.raises(kind, match=said):
             checked.directory.check(resume, checked.resolved)
+
+
+def test_what_was_written_since_is_found(tmp_path):
+    (tmp_path / "folder" / "deep").mkdir(parents=True)
+    file = tmp_path / "folder" / "deep" / "a.csv"
+    file.write_text("text")
+    names = ["org/name:train", str(tmp_path / "none.csv"), str(tmp_path / "folder")]
+    assert written_since(time.time_ns() + 1, names) == ""
+    moment = file.stat().st_ctime_ns
+    assert written_since(moment - 1, names) == str(tmp_path / "folder")
+    assert written_since(moment - 1, [str(tmp_path / "*" / "deep" / "*.csv")]) == str(file)
+    os.utime(file, (0, 0))  # as a copy of an older file has it
+    assert written_since(moment - 1, [str(file)]) == str(file)
+
+
+def test_data_that_were_written_since_and_cannot_be_compared_are_named(recipes, tmp_path):
+    finished(recipes, tmp_path / "run", [])
+    os.utime(tmp_path / "run" / "config.yaml", (0, 0))
+    with pytest.raises(NothingToDo, match=r"nothing left to do.*data.jsonl was written since it was read, and no"):
+        preflight([str(recipes["sft"]), "--output_dir", str(tmp_path / "run")])
+
+
+@pytest.mark.slow
+def test_other_data_in_the_same_file_of_a_finished_run_are_noticed(recipes, forks, tmp_path):
+    before = (recipes["causal_lm"].parent / "data.jsonl").read_text()
+    data = tmp_path / "mine.jsonl"
+    data.write_text(before)
+    words = ["--data.train", json.dumps({"one": {"path": str(data)}})]
+    run = lambda: forks.launch(recipes["causal_lm"], tmp_path / "run", "python", *words)  # noqa: E731
+    assert run().exit_code == 0
+    assert "nothing left to do" in run().stdout
+    data.write_text(before)
+    assert "nothing left to do" in run().stdout, "the same examples in a new file"
+    data.write_text(before.replace("a", "e", 1))
+    told = run()
+    assert told.exit_code == 2, told.stdout
+    assert "data.train: " in told.stderr and "holds a finished run on other data" in told.stderr
+    assert f"{data} was written since" in told.stderr and "Traceback" not in told.stderr
+    assert told.status["status"] == "done", "the run is what it was"
+    data.write_text(before)
+    assert run().exit_code == 0
 
 
 PATIENT = ["--eval.best_metric", "loss", "--eval.every", "1", "--eval.patience"]

@@ -14,13 +14,16 @@ import torch
 from accelerate import Accelerator
 
 from onecurve.config import Recipe
+from onecurve.content.completions import Completion
 from onecurve.data.checking import Report
 from onecurve.data.loader import Loader
 from onecurve.data.made_examples import MadeExamples
 from onecurve.data.plan import BatchPlan, plan_run
 from onecurve.data.splits import Split
-from onecurve.errors import ConfigError
+from onecurve.errors import BetweenUpdates, ConfigError
 from onecurve.evaluation.scores import Evaluator
+from onecurve.rollouts.drawing import as_read
+from onecurve.rollouts.records import Records, most_bytes
 from onecurve.rollouts.reference import Referee
 from onecurve.rollouts.rollouts import Rollouts
 from onecurve.strategies.plain import Plain
@@ -216,9 +219,21 @@ def test_a_reward_function_that_fails_is_told_with_its_row(run: Any) -> None:
     def failing(completions: Any, answer: Any) -> Any:
         raise ValueError("no judge")
 
-    said = r"task.rewards: m:length raised ValueError.*for the completion .* of row 1(.|\n)*starts from the beginning"
-    with pytest.raises(ConfigError, match=said):
+    said = r"task.rewards: m:length raised ValueError.*for the completion .* of row 1(.|\n)*train.allow_changes"
+    with pytest.raises(BetweenUpdates, match=said):
         examples_of(run(function=failing), 1)
+
+
+def test_what_a_record_takes_is_known_before_and_is_not_much_less(tmp_path: Path) -> None:
+    random, size, count = np.random.default_rng(0), 256, 8
+    for has_reference in (False, True):
+        logps = as_read(-random.exponential(1.0, size).astype(np.float32))
+        ids = random.integers(0, 150_000, size).tolist()  # of a large vocabulary, 4 letters a token
+        one = Completion(ids, logps, 1.25, True, "abcd" * size, {"right": 1.0}, logps if has_reference else None)
+        step = SimpleNamespace(number=1, sample_ids=np.arange(2))
+        Records(tmp_path).write(step, [{"input_ids": [1]}] * count, [one] * count)
+        written = (tmp_path / "rollouts" / "step-00000001.jsonl").stat().st_size
+        assert written <= most_bytes(size, count, has_reference) <= 1.1 * written
 
 
 def test_a_model_s_own_habits_of_writing_are_left_out(run: Any, strategy: Plain) -> None:

@@ -8,6 +8,7 @@ import torch
 from onecurve.checkpoint import Alone, Retention, TensorWindow, Writer
 from onecurve.checkpoint.folders import steps
 from onecurve.errors import TrainingError, UserError
+from onecurve.machine.speaker import SPEAKER
 from onecurve.ranks.lost_rank import RankLost
 from onecurve.run import lifecycle
 
@@ -37,6 +38,15 @@ def test_a_save_in_progress_is_finished_where_all_ranks_live(tmp_path, monkeypat
     assert lifecycle._end(run, error) == code
     assert steps(tmp_path / "checkpoints") == saved
     run.saves.let_finish(5)
+
+
+@pytest.mark.parametrize("name", [None, "onecurve lr"])
+def test_a_message_begins_with_the_command_that_was_run(monkeypatch, capfd, name):
+    if name:
+        monkeypatch.setenv(SPEAKER, name)
+    for error in (UserError("a mistake"), TrainingError("not finite"), RankLost("gone")):
+        lifecycle._end(lifecycle.Run(), error)
+        assert capfd.readouterr().err.startswith(f"{name or 'train.py'}: ")
 
 
 def test_it_is_not_waited_for_without_end(tmp_path, monkeypatch, capfd):

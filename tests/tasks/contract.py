@@ -38,6 +38,12 @@ ALONE: Any = SimpleNamespace(process_index=0, num_processes=1, gather=lambda ten
 """An accelerator of one rank."""
 
 
+def models_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """What a model of transformers returns as its loss, given all of a batch."""
+    loss: Tensor = model(**batch).loss
+    return loss
+
+
 @dataclass(frozen=True)
 class Case:
     """A task with rows of different lengths, enough for one padded batch."""
@@ -49,7 +55,7 @@ class Case:
     """The fixture with the model's folder."""
     nats_per_item: float | None = None
     """What one term of the loss is when every logit is zero; log(vocabulary) when absent; nan where nobody can say."""
-    oracle: Callable[[Any, dict[str, Tensor]], Tensor] = lambda model, batch: model(**batch).loss
+    oracle: Callable[[Any, dict[str, Tensor]], Tensor] = models_loss
     """The mean loss of a batch as somebody else computes it."""
     task: str = ""
     """Filled in with the name of the task whose test file this is in."""

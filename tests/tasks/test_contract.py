@@ -26,6 +26,7 @@ from tests.tasks.contract import (
     check_num_items_counts_the_terms,
     check_the_metrics_told_are_those_scored,
     check_the_oracle_computes_the_same,
+    models_loss,
     prepare,
 )
 
@@ -293,6 +294,15 @@ def test_a_planted_bug_breaks_the_contract(plant: Any, check: Any, fits: Any, ca
 @pytest.mark.parametrize(("plant", "fits"), [(plant.__name__, fits) for plant, _, fits in PLANTED])
 def test_every_bug_is_planted_somewhere(plant: str, fits: Any, prepared: dict[str, Prepared]) -> None:
     assert any(fits(case) for case in prepared.values()), plant
+
+
+@every_case
+def test_a_task_says_whether_a_model_of_transformers_returns_its_loss(case: Prepared) -> None:
+    if case.case.oracle is models_loss:
+        assert case.task.has_models_loss
+    elif case.task.has_models_loss:
+        with torch.no_grad():
+            assert models_loss(case.model, case.batch()).isfinite()
 
 
 @every_case

@@ -233,6 +233,51 @@ def test_tokens_are_told_apart_by_their_ids_not_their_number(tmp_path: Path) -> 
         task.check_other_model(reading(tokenizer), Survey())
 
 
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [
+        ("normalizer", {"type": "Lowercase"}, "The quick"),
+        ("normalizer", {"type": "NFKC"}, "ve cafe"),
+        ("normalizer", {"type": "Strip", "strip_left": True, "strip_right": True}, "two  spaces"),
+        (
+            "pre_tokenizer",
+            {"type": "Split", "pattern": {"String": "e"}, "behavior": "Isolated", "invert": False},
+            "The quick",
+        ),
+        ("post_processor", {"type": "TemplateProcessing"}, "The quick"),
+        ("added_tokens", {"lstrip": True}, "a <"),
+        ("normalizer", {"type": "Replace", "pattern": {"String": "qx"}, "content": "q"}, "in a row: qx"),
+    ],
+)
+def test_a_teacher_whose_texts_are_cut_otherwise_is_refused(
+    part: str, value: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    folder = build_tiny_llama(tmp_path / "llama", weights=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    task = _loaded(student_task="sft", teacher=str(folder))
+    rows = [{"messages": [{"role": "user", "content": "in a row: qx"}], "weight": 1.0, "audio": b"x"}]
+    task.check_other_model(reading(tokenizer), Survey(), rows)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    if part == "added_tokens":
+        content[part][0] |= value
+    elif part == "pre_tokenizer":
+        content[part] = {"type": "Sequence", "pretokenizers": [value, content[part]]}
+    elif part == "post_processor":
+        first = content["added_tokens"][0]
+        pieces = [{"SpecialToken": {"id": first["content"], "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+        special = {"id": first["content"], "ids": [first["id"]], "tokens": [first["content"]]}
+        content[part] = value | {"single": pieces, "pair": pieces, "special_tokens": {first["content"]: special}}
+    else:
+        content[part] = value
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="cut into tokens otherwise") as refused:
+        task.check_other_model(reading(tokenizer), Survey(), rows)
+    assert said in refused.value.what and "here and" in refused.value.what, refused.value.what
+    assert refused.value.where == "task.teacher"
+
+
 def test_of_more_labels_than_are_kept_each_word_has_its_own(tiny_bert: Any) -> None:
     rows = [
         {"tokens": ["Ada", "met", "Alan"], "tags": ["B-PER", "O", "B-PER"]},

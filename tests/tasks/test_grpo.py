@@ -256,6 +256,7 @@ def test_what_cannot_be_called_is_refused(code: Any, text: str, said: str) -> No
         ("return [1.0, 10**400]", "which is no number", 1),
         ("import torch; return torch.ones(2, 3)", "which is no number", 0),
         ("return (1 / (c != 'b') for c in completions)", "raised ZeroDivisionError", 1),
+        ("raise SystemExit('judge')", "raised SystemExit: judge", 0),
         ("return [1 / (c != 'b') for c in completions]", r"raised ZeroDivisionError: .* \(r0.py, line 1\)", 1),
     ],
 )
@@ -347,6 +348,10 @@ def test_the_columns_are_what_the_functions_ask_for(recipe: Any) -> None:
         (["--task.rewards", "lost.py:right"], "task.rewards: there is no file"),
         (["--task.reward_weights", "[.nan]"], "task.reward_weights"),
         (["--task.beta", "0.1", "--peft.method", "lora", "--model.path", "adapter"], "task.beta: .*trained further"),
+        (
+            ["--task.beta", "0.1", "--peft.method", "lora", "--peft.init_lora_weights", "pissa"],
+            "task.beta: .*peft.init_lora_weights pissa takes a part of its weights(.|\n)*true, gaussian or orthogonal",
+        ),
         (["--task.reward_weights", "[1.0, 2.0]"], "reward_weights has 2 weights for 1"),
         (["--task.completions", "3"], r"train.global_batch_size: \(8\) .*multiple of task.completions \(3\)"),
         (["--task.completions", "1"], "task.completions"),
@@ -367,6 +372,11 @@ def test_what_makes_no_sense_is_refused_before_anything_heavy_is_imported(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         recipe(*overrides)
+
+
+@pytest.mark.parametrize("init", ["true", "gaussian", "orthogonal", "null"])
+def test_an_adapter_that_leaves_the_base_as_it_is_has_a_reference(recipe: Any, init: str) -> None:
+    recipe("--task.beta", "0.1", "--peft.method", "lora", "--peft.init_lora_weights", init)
 
 
 def test_a_run_of_another_curve_is_not_replayed(recipe: Any, tmp_path: Path) -> None:

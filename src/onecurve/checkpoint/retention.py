@@ -42,7 +42,13 @@ class Retention:
 
 
 def forecast(
-    bytes_per_checkpoint: int, keep: int, free: int, final_model: int = 0, present: int = 0, one_more: bool = True
+    bytes_per_checkpoint: int,
+    keep: int,
+    free: int,
+    final_model: int = 0,
+    present: int = 0,
+    one_more: bool = True,
+    records: int = 0,
 ) -> str:
     """Say what is short when the disk cannot hold what the run will write; empty when it can.
 
@@ -54,14 +60,17 @@ def forecast(
         present: Bytes of this run's checkpoints that are on the disk already and will be deleted in time; not of those
             that stay for ever, which `keep` does not count either.
         one_more: Whether more are written than are kept: the next is complete before the oldest goes.
+        records: Bytes of completions that are recorded in each step, at most.
     """
-    needed = (keep + one_more) * bytes_per_checkpoint + final_model
+    needed = (keep + one_more) * bytes_per_checkpoint + final_model + records
     if needed <= free + present:
         return ""
     told = f"{keep} checkpoint{'s' * (keep != 1)} of {_size(bytes_per_checkpoint)}"
     told += ", one more while it is written" * one_more
     if final_model:
         told += f", and the model of {_size(final_model)}"
+    if records:
+        told += f", and up to {_size(records)} of rollouts, where each completion has all tokens that it may"
     return f"{told}: {_size(needed)} in all, and {_size(free + present)} can be used."
 
 

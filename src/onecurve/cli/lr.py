@@ -34,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Start the ranks, wait for them, and show and write the curve."""
     from onecurve.errors import ConfigError
     from onecurve.launching import Launch, find_launch_file
+    from onecurve.machine.speaker import SPEAKER
     from onecurve.range_test.report import as_text, read_curve, write
     from onecurve.range_test.request import Asked
 
@@ -52,7 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
         own = Path(scratch) / "run"
         words = [str(asked.first), str(asked.last), str(asked.steps), *argv]
         words += ["--output_dir", str(own), "--train.resume", "never"]
-        with Launch(words, file, program=["-m", "onecurve.range_test.program"]) as launch:
+        speaker = {SPEAKER: "onecurve lr"}
+        with Launch(words, file, variables=speaker, program=["-m", "onecurve.range_test.program"]) as launch:
             exit_code = launch.run()
         if reason := launch.reason(exit_code):
             print(f"onecurve lr: {reason}", file=sys.stderr)  # noqa: T201

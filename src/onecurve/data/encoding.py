@@ -43,10 +43,10 @@ def load_data(settings: DataSection, task: Task, reading: Processing, seed: int)
     root = cache_root(settings.cache_dir)
     checked = check_once(root, checkers, task, shards.survey if shards else None)
     survey = checked.survey.in_model_order(reading.labels)
-    if isinstance(task, Annotates):
-        task.check_other_model(reading, survey)
     encoder = Encoder(task, survey, reading, settings.on_long, settings.on_bad_row)
     processor_hash = processor_digest(reading.processor)  # before any call: a tokenizer remembers its latest one
+    if isinstance(task, Annotates):
+        task.check_other_model(reading, survey, [row for rows in checked.samples.values() for row in rows])
     parts, keys, hits = {}, {}, []
     if shards:
         parts["train"] = sharded_split(shards, settings, encoder, processor_hash, root)

@@ -6,6 +6,7 @@ from typing import Any
 
 from onecurve.config import EvalSection
 from onecurve.data.splits import Split
+from onecurve.run.lifecycle import due
 from onecurve.strategies.average import Average
 from onecurve.strategies.base import Strategy
 from onecurve.strategies.snapshot import Snapshot
@@ -26,7 +27,7 @@ class Best:
     def __init__(
         self, task: Task, section: EvalSection, strategy: Strategy, dev: Split | None, average: Average
     ) -> None:
-        self.metric, self.patience = section.best_metric, section.patience
+        self.metric, self.patience, self.every = section.best_metric, section.patience, section.every
         self.dev = (dev.key if dev.sets else dev.examples.folder.name) if dev else ""
         """Fingerprint of the dev examples (their cache key)."""
         self.scoring: dict[str, Any] = task.settings.model_dump(mode="json", include=set(task.scoring_settings))
@@ -36,6 +37,8 @@ class Best:
         }
         self.sign = -1 if _of_any_set(self.metric, dev) in {"loss", *task.lower_is_better} else 1
         self.snapshot, self.average = Snapshot(strategy), average
+        self.settled = False
+        """Whether the model no longer has the last step's weights."""
         self._forget()
 
     def _forget(self) -> None:
@@ -63,6 +66,10 @@ class Best:
         if self.value is None or self.sign * value > self.sign * self.value:
             self.step, self.value, self.scores, self.without = step, value, scores, 0
             self.snapshot.take()
+
+    def lacks(self, step: int, max_steps: int) -> bool:
+        """Whether the evaluation that is due after `step` was not made, because it failed."""
+        return bool(step and self.dev) and due(step, self.every, max_steps) and self.last_step != step
 
     def state(self) -> dict[str, Any]:
         """The state saved in a checkpoint, besides the weights in the snapshot."""
@@ -115,6 +122,7 @@ class Best:
         Returns:
             The step whose weights they are.
         """
+        self.settled = bool(self.average.kept) or self.step not in (0, last)
         self.average.put()
         if not self.step or self.step == last:
             return last

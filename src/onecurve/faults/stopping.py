@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from onecurve.config import TrainSection
+from onecurve.machine.speaker import spoken
 from onecurve.resume import Checkpoints
 from onecurve.run.directory import RunDirectory
 from onecurve.run.lifecycle import EX_TEMPFAIL, SIGNALS, Decision
@@ -114,7 +115,7 @@ class Stopping:
     def _hear(self, number: int, frame: Any) -> None:
         name = signal.Signals(number).name
         if name not in self.seen:
-            os.write(2, f"train.py: {name}: saving after this step, then stopping\n".encode())
+            os.write(2, f"{spoken(name)}: saving after this step, then stopping\n".encode())
         self.seen.add(name)
 
     def _look(self, now: float) -> None:
@@ -135,8 +136,8 @@ class Stopping:
     def _tell_once(self, name: str, error: OSError) -> None:
         if name not in self.told:
             self.told.add(name)
-            told = f"train.py: {self.directory / name} cannot be removed, so it is ignored: {error.strerror}"
-            print(told, file=sys.stderr, flush=True)  # noqa: T201
+            told = f"{self.directory / name} cannot be removed, so it is ignored: {error.strerror}"
+            print(spoken(told), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _deadline(time_limit: float | None) -> float:

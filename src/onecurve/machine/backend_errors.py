@@ -7,6 +7,7 @@ from threading import Event, Thread
 from typing import Any
 
 from onecurve.errors import TrainingError
+from onecurve.machine.speaker import spoken
 
 _HANDLING = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
 _LEFT_ALONE = "0"
@@ -66,7 +67,7 @@ class Guard:
 
 
 def _end_before_the_run(found: str) -> None:
-    os.write(2, f"train.py: a rank was lost before the run began: {found}\n".encode())
+    os.write(2, spoken(f"a rank was lost before the run began: {found}\n").encode())
     os._exit(TrainingError.exit_code)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from onecurve.errors import LaunchError, TrainingError
+from onecurve.machine.speaker import spoken
 
 _POLL_SECONDS = 0.5
 _CLAIM_SECONDS = 5.0
@@ -180,7 +181,7 @@ class RunLock:
     def _falls_silent(self, owner: Owner, renewed: int) -> bool:
         told = f"{self.path.parent} was last used by {owner}; waiting up to {self.gone_after:.0f} s for a renewal"
         if not self.quiet:
-            print(f"train.py: {told}", file=sys.stderr, flush=True)  # noqa: T201
+            print(spoken(told), file=sys.stderr, flush=True)  # noqa: T201
         until = monotonic() + self.gone_after
         while monotonic() < until:
             sleep(min(_POLL_SECONDS, self.renewed_every))

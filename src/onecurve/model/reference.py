@@ -21,8 +21,6 @@ from onecurve.strategies.base import Strategy
 from onecurve.strategies.precision import DTYPES
 from onecurve.tasks.base import OtherModel, Processing
 
-_FROM_DEFAULT_BASE = ("gaussian", "orthogonal")
-"""Values of PEFT's `init_lora_weights` that leave the base as it was; others, such as pissa, take a part out of it."""
 _UNTOLD = {"architectures", "dtype", "transformers_version", "use_cache"}
 """What a config says that does not change what its model computes, or that the precision says already."""
 
@@ -79,12 +77,10 @@ class Reference:
 
     def is_off(self) -> bool:
         """Whether it is the run's own base, below a new adapter."""
-        unwrapped: Any = self.strategy.unwrapped()
-        configs = getattr(unwrapped, "peft_config", {}).values()
-        if self.recipe.peft is None or not hasattr(unwrapped, "disable_adapter") or is_adapter(self.recipe.model.path):
+        peft = self.recipe.peft
+        if peft is None or peft.moves_base or is_adapter(self.recipe.model.path):
             return False
-        kinds = [getattr(config, "init_lora_weights", True) for config in configs]
-        return all(isinstance(kind, bool) or kind in _FROM_DEFAULT_BASE for kind in kinds)
+        return hasattr(self.strategy.unwrapped(), "disable_adapter")
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of another model's forward passes."""

@@ -7,6 +7,7 @@ from onecurve.config import TrainSection
 from onecurve.errors import ConfigError
 from onecurve.parity.forms import check_strategies
 from onecurve.preflight import Checked, preflight
+from onecurve.tasks import find_task, task_names
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,14 @@ class Request:
         own = [*self.argv, "--output_dir", str(self.work_dir / "unused"), "--train.resume", "never"]
         checked = preflight(own)
         train = checked.recipe.train
+        if self.against and not checked.task.has_models_loss:
+            known = [name for name in task_names() if find_task(name).has_models_loss]
+            raise ConfigError(
+                f"the Trainer takes the loss that the model itself returns, which is not that of "
+                f"{checked.recipe.task.name}. It can be compared on {', '.join(known)}.",
+                where="--against",
+                fix="Remove --against to compare the launch forms alone.",
+            )
         if self.against and train.micro_batch_tokens:
             raise ConfigError(
                 "the Trainer cuts by examples, and the recipe by tokens.", where="--against", fix="Set "

@@ -16,7 +16,9 @@ from onecurve.config import OptimSection, Recipe
 from onecurve.errors import LaunchError
 from onecurve.machine.memory import spelt
 from onecurve.optim import build_optimizer
+from onecurve.rollouts.records import most_bytes
 from onecurve.strategies.base import Strategy, is_left_out, is_trained
+from onecurve.tasks.base import RollsOut, Task
 
 
 def moments_per_parameter(section: OptimSection) -> float:
@@ -51,12 +53,25 @@ def model_bytes(model: Any, recipe: Recipe) -> int:
     return (num_bytes + _buffer_bytes(model)) * (2 if recipe.eval.best_metric else 1)
 
 
+def record_bytes(task: Task, recipe: Recipe) -> int:
+    """Return what the completions of a step take at most, once recorded; 0 of a task that draws none."""
+    if not isinstance(task, RollsOut):
+        return 0
+    return most_bytes(task.drawing(training=True)["max_new_tokens"], recipe.train.global_batch_size, task.has_reference)
+
+
 def _buffer_bytes(model: nn.Module) -> int:
     return sum(buffer.nbytes for _, buffer in adapter_buffers(model))
 
 
 def require_room(
-    root: Path, num_bytes: int, final_model: int, keep: Retention, steps: list[int], after: int = 0
+    root: Path,
+    num_bytes: int,
+    final_model: int,
+    keep: Retention,
+    steps: list[int],
+    after: int = 0,
+    records: int = 0,
 ) -> None:
     """Check that what a run will write fits on the disk.
 
@@ -67,6 +82,7 @@ def require_room(
         keep: What stays of the checkpoints.
         steps: After which they are written.
         after: The step that the run continues after: later checkpoints are set aside.
+        records: Bytes of the completions that are still to be recorded, at most.
 
     Raises:
         LaunchError: It does not fit.
@@ -76,11 +92,12 @@ def require_room(
     present = sum(_folder_bytes(root / name) for name in deleted_in_time)
     free = shutil.disk_usage(existing).free
     kept = keep.most(steps)
-    if short := forecast(num_bytes if steps else 0, kept, free, final_model, present, len(steps) > kept):
+    if short := forecast(num_bytes if steps else 0, kept, free, final_model, present, len(steps) > kept, records):
         raise LaunchError(
             f"There is not enough disk space for the run: {short}",
             where="output_dir",
             fix=f"Free disk space, lower checkpoint.keep, choose another disk, or set checkpoint.every to null (none)."
+            f"{' Fewer train.max_steps, or a lower task.max_completion_length, record less.' * bool(records)}"
             f"{_set_aside(root)}",
         )
 

@@ -24,6 +24,9 @@ class NoCheckpoints:
     def resume(self) -> int:
         return 0
 
+    def rescue(self, step: int) -> str:
+        return ""
+
     def let_finish(self, seconds: float) -> None:
         pass
 

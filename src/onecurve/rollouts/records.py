@@ -16,6 +16,20 @@ from onecurve.machine.atomic_write import write_atomically
 from onecurve.tasks._rollout_settings import RECORDS, recorded
 from onecurve.tasks.base import Example
 
+_BYTES_A_TOKEN, _BYTES_OF_REFERENCE, _BYTES_A_COMPLETION = 25, 14, 200
+"""What a token takes (its id, log-probability and text), what the reference says of it, and what stands around them."""
+
+
+def most_bytes(tokens: int, count: int, has_reference: bool) -> int:
+    """Return about how many bytes a step's record takes at most.
+
+    Args:
+        tokens: The most of a completion.
+        count: Completions of a step.
+        has_reference: Whether a reference says something of each token.
+    """
+    return count * (tokens * (_BYTES_A_TOKEN + _BYTES_OF_REFERENCE * has_reference) + _BYTES_A_COMPLETION)
+
 
 class Records:
     """A file a step: a line on the step, then one for each completion, groups together, in plan order."""

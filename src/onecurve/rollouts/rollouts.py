@@ -17,7 +17,7 @@ from onecurve.data.micro_batches import Cut
 from onecurve.data.plan import Step
 from onecurve.data.rows import Located
 from onecurve.data.splits import Split
-from onecurve.errors import ConfigError
+from onecurve.errors import BetweenUpdates, ConfigError
 from onecurve.machine.latest import follow
 from onecurve.ranks.heartbeat import beat
 from onecurve.regularization.base import Objective
@@ -88,7 +88,7 @@ class Rollouts:
         """Return a step of prompts as one of completions; every rank calls it, and gets the same.
 
         Raises:
-            ConfigError: A reward function failed, or what is to be replayed is of other prompts.
+            BetweenUpdates: A reward function failed, or what is to be replayed is of other prompts.
             TrainingError: The completions cannot be written.
         """
         if self.latest and self.latest[0] is step:
@@ -200,7 +200,7 @@ class Rollouts:
             except RewardError as error:
                 place = error.place
                 about = "" if place is None else _about(loader.split, int(numbers[place]), drawn[place])
-                fix = f"{RunDirectory(self.run).again()} Other code needs task.rewards_hash in train.allow_changes."
+                fix = "Other code needs task.rewards_hash in train.allow_changes."
                 raise ConfigError(f"{error.what}{about}.", where="task.rewards", fix=fix) from None
             return rewarded
 
@@ -217,7 +217,7 @@ class Rollouts:
                 told[1] = error.what, error.where, error.fix
         value, failure = broadcast_object_list(told) if loader.accelerator.num_processes > 1 else told
         if failure:
-            raise ConfigError(failure[0], where=failure[1], fix=failure[2])
+            raise BetweenUpdates(failure[0], where=failure[1], fix=failure[2])
         done: T = value
         return done
 

@@ -1,7 +1,10 @@
 """How a recipe differs from that of a finished run, and what it asks for that is left to do."""
 
 import json
+import os
 from collections.abc import Iterable
+from glob import glob
+from pathlib import Path
 from typing import Any
 
 _NAMED = 10
@@ -36,6 +39,22 @@ def shown(changed: dict[str, tuple[Any, Any]]) -> str:
     told = [f"{key} ({json.dumps(before)}, now {json.dumps(now)})" for key, (before, now) in changed.items()]
     more = f" and {len(told) - _NAMED} more" if len(told) > _NAMED else ""
     return ", ".join(told[:_NAMED]) + more
+
+
+def written_since(moment: int, names: Iterable[str]) -> str:
+    """Return the first file or folder that was written, or put in its place, after a moment; empty if none was.
+
+    Args:
+        moment: In nanoseconds, as a file's times are.
+        names: Files, folders and patterns; others, such as a hub's datasets, are passed over.
+    """
+    for name in names:
+        for found in map(Path, glob(os.path.expanduser(name), recursive=True)):
+            files = (found, *found.rglob("*")) if found.is_dir() else (found,)
+            times = (file.stat() for file in files if file.exists())
+            if any(max(one.st_mtime_ns, one.st_ctime_ns) > moment for one in times):
+                return str(found)
+    return ""
 
 
 def is_longer(changed: dict[str, tuple[Any, Any]], done: int, allowed: list[str]) -> bool:

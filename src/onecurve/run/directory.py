@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from errno import EACCES, EROFS
 from functools import cached_property
@@ -15,7 +15,7 @@ from onecurve.machine.atomic_write import write_atomically
 from onecurve.machine.distributed import launched_rank
 from onecurve.machine.latest import follow
 from onecurve.machine.run_lock import RunLock
-from onecurve.run.differences import COMPARED_BY_CONTENT, changed_settings, is_longer, not_applied, shown
+from onecurve.run.differences import COMPARED_BY_CONTENT, changed_settings, is_longer, not_applied, shown, written_since
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,19 @@ class RunDirectory:
                 "now, the run is done.",
             )
 
+    def rewritten(self, names: Iterable[str]) -> str:
+        """Return the first of these data that was written after the latest launch here read it; empty if none was."""
+        return written_since((self.path / "config.yaml").stat().st_mtime_ns, names)  # which follows the reading
+
+    @property
+    def fingerprint(self) -> str:
+        """What the newest checkpoint says of the training data; empty where there is none."""
+        return str(self._newest_state().get("curve", {}).get("data", ""))
+
+    def _newest_state(self) -> dict[str, Any]:
+        path = follow(self.checkpoints / "latest") / "state.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
     def require_curve(self, resolved: dict[str, Any], where: str) -> None:
         """Check that the run here has the curve of another recipe.
 
@@ -133,8 +146,7 @@ class RunDirectory:
         before, now = self._earlier().get("eval", {}).get("patience"), resolved["eval"]["patience"]
         if before is None or (now is not None and now <= before):
             return False
-        path = follow(self.checkpoints / "latest") / "state.json"
-        state = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        state = self._newest_state()
         return not state or state["step"] < state.get("max_steps", 0)
 
     def _check_extendable(self, differing: list[str]) -> None:

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from onecurve.config import manual
-from onecurve.errors import NothingToDo, TrainingError, UserError
+from onecurve.errors import BetweenUpdates, NothingToDo, TrainingError, UserError
 from onecurve.machine.cores import let_segments_grow
 from onecurve.machine.determinism import mistake_of_determinism
 from onecurve.machine.distributed import asked_world_size, launched_rank
 from onecurve.machine.log_noise import hush_optional
 from onecurve.machine.run_lock import RunLock
+from onecurve.machine.speaker import spoken
 from onecurve.ranks.launcher import end_with_launcher
 from onecurve.ranks.lost_rank import is_loss
 from onecurve.ranks.watch import Watch
@@ -58,6 +59,9 @@ class Saves(Protocol):
 
     def resume(self) -> int:
         """Load the checkpoint to start from; return its step."""
+
+    def rescue(self, step: int) -> str:
+        """Save the run after `step`, unless it is saved; say what is not, and why."""
 
     def let_finish(self, seconds: float) -> None:
         """Wait at most so long for the save in progress."""
@@ -127,13 +131,21 @@ class Run:
                 self.directory.set_status("failed", step=self.step, exit_code=code, reason=message, lost=lost)
         if self.lock is not None:
             self.lock.release()
-        os.write(2, f"train.py: {message}\n".encode())  # the loop's thread may hang in the middle of a print
+        os.write(2, f"{spoken(message)}\n".encode())  # the loop's thread may hang in the middle of a print
         _hand_over(message)
 
     def finish_save(self, lost: bool) -> None:
         """Wait for the save in progress, for a while; not where a rank is `lost`, and with it its share."""
         if self.saves is not None and not lost:
             self.saves.let_finish(_SECONDS_TO_SAVE)
+
+    def rescue(self, error: BaseException) -> None:
+        """Save what was trained before a mistake that all ranks met alike between updates; its message then says so."""
+        if self.saves is None or self.directory is None or not isinstance(error, BetweenUpdates):
+            return
+        trouble = self.saves.rescue(self.step)
+        again = self.directory.again()
+        error.fix = " ".join(part for part in (trouble, again, error.fix) if part)
 
     def finish(self, status: str, exit_code: int, reason: str = "") -> None:
         """Write the final status and release the directory.
@@ -188,6 +200,7 @@ def execute(body: Callable[[list[str], Run], None], argv: list[str]) -> int:
 def _end(run: Run, error: BaseException) -> int:
     """Report how a run failed, and return the exit code."""
     error = mistake_of_determinism(error) or error
+    run.rescue(error)
     told = run.explain(error) if run.explain else ""
     run.finish_save(lost=not told and is_loss(error))
     if told:
@@ -207,7 +220,7 @@ def _end(run: Run, error: BaseException) -> int:
     # A bug or an interrupt: shown whole, and the status must say so
     print(f"rank {launched_rank()}: {traceback.format_exc()}", end="", file=sys.stderr, flush=True)  # noqa: T201
     if run.directory is not None and launched_rank() == 0:
-        print(f"train.py: {run.directory.again()}", file=sys.stderr, flush=True)  # noqa: T201
+        print(spoken(run.directory.again()), file=sys.stderr, flush=True)  # noqa: T201
     with suppress(TrainingError):
         run.finish("failed", 1, f"{type(error).__name__}: {error}")
     return 1
@@ -227,7 +240,7 @@ def leave(exit_code: int) -> NoReturn:
 def _leave_unbegun(number: int, frame: Any) -> None:
     """Handle a signal before there is anything to save: by default it would look like a crash."""
     if launched_rank() == 0:  # another rank's launcher may only be ending it after a mistake that rank 0 has told
-        os.write(2, f"train.py: {signal.Signals(number).name}: nothing has begun; launch again to start\n".encode())
+        os.write(2, spoken(f"{signal.Signals(number).name}: nothing has begun; launch again to start\n").encode())
     os._exit(EX_TEMPFAIL)
 
 
@@ -240,7 +253,7 @@ def _fail(run: Run, message: str, exit_code: int) -> int:
         time.sleep(_SECONDS_TO_SPEAK)
     with suppress(TrainingError):  # it cannot be written either: then that was the message, or it is no worse
         run.finish("failed", exit_code, message)
-    print(f"train.py: {message}", file=sys.stderr, flush=True)  # noqa: T201
+    print(spoken(message), file=sys.stderr, flush=True)  # noqa: T201
     _hand_over(message)
     return exit_code
 

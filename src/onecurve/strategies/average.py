@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from onecurve.config import RegularizationSection
+from onecurve.errors import BetweenUpdates
 from onecurve.strategies.base import Strategy, Window
 from onecurve.strategies.snapshot import Snapshot
 
@@ -73,13 +74,19 @@ class Average:
     def in_place(self) -> Iterator[None]:
         """Put the average in the model's place for a while; training then goes on from its own weights, bit for bit.
 
-        Where this fails the run ends, so nothing is put back then: other ranks may be gone.
+        Where this fails the run ends, so nothing is put back then: other ranks may be gone. They are not where all of
+        them met the same mistake, and the weights are still to be saved.
         """
         trained = Snapshot(self.strategy)
         if self.kept:
             trained.take()
         self.put()
-        yield
+        try:
+            yield
+        except BetweenUpdates:
+            if self.kept:
+                trained.restore()
+            raise
         if self.kept:
             trained.restore()
 

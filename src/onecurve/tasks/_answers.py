@@ -1,12 +1,12 @@
 """What tasks share that learn from how likely a language model finds whole answers, beside what a reference says."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from onecurve.losses.next_token import learnt, next_token_logits, next_tokens, token_logps
 from onecurve.tasks._other_model import check_folder, check_tokens
 from onecurve.tasks._questions import QuestionTask
-from onecurve.tasks.base import IGNORE_INDEX, OtherModel, Processing, Survey
+from onecurve.tasks.base import IGNORE_INDEX, OtherModel, Processing, Row, Survey
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -24,10 +24,10 @@ class AnswersTask(QuestionTask):
         name: str | None = self.settings.reference
         return OtherModel(name, None, "task.reference") if name else None
 
-    def check_other_model(self, reading: Processing, survey: Survey) -> None:
+    def check_other_model(self, reading: Processing, survey: Survey, rows: Sequence[Row] = ()) -> None:
         if other := self.reference_model:
             check_folder(other)
-            check_tokens(other, reading.tokenizer)
+            check_tokens(other, reading.tokenizer, rows)
 
 
 def answer_logps(model: "nn.Module", inputs: "Mapping[str, Tensor]") -> "Tensor":

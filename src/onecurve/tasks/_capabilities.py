@@ -165,8 +165,8 @@ class Annotates(Protocol):
     def reference_model(self) -> OtherModel | None:
         """Another model to ask."""
 
-    def check_other_model(self, reading: "Processing", survey: "Survey") -> None:
-        """Look at the other model's files, before any weights are loaded.
+    def check_other_model(self, reading: "Processing", survey: "Survey", rows: "Sequence[Row]" = ()) -> None:
+        """Look at the other model's files, before any weights are loaded; `rows` are some of the run's.
 
         Raises:
             ConfigError: It is not there, reads other tokens or predicts other labels.

@@ -58,6 +58,7 @@ class LabelSettings(Settings):
 class Labelled(base.Task):
     """A task whose rows have a `label`. What it is a label of, its subclass reads."""
 
+    has_models_loss: ClassVar[bool] = True
     Settings: ClassVar[type[Settings]] = LabelSettings
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss", "mse", "mae"})
 

@@ -18,6 +18,7 @@ class NextTokenTask(base.Task):
     It implements `Generates`, but for the prompt.
     """
 
+    has_models_loss: ClassVar[bool] = True
     peft_task_type: ClassVar[str | None] = "CAUSAL_LM"
     metric_names: Sequence[str] = ("loss", "perplexity")
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss", "perplexity"})

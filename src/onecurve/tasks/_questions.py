@@ -1,6 +1,6 @@
 """Base class of the tasks whose language models answer a question: a prompt, or the turns before an answer."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from onecurve.content.conversations import answer_end
 from onecurve.content.preferences import read_question
@@ -12,6 +12,8 @@ from onecurve.tasks.base import BadRow, Example, Processing, Row
 
 class QuestionTask(NextTokenTask):
     """Its settings are `TemplateSettings`; it implements `Generates`. Its loss is of whole answers, not of tokens."""
+
+    has_models_loss: ClassVar[bool] = False
 
     @property
     def classes(self) -> None:

@@ -86,7 +86,7 @@ class RewardFunction:
             rewards = _listed(self._called(told))
         except RewardError:
             raise
-        except Exception as error:  # noqa: BLE001  the user's code may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001  the user's code may raise anything
             raise RewardError(f"raised {_described(error)}", self._culprit(told, count)) from None
         if len(rewards) != count:
             raise RewardError(f"returned {len(rewards)} rewards for {count} completions")
@@ -111,7 +111,7 @@ class RewardFunction:
                 break
             try:
                 _listed(self._called({name: values[place : place + 1] for name, values in told.items()}))
-            except Exception:  # noqa: BLE001  as above
+            except (Exception, SystemExit):  # noqa: BLE001  as above
                 return place
         return None
 
@@ -189,7 +189,7 @@ def code_hash(functions: Sequence[RewardFunction]) -> str:
     return digest.hexdigest()
 
 
-def _described(error: Exception) -> str:
+def _described(error: BaseException) -> str:
     last = error.__traceback__
     while last and last.tb_next:
         last = last.tb_next

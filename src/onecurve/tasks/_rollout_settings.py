@@ -126,6 +126,14 @@ def _check_reference(recipe: "Recipe") -> None:
             where="task.beta",
             fix="Save such a model first and train from it, or set beta to 0.",
         )
+    if recipe.peft and recipe.peft.moves_base:
+        kind = recipe.peft.extras["init_lora_weights"]
+        raise ConfigError(
+            f"the reference is the base below the adapter, and peft.init_lora_weights {kind} takes a part of its "
+            "weights into the adapter.",
+            where="task.beta",
+            fix="Set peft.init_lora_weights to true, gaussian or orthogonal, or set beta to 0.",
+        )
     if recipe.peft and (Path(recipe.model.path).expanduser() / "adapter_config.json").is_file():
         raise ConfigError(
             "the reference is the model before step 1, and the adapter that is trained further is a part of it.",

@@ -126,6 +126,8 @@ class Task(ABC):
     """Packages, beyond what onecurve itself needs, that the task imports under these settings."""
     is_guessed: ClassVar[bool] = True
     """Whether a model folder that does not say its task is taken for this one's, where the kind of model fits."""
+    has_models_loss: ClassVar[bool] = False
+    """Whether a batch, given whole to a model of transformers, has it return this task's loss."""
     scoring_settings: ClassVar[frozenset[str]] = frozenset()
     """The settings that change neither examples nor training, only how the model is scored."""
     loss_settings: ClassVar[frozenset[str]] = frozenset()

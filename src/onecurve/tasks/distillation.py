@@ -71,6 +71,7 @@ class Task(base.Task):
     _is_whole: ClassVar[bool] = False
     """Whether the class is that of the student's task too."""
     is_guessed: ClassVar[bool] = False
+    has_models_loss: ClassVar[bool] = False
     Settings: ClassVar[type[Settings]] = DistillationSettings
     columns: ClassVar[Mapping[str, str]] = {"the student's": "what `task.student_task` reads"}
 
@@ -182,9 +183,9 @@ class Task(base.Task):
     def reference_model(self) -> OtherModel:
         return OtherModel(self.settings.teacher, self.settings.teacher_revision, "task.teacher")
 
-    def check_other_model(self, reading: Processing, survey: Survey) -> None:
+    def check_other_model(self, reading: Processing, survey: Survey, rows: Sequence[Row] = ()) -> None:
         check_folder(self.reference_model)
-        check_tokens(self.reference_model, reading.tokenizer)
+        check_tokens(self.reference_model, reading.tokenizer, rows)
         if not self._of_tokens:
             check_labels(self.reference_model, survey.labels)
         size, top_k = len(reading.tokenizer) if self._of_tokens else len(survey.labels), self.settings.top_k

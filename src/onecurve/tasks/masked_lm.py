@@ -62,6 +62,7 @@ class Task(base.Task):
     Evaluation hides the same tokens every time.
     """
 
+    has_models_loss: ClassVar[bool] = True
     Settings: ClassVar[type[Settings]] = MaskedLmSettings
     columns: ClassVar[Mapping[str, str]] = {"text": "a document: non-empty text"}
     sample: ClassVar[Sequence[Row]] = (

@@ -32,6 +32,7 @@ class Task(WritingTask):
     mBART with the language), and every token of the target, its end token included, is learnt.
     """
 
+    has_models_loss: ClassVar[bool] = True
     Settings: ClassVar[type[Settings]] = Seq2SeqLmSettings
     columns: ClassVar[Mapping[str, str]] = {"source": "the input: non-empty text", "target": "the output to learn"}
     sample: ClassVar[Sequence[Row]] = (

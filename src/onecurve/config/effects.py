@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from onecurve.config.curve import FREE_TO_CHANGE
 from onecurve.config.explain import known_keys
 from onecurve.config.recipe import Recipe
-from onecurve.config.sections.sources import shards_folder
+from onecurve.config.sections.sources import shards_folders
 from onecurve.config.suggest import meant
 from onecurve.errors import ConfigError
 
@@ -56,8 +56,8 @@ NEEDS: dict[str, Needs] = {
         lambda r: isinstance(r.data.train, dict), "data.train names no sources to divide the draws among", "name some"
     ),
     "data.shuffle_window": Needs(
-        lambda r: shards_folder(r.data.train),
-        "data.train is not a folder of encoded shards",
+        lambda r: shards_folders(r.data.train),
+        "data.train is not a folder of encoded shards, nor has one among its sources",
         "encode the data with onecurve data encode and set data.train to what it wrote",
     ),
     "optim.decay_steps": Needs(

@@ -257,8 +257,8 @@ def plan_run(splits: "Sequence[Split]", recipe: Recipe) -> BatchPlan:
     plan = replace(plan, max_steps=train.max_steps or plan.num_steps(train.epochs or 1))
     if mixture := _mixture(split.sets, recipe.data):
         plan = replace(plan, mixture=mixture)
-    else:
-        plan = replace(plan, windows=windows_of(split.examples, recipe.data.shuffle_window))
+    elif window := recipe.data.shuffle_window:
+        plan = replace(plan, windows=windows_of(split.examples, window))
     return replace(plan, cut=cut) if cut.by_length or cut.tokens else plan
 
 
@@ -268,7 +268,7 @@ def _mixture(sources: "Sequence[Split]", data: DataSection) -> Mixture | None:
     if data.temperature is None and not asked:
         return None
     weights = whole_weights(asked) if asked else weights_at(data.temperature or 0, sizes)
-    windows = {one.title: windows_of(one.examples, data.shuffle_window, one.title) for one in sources}
+    windows = {one.title: windows_of(one.examples, w, one.title) for one in sources if (w := data.shuffle_window)}
     return Mixture(sizes, weights, {name: found for name, found in windows.items() if found})
 
 

@@ -90,14 +90,14 @@ class Windows:
         return lru_cache(maxsize=2)(of)
 
 
-def windows_of(examples: Examples | ShardedExamples, shards: int | None, name: str = "") -> Windows | None:
-    """Return the windows of so many shards; None where there are none, or it is one shuffle.
+def windows_of(examples: Examples | ShardedExamples, shards: int, name: str = "") -> Windows | None:
+    """Return the windows of so many shards; None where the examples are not in shards.
 
     Args:
         examples: Of a split or of a source.
         shards: The recipe's `data.shuffle_window`.
         name: Of the source, in a mixture.
     """
-    if shards is None or not isinstance(examples, ShardedExamples):
+    if not isinstance(examples, ShardedExamples):
         return None
     return Windows(tuple(shard.examples for shard in examples.shards), shards, name)

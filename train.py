@@ -68,7 +68,7 @@ def main(argv: list[str], run: Run) -> None:
     checkpoints.wait(needed=bool(run.asked.stop))
     if run.asked.stop:
         return tracker.stop(run.step, run.asked.stop)
-    chosen, final = best.settle(run.step, export), {"eval": best.scores}
+    chosen, final = best.settle(run.step, export, lambda: evaluate(loaders["eval"]), tracker.scores)
     if data.test:
         final["test"] = tracker.scores("test", chosen, evaluate(loaders["test"]))
     export("model", chosen, final)

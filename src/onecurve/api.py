@@ -223,7 +223,8 @@ def _scores(metrics: Path) -> dict[str, Any]:
     events = [json.loads(line) for line in lines]
     last = next((event["step"] for event in reversed(events) if event["event"] == "end"), float("inf"))
     scores: dict[str, Any] = {}
+    names = {"eval": "eval", "average": "eval", "test": "test"}  # of an average of best steps: it is the model's
     for event in events:
-        if event["event"] in ("eval", "test") and event["step"] <= last:
-            scores |= {f"{event['event']}/{k}": v for k, v in event.items() if k not in ("event", "step", "time")}
+        if (name := names.get(event["event"])) and event["step"] <= last:
+            scores |= {f"{name}/{k}": v for k, v in event.items() if k not in ("event", "step", "time")}
     return scores

@@ -181,13 +181,9 @@ class Checkpoints:
             "last_scores": {},
         }
         best |= state["best"]
-        dropped = bool(self.best.differs(best))
-        if any(key == "best" for key, *_ in kinds) and not dropped:
-            self.best.snapshot.take()  # makes room; the values are read below
-        else:
-            self.best.snapshot.kept.clear()
+        unused = self.best.make_room(best, {key for key, *_ in kinds})  # the values are read below
         begun = self.best.average.load(state.get("average"), state["step"])
-        others = ("best/",) * dropped + (AVERAGE,) * bool(begun)
+        others = (*unused, *(AVERAGE,) * bool(begun))
         pieces = [_instead(piece, absent) for piece in self._pieces(once=False)]
         pieces += stored_buffers(self.strategy.unwrapped(), tensors)
         passed_over = stored.keys() - tensors.keys()
@@ -282,7 +278,7 @@ class Checkpoints:
         on_first_rank(self.peers, lambda: require_room(self.root, *written))
 
     def _pieces(self, once: bool) -> Iterator[TensorWindow]:
-        apart = (*self.best.snapshot.windows(), *self.best.average.windows())
+        apart = (*self.best.windows(), *self.best.average.windows())
         windows: Iterable[Window] = [*self.strategy.windows(once), *apart]
         for w in windows:
             yield TensorWindow(f"{w.key}/{w.name}", w.view, w.offset, w.numel, w.shape)

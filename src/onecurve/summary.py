@@ -196,10 +196,12 @@ def _describe_splits(data: Data, plan: BatchPlan) -> Iterator[str]:
 
 def _describe_windows(plan: BatchPlan) -> Iterator[str]:
     """Say how far examples are shuffled, where it is not over all of them."""
-    if windows := plan.windows:
+    of_sources = plan.mixture.windows.values() if plan.mixture else ()
+    for windows in (*filter(None, [plan.windows]), *of_sources):
         number, shards = -(-len(windows.sizes) // windows.shards), len(windows.sizes)
+        whose = f"{windows.name}: " if windows.name else ""
         yield (
-            f"order     {number} windows of {min(windows.shards, shards)} of {shards} shards, about "
+            f"order     {whose}{number} windows of {min(windows.shards, shards)} of {shards} shards, about "
             f"{windows.examples:,} examples each; shuffled within a window"
         )
 

@@ -14,6 +14,7 @@ import pytest
 
 import onecurve
 from onecurve import predict, train
+from onecurve.api import _scores
 from onecurve.errors import TrainingError, UserError
 from tests.launching import ROOT, environment
 from tests.test_house import HEAVY, run_and_list_imports
@@ -190,3 +191,15 @@ def test_predict_refuses_what_it_cannot_read(trained, tmp_path):
     good, bad, wrong = predict(trained.output_dir / "model", ["x", {"txt": "x"}, 3])
     assert "label" in good and bad == {"error": "text is missing"}
     assert wrong == {"error": "must be a text or a map; got int"}
+
+
+def test_the_dev_scores_of_averaged_steps_are_the_model_s(tmp_path):
+    events = [
+        {"event": "eval", "step": 2, "loss": 3.0},
+        {"event": "eval", "step": 4, "loss": 4.0},
+        {"event": "eval", "step": 6, "loss": 9.0},
+        {"event": "average", "step": 4, "loss": 2.0, "averaged_steps": [2, 4]},
+        {"event": "end", "step": 4},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    assert _scores(tmp_path / "metrics.jsonl") == {"eval/loss": 2.0, "eval/averaged_steps": [2, 4]}

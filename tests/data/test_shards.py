@@ -150,6 +150,122 @@ def test_dev_labels_are_held_against_the_shards(settings, task, folder, tmp_path
         load(sharded(settings, folder, eval=strange), task)
 
 
+# Sources of a mixture
+
+SIZES = {"news": 23, "tweets": 11, "mail": 5}
+
+
+@pytest.fixture
+def sources(task, tmp_path):
+    """Two sources that are shards, one of rows; and the same all of rows."""
+    rows, mixed = {}, {}
+    for number, (name, size) in enumerate(SIZES.items()):
+        lines = labelled(*(f"{name} {'word ' * (1 + 3 * at % 7)}{at}" for at in range(size)))
+        path = write_jsonl(tmp_path / f"{name}.jsonl", lines)
+        rows[name] = {"path": path, "weight": (4, 2, 1)[number]}
+        if name != "tweets":
+            encode(DataSection(train=path, cache_dir=str(tmp_path / "cache")), task, tmp_path / name)
+            path = str(tmp_path / name)
+        mixed[name] = {"path": path, "weight": (4, 2, 1)[number]}
+    cache = str(tmp_path / "cache")
+    return lambda of, **more: DataSection(train={"rows": rows, "mixed": mixed}[of], cache_dir=cache, **more)
+
+
+def unweighted(settings):
+    return DataSection.model_validate(
+        settings.model_dump() | {"train": {name: one.path for name, one in settings.train.items()}}
+    )
+
+
+def planned(settings, task):
+    data = load(settings, task)
+    return data, plan_run(data.splits, recipe(**settings.model_dump(exclude_defaults=True)))
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_a_mixture_of_shards_and_rows_is_that_of_their_rows(sources, task, weighted):
+    change = (lambda settings: settings) if weighted else unweighted
+    (ours, plan), (theirs, whole) = (planned(change(sources(of)), task) for of in ("mixed", "rows"))
+    assert isinstance(ours.train.examples, ShardedExamples) and len(ours.train.examples.shards) == 9
+    assert [part.title for part in ours.train.sets] == [*SIZES]
+    assert ours.train.take(range(39)) == theirs.train.take(range(39))
+    assert (ours.fingerprint, ours.survey, ours.train.report) == (
+        theirs.fingerprint,
+        theirs.survey,
+        theirs.train.report,
+    )
+    assert ours.label_counts().tolist() == theirs.label_counts().tolist()
+    assert ours.train.num_tokens.sum() == theirs.train.num_tokens.sum()
+    assert ours.train.examples.longest(9).tolist() == theirs.train.examples.longest(9).tolist()
+    for step in (1, 2, 7, 29, 400):
+        assert plan.step(step).sample_digest == whole.step(step).sample_digest
+        assert (plan.step(step).num_items, plan.step(step).seen) == (whole.step(step).num_items, whole.step(step).seen)
+
+
+def test_in_windows_shares_are_exact_and_each_pass_over_a_source_has_each_example_once(sources, task):
+    data, plan = planned(sources("mixed", shuffle_window=2), task)
+    _, whole = planned(sources("mixed"), task)
+    assert {*plan.mixture.windows} == {"news", "mail"}
+    steps = list(plan.steps(1, 60))
+    ids = np.concatenate([step.sample_ids for step in steps])
+    passes = np.concatenate([step.sample_passes for step in steps])
+    starts = np.cumsum([0, *SIZES.values()])
+    owners = np.searchsorted(starts, ids, side="right") - 1
+    for at in range(0, len(ids) - 6, 7):
+        assert np.bincount(owners[at : at + 7], minlength=3).tolist() == [4, 2, 1]
+    for source, size in enumerate(SIZES.values()):
+        for number in range(int(passes[owners == source].max())):  # all but the last, which has not ended
+            of_pass = ids[(owners == source) & (passes == number)]
+            assert sorted(of_pass) == [*range(starts[source], starts[source] + size)]
+    for number in (0, 1):
+        own = ids[(owners == 0) & (passes == number)].tolist()
+        assert own == plan.mixture.windows["news"].ids(0, 23, plan.seed, number).tolist()
+        assert len({at // 4 for at in own[:7]}) == 2, "news has shards of 4, or 3: a window is two of them"
+    assert [step.seen for step in steps] == [step.seen for step in whole.steps(1, 60)]
+    assert steps[9].sample_digest != whole.step(10).sample_digest
+    tweets = ids[owners == 1], np.concatenate([step.sample_ids for step in whole.steps(1, 60)])
+    assert tweets[0].tolist() == [one for one in tweets[1] if starts[1] <= one < starts[2]], "of rows, shuffled whole"
+    _, again = planned(sources("mixed", shuffle_window=2), task)
+    assert again.step(43).sample_digest == steps[42].sample_digest, "seeking is iterating"
+    rest = again.started_at(plan.position(17), None)
+    assert [one.sample_digest for one in rest.steps(18, 30)] == [one.sample_digest for one in steps[17:30]]
+    data.train.take(ids)
+    assert data.train.examples.shard.cache_info().maxsize == 4 + 1 + 4
+
+
+def test_one_window_of_all_shards_of_a_source_is_the_order_without_windows(sources, task):
+    (_, whole), (_, plan) = (planned(sources("mixed", **more), task) for more in ({}, {"shuffle_window": 6}))
+    digests = [[step.sample_digest for step in one.steps(1, 40)] for one in (whole, plan)]
+    assert digests[0] == digests[1]
+
+
+def test_sources_in_windows_without_weights_have_each_example_once_a_pass(sources, task):
+    data, plan = planned(unweighted(sources("mixed", shuffle_window=2)), task)
+    assert plan.mixture is None and len(plan.windows.sizes) == 9
+    ids = np.concatenate([step.sample_ids for step in plan.steps(1, plan.steps_per_epoch)])
+    assert sorted(ids.tolist()) == [*range(39)]
+    assert load(sources("mixed"), task).fingerprint != data.fingerprint, "the order depends on the shards' sizes"
+
+
+def test_sources_encoded_with_other_labels_are_refused(sources, task, tmp_path):
+    strange = write_jsonl(tmp_path / "strange.jsonl", [{"text": "x", "label": "z"}, {"text": "y", "label": "a"}])
+    encode(DataSection(train=strange, cache_dir=str(tmp_path / "cache")), task, tmp_path / "strange")
+    train = {"news": str(tmp_path / "news"), "web": str(tmp_path / "strange")}
+    with pytest.raises(ConfigError, match=r"news and web were encoded with other labels.*: a, b; and a, z"):
+        load(DataSection(train=train, cache_dir=str(tmp_path / "cache")), task)
+    train["web"] = strange
+    with pytest.raises(DataError, match=r"strange.jsonl.*'z'.*encode them with all of them in task.labels"):
+        load(DataSection(train=train, cache_dir=str(tmp_path / "cache")), task)
+
+
+def test_an_unfinished_source_is_named(sources, task, tmp_path):
+    index = ShardIndex.read(tmp_path / "mail")
+    replace(index, shards=()).write()
+    with pytest.raises(ConfigError, match="has not finished") as refused:
+        load(sources("mixed"), task)
+    assert refused.value.where == "data.train.mail"
+
+
 # Interrupted
 
 
@@ -292,11 +408,12 @@ def test_what_would_encode_otherwise_is_refused_with_the_reason(settings, task, 
     [
         ({"eval": "5%"}, "is a share of the training rows"),
         ({"max_samples": 7}, "draws from all training rows at once"),
-        ({"eval": "SHARDS"}, "holds encoded shards, which can only be the whole of data.train"),
-        ({"train": ["SHARDS", "train.jsonl"]}, "holds encoded shards, which can only be the whole"),
-        ({"train": {"news": "SHARDS"}}, "holds encoded shards, which can only be the whole"),
+        ({"eval": "SHARDS"}, "holds encoded shards, which can only be data.train or one of its"),
+        ({"train": ["SHARDS", "train.jsonl"]}, "holds encoded shards, which can only be data.train or one"),
+        ({"train": {"news": {"path": "SHARDS", "max_samples": 3}}}, r"^data.train.news.max_samples: has no effect"),
+        ({"train": {"news": {"path": "SHARDS", "columns": {"text": "body"}}}}, r"data.columns {}, and the recipe has"),
     ],
-    ids=["share", "max_samples", "eval", "list", "named"],
+    ids=["share", "max_samples", "eval", "list", "own", "columns"],
 )
 def test_what_shards_cannot_be_is_refused(settings, task, folder, change, told):
     encode(settings, task, folder)

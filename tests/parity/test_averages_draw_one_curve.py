@@ -86,3 +86,42 @@ def test_the_best_average_is_kept(forks, recipes, tmp_path):  # noqa: F811
         for name, value in load_file(run.output_dir / "model" / "model.safetensors").items():
             kept = torch.cat([part for _, part in windows.read(f"average-0/{name}", 0, value.numel())])
             assert torch.equal(kept.view(value.shape), value), name
+
+
+BEST = ["--regularization.average", "best", "--regularization.average_count", "3", "--eval.best_metric", "loss"]
+BEST += ["--checkpoint.every", "1", "--checkpoint.keep", "9", "--eval.every", "1"]
+BEST += ["--optim.lr", "0.08", "--optim.warmup_steps", "6"]
+
+
+def mean_of(run, steps):
+    """Average the weights of the run's own checkpoints of these steps in float64."""
+    saved = [Weights(run.output_dir / "checkpoints" / f"step-{step:08}").state_dict() for step in steps]
+    return {n.replace("/", "."): torch.stack([one[n].double() for one in saved]).mean(0).float() for n in saved[0]}
+
+
+def test_the_best_steps_are_averaged_under_every_strategy_and_across_interruptions(forks, recipes, tmp_path):  # noqa: F811
+    recipe = recipes["causal_lm"]
+    one = forks.train(recipe, tmp_path / "one", "python", *BEST)
+    losses = {event["step"]: event["loss"] for event in one.events("eval")}
+    steps = sorted(sorted(losses, key=losses.get)[:3])
+    assert steps != [6, 7, 8], "the last ones would do"
+    (told,) = one.events("average")
+    assert told["averaged_steps"] == steps and told["step"] == max(steps)
+    plain = forks.train(recipe, tmp_path / "plain", "python", *BEST[4:])
+    assert curve(one) == curve(plain), "to average changed what was trained"
+    for how in ("python", "ddp", "zero3"):
+        whole = one if how == "python" else forks.train(recipe, tmp_path / how, how, *BEST)
+        exported = load_file(whole.output_dir / "model" / "model.safetensors")
+        for name, value in mean_of(whole, steps).items():
+            assert torch.equal(exported[name], value), (how, name)
+        (scored,) = whole.events("average")
+        assert scored["averaged_steps"] == steps and scored["loss"] == pytest.approx(told["loss"], rel=1e-6)
+        assert not [*partings(one, whole)], how
+    for stop in (["--train.stop_after", "3"], ["--train.stop_after", "6"], []):
+        again = forks.train(recipe, tmp_path / "again", "zero3", *BEST, *stop)
+    assert not [*partings(whole, again, exactly=True)]
+    card = (one.output_dir / "model" / "README.md").read_text()
+    assert f"the mean of the weights of steps {', '.join(map(str, steps))}" in card
+    assert f"| eval | loss | {told['loss']:.4f} |" in card
+    forks.train(recipe, tmp_path / "elsewhere", "zero3", *BEST, "--train.stop_after", "4")
+    assert not [*partings(one, forks.train(recipe, tmp_path / "elsewhere", "python", *BEST))]

@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+from ruamel.yaml import YAML
 
 from onecurve.cli import main
 from tests.launching import write_recipe
@@ -94,3 +95,34 @@ def test_a_missing_shard_is_told_before_anything_is_loaded(recipes, forks, tmp_p
         os.rename(folder / "aside", folder / "shard-000003")
     assert ended.exit_code == 2 and "shard-000003" in ended.stderr and "No such file" in ended.stderr
     assert "Traceback" not in ended.stderr and "weights" not in ended.stdout
+
+
+@pytest.fixture(scope="module")
+def mixtures(recipes, tmp_path_factory):
+    """Of two sources of rows; and the same with one of them encoded into shards."""
+    folder, read = tmp_path_factory.mktemp("mixture"), YAML(typ="safe")
+    lines = [{"text": f"tweet {i} " * (1 + i % 3), "label": ("up", "down")[i % 2]} for i in range(13)]
+    (folder / "tweets.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = []
+    for recipe in recipes:
+        values = read.load(recipe.read_text())
+        news = {"path": values["data"]["train"], "weight": 3}
+        values["data"]["train"] = {"news": news, "tweets": {"path": str(folder / "tweets.jsonl"), "weight": 2}}
+        found.append(write_recipe(folder / recipe.name, **values))
+    return found
+
+
+def test_a_mixture_of_shards_and_rows_is_one_curve_too(mixtures, forks, tmp_path):
+    rows, shards = mixtures
+    plain = forks.train(rows, tmp_path / "rows")
+    assert not [*partings(plain, forks.train(shards, tmp_path / "shards"), exactly=True)]
+    whole = forks.train(shards, tmp_path / "windows", "python", *WINDOW)
+    assert "order     news: 4 windows of 2 of 7 shards" in whole.stdout
+    assert next(partings(plain, whole)).startswith("other data or steps")
+    told = [run.events("train")[-1]["num_samples_by_source"] for run in (plain, whole)]
+    assert told[0] == told[1] and sum(told[0].values()) == 12 * STEPS - 10
+    for how, ranks, stop in (("zero3", 2, 3), ("ddp", 2, 5), ("python", 1, STEPS)):
+        run = forks.train(
+            shards, tmp_path / "moved", how, *WINDOW, "--train.stop_after", str(stop), num_processes=ranks
+        )
+    assert not [*partings(whole, run)]

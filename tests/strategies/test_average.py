@@ -130,3 +130,22 @@ def test_statistics_of_batch_normalisation_far_apart_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="statistics of batch normalisation would have to be measured anew"):
         load_recipe([*words, "swa"])
     assert isinstance(load_recipe([*words, "ema"])[0], Recipe)
+
+
+def test_the_best_cannot_be_averaged_where_nothing_says_which_they_are(tmp_path):
+    from onecurve.config import check_effects, load_recipe
+
+    (path := tmp_path / "recipe.yaml").write_text(RECIPE)
+    words = [str(path), "--regularization.average", "best"]
+    with pytest.raises(ConfigError, match=r"averages the steps that eval\.best_metric finds best: set it"):
+        load_recipe(words)
+    scored = [*words, "--eval.best_metric", "loss", "--data.eval", str(path)]
+    with pytest.raises(ConfigError, match=r"eval\.best_metric.*evaluated at most once"):
+        check_effects(load_recipe(scored)[0], {}, {})
+    with pytest.raises(ConfigError, match="statistics of batch normalisation"):
+        load_recipe([*scored, "--eval.every", "2", "--model.batch_norm", "train"])
+    with pytest.raises(ConfigError, match=r"regularization\.average_every.*only the best evaluations are"):
+        check_effects(load_recipe([*scored, "--eval.every", "2", "--regularization.average_every", "2"])[0], {}, {})
+    recipe, *_ = load_recipe([*scored, "--eval.every", "2"])
+    assert recipe.num_best == 5
+    assert "mean of the 5 best evaluations" in describe_average(recipe.regularization, 1_000_000)

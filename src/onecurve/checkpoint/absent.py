@@ -8,12 +8,14 @@ from onecurve.checkpoint.manifest import Stored
 AVERAGE = "average-"
 """Begins the keys of averages of the weights; a number follows."""
 
-_NO_STATE = ("param", "best", "buffer")
+BEST = "best"
+"""Key of the best weights so far; where several are kept, `best-1` and so on are the next best."""
+_NO_STATE = ("param", BEST, "buffer")
 
 
 def is_state(key: str) -> bool:
     """Whether a key of a checkpoint's tensors is the optimizer's."""
-    return key not in _NO_STATE and not key.startswith(AVERAGE)
+    return key not in _NO_STATE and not key.startswith((AVERAGE, f"{BEST}-"))
 
 
 @dataclass(frozen=True)

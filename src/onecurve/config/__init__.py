@@ -12,7 +12,7 @@ from onecurve.config.sections.model import ModelSection
 from onecurve.config.sections.optim import OptimSection
 from onecurve.config.sections.peft import PeftSection
 from onecurve.config.sections.regularization import RegularizationSection
-from onecurve.config.sections.sources import SHARDS, NamedSet, path_of, shards_folder, weights_of
+from onecurve.config.sections.sources import SHARDS, NamedSet, path_of, shards_folder, shards_folders, weights_of
 from onecurve.config.sections.task import TaskSection
 from onecurve.config.sections.tracking import TrackingSection
 from onecurve.config.sections.train import TrainSection
@@ -50,5 +50,6 @@ __all__ = [
     "refuse_without_effect",
     "resolve",
     "shards_folder",
+    "shards_folders",
     "weights_of",
 ]

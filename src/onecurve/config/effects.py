@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pydantic import BaseModel
 from onecurve.config.curve import FREE_TO_CHANGE
 from onecurve.config.explain import known_keys
 from onecurve.config.recipe import Recipe
-from onecurve.config.sections.sources import shards_folder
+from onecurve.config.sections.sources import shards_folders
 from onecurve.config.suggest import meant
 from onecurve.errors import ConfigError
 
@@ -36,7 +37,11 @@ _CHECKPOINTS_ON_THE_WAY = "only the last step is saved (checkpoint.every)"
 _SPIKES = Needs(
     lambda r: r.train.on_spike != "ignore", "losses are not compared (train.on_spike is ignore)", "set train.on_spike"
 )
-_AVERAGE = Needs(lambda r: r.regularization.average, "nothing is averaged", "set regularization.average")
+_AVERAGE = Needs(
+    lambda r: r.regularization.average not in (None, "best"),
+    "nothing is averaged, or only the best evaluations are",
+    "set regularization.average to ema, swa or last",
+)
 
 NEEDS: dict[str, Needs] = {
     "model.revision": Needs(
@@ -51,8 +56,8 @@ NEEDS: dict[str, Needs] = {
         lambda r: isinstance(r.data.train, dict), "data.train names no sources to divide the draws among", "name some"
     ),
     "data.shuffle_window": Needs(
-        lambda r: shards_folder(r.data.train),
-        "data.train is not a folder of encoded shards",
+        lambda r: shards_folders(r.data.train),
+        "data.train is not a folder of encoded shards, nor has one among its sources",
         "encode the data with onecurve data encode and set data.train to what it wrote",
     ),
     "optim.decay_steps": Needs(
@@ -67,9 +72,9 @@ NEEDS: dict[str, Needs] = {
         "set model.dtype to bfloat16 and remove peft",
     ),
     "regularization.average_count": Needs(
-        lambda r: r.regularization.average == "last",
-        "it is for regularization.average last",
-        "set regularization.average to last",
+        lambda r: r.regularization.average in ("last", "best"),
+        "it is for regularization.average last and best",
+        "set regularization.average to last or best",
     ),
     "regularization.average_decay": Needs(
         lambda r: r.regularization.average == "ema",
@@ -245,6 +250,8 @@ def beyond_the_end(recipe: Recipe, max_steps: int) -> Iterator[str]:
         )
     if recipe.regularization.average and (start := recipe.regularization.average_start) > max_steps:
         yield f"regularization.average_start is {start} and the run has {max_steps} steps: nothing is averaged"
+    if (asked := recipe.num_best) > (scored := ceil(max_steps / (recipe.eval.every or max_steps))) > 1:
+        yield f"regularization.average_count is {asked} and the run has {scored} evaluations: all of them are averaged"
     if also:
         yield f"checkpoint.also: the run has {max_steps} steps, so {', '.join(map(str, also))} will not be saved"
     if recipe.train.on_spike != "ignore" and recipe.train.spike_window >= max_steps:

@@ -40,6 +40,13 @@ class Recipe(Section):
         return self.eval.micro_batch_size or self.train.examples_a_pass
 
     @property
+    def num_best(self) -> int:
+        """Of how many of the best evaluations the weights are kept."""
+        if not self.eval.best_metric:
+            return 0
+        return self.regularization.average_count if self.regularization.average == "best" else 1
+
+    @property
     def pads(self) -> bool:
         """Whether to assume that micro-batches are padded; with packing auto they may turn out to be packed."""
         return self.train.packing != "on"
@@ -69,12 +76,21 @@ class Recipe(Section):
                 "regularization.freeze and freeze_blocks keep pretrained weights, but model.init is random: set it to "
                 "pretrained, or remove them"
             )
-        if self.regularization.average in ("swa", "last") and self.model.batch_norm == "train":
+        if train.packing == "on" and self.model.attn_implementation not in (None, "sdpa"):
+            raise ValueError("train.packing uses its own attention: remove model.attn_implementation or train.packing")
+        return self
+
+    @model_validator(mode="after")
+    def _averages_what_can_be(self) -> "Recipe":
+        if self.regularization.average in ("swa", "last", "best") and self.model.batch_norm == "train":
             raise ValueError(
                 f"regularization.average {self.regularization.average} averages weights that lie far apart, whose "
                 "statistics of batch normalisation would have to be measured anew: set model.batch_norm to frozen, or "
                 "use ema, which averages the statistics as they move"
             )
-        if train.packing == "on" and self.model.attn_implementation not in (None, "sdpa"):
-            raise ValueError("train.packing uses its own attention: remove model.attn_implementation or train.packing")
+        if self.regularization.average == "best" and not self.eval.best_metric:
+            raise ValueError(
+                "regularization.average best averages the steps that eval.best_metric finds best: set it, with "
+                "data.eval and eval.every, or use last, which takes the last ones"
+            )
         return self

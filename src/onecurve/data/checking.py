@@ -116,6 +116,11 @@ class RowChecker:
             if survey is not None:
                 self.task.check_label(found.row, survey)
         except BadRow as error:
+            if self.source.split == "train":
+                told = (
+                    "The labels are those of the encoded shards beside it: encode them with all of them in task.labels."
+                )
+                raise DataError(_sentence(f"{error}"), where=found.place, fix=told) from None
             raise DataError(
                 _sentence(f"{error}"),
                 where=found.place,
@@ -182,8 +187,12 @@ def check_splits(
     training = {name: checker for name, checker in checkers.items() if checker.source.split == "train"}
     survey = known or _surveyed(training, reports, looked)
     for name, checker in checkers.items():
-        if name not in training:
+        if known or name not in training:
             deque(looked[name].at(checker.usable(reports[name], survey), checker.task.media), maxlen=0)
+    if known and survey.label_counts:
+        more = sum((Counter(reports[name].label_counts) for name in training), Counter[str]())
+        counts = zip(survey.labels, survey.label_counts, strict=True)
+        survey = replace(survey, label_counts=[count + more.get(name, 0) for name, count in counts])
     return survey, reports, looked
 
 

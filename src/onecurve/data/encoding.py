@@ -1,6 +1,6 @@
 """From rows to examples: each split is checked, encoded once, and then read from the cache."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from onecurve.config import DataSection, refuse_without_effect
@@ -13,7 +13,7 @@ from onecurve.data.collation_workers import CollationWorkers, num_workers
 from onecurve.data.encoder import Encoder, SplitEncoding
 from onecurve.data.examples import Examples
 from onecurve.data.prompts import read_prompts
-from onecurve.data.sharded import find_shards, sharded_split
+from onecurve.data.sharded import find_shards, sharded_split, survey_of_all
 from onecurve.data.sources import open_splits, refuse_unread
 from onecurve.data.splits import Data, Split, joined
 from onecurve.errors import DataError
@@ -34,22 +34,24 @@ def load_data(settings: DataSection, task: Task, reading: Processing, seed: int)
     """
     shapes = task.shapes.values() if isinstance(task, Recognises) else ()
     shards = find_shards(settings, task)
-    of_rows = settings.model_copy(update={"train": None}) if shards else settings
+    of_rows = _without(settings, shards)
+    known = survey_of_all(shards, others=of_rows.train is not None)
     sources = open_splits(of_rows, task.columns, shapes, task.media, seed)
     refuse_unread(settings, sources.values())
     refuse_without_effect({"task": task.settings}, task.without_effect(reading))
     checkers = {name: RowChecker(source, task, settings.on_bad_row == "skip") for name, source in sources.items()}
     stamps = {name: checker.source.stamp() for name, checker in checkers.items()}
     root = cache_root(settings.cache_dir)
-    checked = check_once(root, checkers, task, shards.survey if shards else None)
+    checked = check_once(root, checkers, task, known)
     survey = checked.survey.in_model_order(reading.labels)
     encoder = Encoder(task, survey, reading, settings.on_long, settings.on_bad_row)
     processor_hash = processor_digest(reading.processor)  # before any call: a tokenizer remembers its latest one
     if isinstance(task, Annotates):
         task.check_other_model(reading, survey, [row for rows in checked.samples.values() for row in rows])
     parts, keys, hits = {}, {}, []
-    if shards:
-        parts["train"] = sharded_split(shards, settings, encoder, processor_hash, root)
+    for name, index in shards.items():
+        one = sharded_split(name, index, settings, encoder, processor_hash, root)
+        parts[one.name] = one
     for name, checker in checkers.items():
         hashes = checked.digests[name], sample_digest(checked.samples[name], encoder.encode_whole), processor_hash
         told = content_parts(*hashes, task, survey, checker.source.settings, reading.max_length)
@@ -74,6 +76,8 @@ def load_data(settings: DataSection, task: Task, reading: Processing, seed: int)
         one = Split(name, report, examples, source.use, source, stamps[name], prompts, key=keys[name])
         parts[name] = replace(one, each=each, growth=growth)
         hits.append(entry.is_hit)
+    order = [f"train/{name}" for name in settings.names("train")]
+    parts = {name: parts[name] for name in [*order, *(name for name in parts if name not in order)]}
     splits = _join(parts)
     if count := num_workers(settings.workers, task):
         # Training draws from all of its sources at once, and each set is scored apart
@@ -89,6 +93,14 @@ def load_data(settings: DataSection, task: Task, reading: Processing, seed: int)
         max_length=reading.max_length,
         cached=all(hits),
     )
+
+
+def _without(settings: DataSection, sources: Collection[str]) -> DataSection:
+    """Return the settings without these training sources; `""` is the only one, where it has no name."""
+    if not sources:
+        return settings
+    left = {name: settings.entry("train", name) for name in settings.names("train") if name not in sources}
+    return settings.model_copy(update={"train": left or None})
 
 
 def _join(parts: Mapping[str, Split]) -> dict[str, Split]:

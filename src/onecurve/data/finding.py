@@ -84,7 +84,7 @@ def _matching(pattern: str) -> list[Path]:
 def _in_folder(key: str, folder: Path, split: str, settings: DataSection, columns: Columns) -> Iterator[Part]:
     if shards_folder(str(folder)):
         raise ConfigError(
-            f"'{folder}' holds encoded shards, which can only be the whole of data.train.",
+            f"'{folder}' holds encoded shards, which can only be data.train or one of its named sources.",
             where=key,
             fix="Name the rows that they were encoded from.",
         )

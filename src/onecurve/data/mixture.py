@@ -1,7 +1,7 @@
 """The mixture: which example of which source each draw gives, as a pure function of the seed and the draw's number."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property, lru_cache
 from math import gcd, lcm
@@ -9,6 +9,7 @@ from math import gcd, lcm
 import numpy as np
 
 from onecurve.data.order import shuffled, uniform
+from onecurve.data.windows import Windows
 from onecurve.errors import ConfigError
 from onecurve.seeds import stream_key
 
@@ -26,13 +27,16 @@ class Mixture:
     Draw t lies in block t // W. In a block a source's draws are spread evenly, each at a random place in its share of
     the block, so that shares are nearly exact in every part of it too. As a block holds w draws of a source, the
     source's draws are numbered without counting earlier blocks, and seeking costs the same anywhere. Draw n of a source
-    of N examples is in its pass n // N, at n % N of that pass's own random order.
+    of N examples is in its pass n // N, at n % N of that pass's own random order, which for a source of shards may be
+    one of windows.
     """
 
     sizes: Mapping[str, int]
     """Source -> its examples, in the order of their ids."""
     weights: Mapping[str, int]
     """Source -> draws of it in each block: whole numbers without a common divisor."""
+    windows: Mapping[str, Windows] = field(default_factory=dict)
+    """Source -> its windows; a source that is not named is shuffled whole."""
 
     def draws(self, start: int, stop: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the draws from number `start` to before `stop`, from 0.
@@ -48,7 +52,7 @@ class Mixture:
             passes[places] = done
             for number in np.unique(done).tolist():
                 of_pass = done == number
-                ids[places[of_pass]] = self._orders[source](seed, number)[within[of_pass]]
+                ids[places[of_pass]] = self._in_order(source, within[of_pass], seed, number)
             ids[places] += self._offsets[source]
         return ids, passes
 
@@ -95,6 +99,19 @@ class Mixture:
             return owner[order].ravel(), (blocks * weights[owner[order]] + nth[order]).ravel()
 
         return lru_cache(maxsize=2)(chunk)
+
+    def _in_order(self, source: int, places: np.ndarray, seed: int, number: int) -> np.ndarray:
+        """Return what stands at places, which rise, of a source's order in a pass: [places]."""
+        if windows := self.windows.get(self._names[source]):
+            first = int(places[0])
+            found: np.ndarray = windows.ids(first, int(places[-1]) + 1, seed, number)[places - first]
+            return found
+        order: np.ndarray = self._orders[source](seed, number)
+        return order[places]
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return list(self.sizes)
 
     @cached_property
     def _orders(self) -> list[Callable[[int, int], np.ndarray]]:

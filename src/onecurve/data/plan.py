@@ -14,8 +14,8 @@ from onecurve.data.micro_batches import Cut
 from onecurve.data.mixture import Mixture, weights_at, whole_weights
 from onecurve.data.order import shuffled
 from onecurve.data.position import Position
-from onecurve.data.shards import Numbers, ShardedExamples
-from onecurve.data.windows import Windows
+from onecurve.data.shards import Numbers
+from onecurve.data.windows import Windows, windows_of
 from onecurve.errors import ConfigError
 from onecurve.seeds import stream_key
 
@@ -255,24 +255,21 @@ def plan_run(splits: "Sequence[Split]", recipe: Recipe) -> BatchPlan:
     plan = BatchPlan(split.num_items, recipe.seed, train.global_batch_size // split.each, train.examples_a_pass)
     plan = replace(plan, each=split.each, sweeps=recipe.regularization.sweeps)
     plan = replace(plan, max_steps=train.max_steps or plan.num_steps(train.epochs or 1))
-    plan = replace(plan, windows=_windows(split, recipe.data.shuffle_window))
-    plan = replace(plan, mixture=_mixture({one.title: len(one) for one in split.sets}, recipe.data))
+    if mixture := _mixture(split.sets, recipe.data):
+        plan = replace(plan, mixture=mixture)
+    elif window := recipe.data.shuffle_window:
+        plan = replace(plan, windows=windows_of(split.examples, window))
     return replace(plan, cut=cut) if cut.by_length or cut.tokens else plan
 
 
-def _windows(split: "Split", shards: int | None) -> Windows | None:
-    if shards is None:
+def _mixture(sources: "Sequence[Split]", data: DataSection) -> Mixture | None:
+    """Return the mixture of named sources; None where they are only joined."""
+    sizes, asked = {one.title: len(one) for one in sources}, weights_of(data.train)
+    if data.temperature is None and not asked:
         return None
-    assert isinstance(split.examples, ShardedExamples), "refused before anything was read"
-    return Windows(tuple(shard.examples for shard in split.examples.shards), shards)
-
-
-def _mixture(sizes: dict[str, int], data: DataSection) -> Mixture | None:
-    """Return the mixture of named sources of these sizes; None where they are only joined."""
-    if data.temperature is not None:
-        return Mixture(sizes, weights_at(data.temperature, sizes))
-    weights = weights_of(data.train)
-    return Mixture(sizes, whole_weights(weights)) if weights else None
+    weights = whole_weights(asked) if asked else weights_at(data.temperature or 0, sizes)
+    windows = {one.title: windows_of(one.examples, w, one.title) for one in sources if (w := data.shuffle_window)}
+    return Mixture(sizes, weights, {name: found for name, found in windows.items() if found})
 
 
 def plan_scoring(split: "Split", recipe: Recipe) -> Step:

@@ -3,19 +3,22 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from onecurve.config import SHARDS, DataSection, path_of, shards_folder
+from onecurve.config import SHARDS, DataSection, path_of, shards_folders
 from onecurve.data.cache import get_or_write
-from onecurve.data.cache_key import content_parts, sample_digest
+from onecurve.data.cache_key import content_parts, names_of, sample_digest
 from onecurve.data.encoder import Encoder
 from onecurve.data.files import content_digest, file_stamp
 from onecurve.data.selection import share
 from onecurve.data.shards import ShardedExamples, ShardIndex
+from onecurve.data.sources import settings_of
 from onecurve.data.splits import Split
 from onecurve.errors import ConfigError, DataError
-from onecurve.tasks.base import Annotates, RollsOut, Task
+from onecurve.tasks.base import Annotates, RollsOut, Survey, Task
 
 _COMPARED = ("columns", "on_bad_row", "on_long")
 """Settings of `data` that the recipe must have as they were; the others are of files that are not read."""
@@ -31,24 +34,66 @@ _WHAT = {
 }
 
 
-def find_shards(settings: DataSection, task: Task) -> ShardIndex | None:
-    """Return the index of the shards that `data.train` names; None where it names rows.
+def find_shards(settings: DataSection, task: Task) -> dict[str, ShardIndex]:
+    """Return the index of each folder of shards that `data.train` names, by source; `""` where it has no names.
 
     Raises:
-        ConfigError: A damaged or unfinished index, or a recipe that cannot be trained from shards.
+        ConfigError: A damaged or unfinished index, a recipe that cannot be trained from shards, or shards that were
+            encoded with other labels than those of another source.
     """
-    folder = shards_folder(settings.train)
-    if folder is None:
-        return None
-    check_shardable(settings, task)
-    index = ShardIndex.read(folder)
-    if not index.shards:
-        raise ConfigError(
-            f"the encoding of {index.encoding.spec!r} into '{folder}' has not finished.",
-            where="data.train",
-            fix="Run the same `onecurve data encode` again: it goes on with the next shard.",
-        )
-    return index
+    found: dict[str, ShardIndex] = {}
+    for name, folder in shards_folders(settings.train).items():
+        check_shardable(settings, task)
+        if idle := settings_of(settings, "train", name)[0] - {"columns"}:
+            raise ConfigError(
+                "has no effect: the source is encoded shards, which are read as they are. Remove it.",
+                where=f"data.train.{name}.{min(idle)}",
+            )
+        found[name] = index = ShardIndex.read(folder)
+        if not index.shards:
+            raise ConfigError(
+                f"the encoding of {index.encoding.spec!r} into '{folder}' has not finished.",
+                where=f"data.train.{name}" if name else "data.train",
+                fix="Run the same `onecurve data encode` again: it goes on with the next shard.",
+            )
+    return found
+
+
+def survey_of_all(shards: Mapping[str, ShardIndex], others: bool) -> Survey | None:
+    """Return what the rows of all shards told; None where there are no shards.
+
+    Args:
+        shards: The indexes, by source.
+        others: Whether there are sources of rows beside them.
+
+    Raises:
+        ConfigError: They were encoded with other labels, or have several heads and rows beside them.
+    """
+    surveys = {name: index.survey for name, index in shards.items()}
+    for name, survey in surveys.items():
+        first, known = next(iter(surveys.items()))
+        if names_of(survey) != names_of(known):
+            raise ConfigError(
+                f"the sources {first} and {name} were encoded with other labels, or another order of them: "
+                f"{', '.join(known.labels)}; and {', '.join(survey.labels)}.",
+                where="data.train",
+                fix="Encode all with the same labels in task.labels.",
+            )
+        if others and survey.heads:
+            raise ConfigError(
+                "some sources are encoded shards and some are rows, which is not done for a task of several heads.",
+                where="data.train",
+                fix="Encode all of them, or none.",
+            )
+    return reduce(_added, surveys.values()) if surveys else None
+
+
+def _added(one: Survey, other: Survey) -> Survey:
+    """Return what the rows of both told, whose names are the same."""
+    counts = [a + b for a, b in zip(one.label_counts, other.label_counts, strict=False)]
+    heads = {name: _added(head, other.heads[name]) for name, head in one.heads.items()}
+    unseen = [name for name in one.unseen if name in other.unseen]
+    return replace(one, label_counts=counts, unseen=unseen, heads=heads)
 
 
 def check_shardable(settings: DataSection, task: Task) -> None:
@@ -99,10 +144,13 @@ def check_shardable(settings: DataSection, task: Task) -> None:
         )
 
 
-def sharded_split(index: ShardIndex, settings: DataSection, encoder: Encoder, processor: str, root: Path) -> Split:
-    """Return the training split that a folder of shards holds.
+def sharded_split(
+    name: str, index: ShardIndex, settings: DataSection, encoder: Encoder, processor: str, root: Path
+) -> Split:
+    """Return the training split, or the source of it, that a folder of shards holds.
 
     Args:
+        name: Of the source; empty where it is the split.
         index: Of the folder.
         settings: The recipe's data section.
         encoder: Would encode rows as the recipe says.
@@ -113,7 +161,7 @@ def sharded_split(index: ShardIndex, settings: DataSection, encoder: Encoder, pr
         ConfigError: They were encoded otherwise.
         DataError: Files are missing or are not as they were written.
     """
-    _check_encoded_alike(index, settings, encoder, processor)
+    _check_encoded_alike(index, settings_of(settings, "train", name)[1], encoder, processor)
     _verify(index, root)
     window, key = settings.shuffle_window, index.encoding.key
     if window:
@@ -121,7 +169,7 @@ def sharded_split(index: ShardIndex, settings: DataSection, encoder: Encoder, pr
         key = hashlib.blake2b(f"{key} {sizes}".encode(), digest_size=16).hexdigest()
     # Of a step in two windows both are open
     examples = ShardedExamples(index.folder, index.shards, held=2 * window if window else None)
-    return Split("train", index.report, examples, index.columns, key=key)
+    return Split(f"train/{name}" if name else "train", index.report, examples, index.columns, key=key)
 
 
 def _check_encoded_alike(index: ShardIndex, settings: DataSection, encoder: Encoder, processor: str) -> None:

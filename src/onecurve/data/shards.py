@@ -45,11 +45,12 @@ class Shard:
     """What became of its rows when they were encoded."""
 
     @classmethod
-    def of(cls, folder: Path, name: str, rows: int, report: Report) -> "Shard":
-        """Describe what lies in a folder."""
+    def of(cls, folder: Path, name: str, rows: int, report: Report, hashed: bool = True) -> "Shard":
+        """Describe what lies in a folder; unless `hashed`, without its files."""
         examples = Examples(folder)
         lengths, presence = examples.lengths, examples.presence()
         least, most = int(lengths.argmin()), int(lengths.argmax())
+        files = sorted(folder.glob("*.arrow")) if hashed else []
         return cls(
             name,
             rows,
@@ -59,7 +60,7 @@ class Shard:
             [int(lengths[least]), least],
             [int(lengths[most]), most],
             {key: [first.get(True), first.get(False)] for key, first in presence.items()},
-            {path.name: [path.stat().st_size, content_digest([path], "")] for path in sorted(folder.glob("*.arrow"))},
+            {path.name: [path.stat().st_size, content_digest([path], "")] for path in files},
             asdict(report),
         )
 

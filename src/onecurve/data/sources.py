@@ -190,7 +190,7 @@ def open_splits(
         if getattr(settings, split) is not None:
             for name in settings.names(split) or [""]:
                 under = f".{name}" if name else ""
-                own, asked = _settings_of(settings, split, name)
+                own, asked = settings_of(settings, split, name)
                 of = "train" if share(getattr(asked, split)) is not None else split
                 source = open_source(f"data.{of}{under}", getattr(asked, of), asked, columns, shapes, media)
                 _refuse_own(source, own)
@@ -208,7 +208,7 @@ def _refuse_own(source: Source, own: frozenset[str]) -> None:
         )
 
 
-def _settings_of(settings: DataSection, split: str, name: str) -> tuple[frozenset[str], DataSection]:
+def settings_of(settings: DataSection, split: str, name: str) -> tuple[frozenset[str], DataSection]:
     """Return the keys that a named source or set has for itself, and the data section as if there were no other.
 
     Raises:

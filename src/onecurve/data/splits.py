@@ -11,6 +11,7 @@ import numpy as np
 
 from onecurve.data.checking import Report
 from onecurve.data.examples import Examples
+from onecurve.data.joined_examples import joined_examples
 from onecurve.data.order import shuffled
 from onecurve.data.prompts import Prompt
 from onecurve.data.rows import ColumnUse
@@ -144,8 +145,8 @@ def joined(name: str, parts: Sequence[Split]) -> Split:
     if [part.name for part in parts] == [name]:
         return parts[0]
     report = reduce(Report.add, (part.report for part in parts))
-    folders = (part.examples.folder for part in parts)
+    examples = joined_examples([part.examples for part in parts])
     told = json.dumps([[part.title, part.key] for part in parts])
     key = hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
-    whole = Split(name, report, Examples(*folders), workers=parts[0].workers, key=key, sets=tuple(parts))
+    whole = Split(name, report, examples, workers=parts[0].workers, key=key, sets=tuple(parts))
     return replace(whole, each=parts[0].each, growth=parts[0].growth)

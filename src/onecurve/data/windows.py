@@ -6,7 +6,9 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from onecurve.data.examples import Examples
 from onecurve.data.order import shuffled
+from onecurve.data.shards import ShardedExamples
 from onecurve.seeds import stream_key
 
 
@@ -22,6 +24,8 @@ class Windows:
     """Examples of each shard, in the order of their ids."""
     shards: int
     """Shards of a window; the last one of a pass may have fewer."""
+    name: str = ""
+    """Of a mixture's source, whose order has a key of its own."""
 
     @property
     def examples(self) -> int:
@@ -45,13 +49,17 @@ class Windows:
             parts.append(self._window(seed, epoch, number)(max(start - begins, 0), stop - begins))
         return np.concatenate(parts)
 
+    @property
+    def _names(self) -> list[str]:
+        return [self.name] if self.name else []
+
     @cached_property
     def _pass(self) -> Callable[[int, int], tuple[list[np.ndarray], np.ndarray]]:
         """For a seed and a pass: the shards of each window, and the examples up to and with each."""
         sizes = np.array(self.sizes, np.int64)
 
         def of(seed: int, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
-            order = shuffled(len(sizes), stream_key(seed, "shards", epoch)).astype(np.int64)
+            order = shuffled(len(sizes), stream_key(seed, "shards", *self._names, epoch)).astype(np.int64)
             # In the order of their ids, so that one window with every shard is the shuffle of all examples
             windows = [np.sort(order[at : at + self.shards]) for at in range(0, len(order), self.shards)]
             return windows, np.cumsum([sizes[window].sum() for window in windows])
@@ -69,7 +77,8 @@ class Windows:
             ends = np.cumsum(sizes[members])
             shifts = starts[members] - (ends - sizes[members])
             # The first window's key is that of the shuffle of all examples
-            order = shuffled(int(ends[-1]), stream_key(seed, "order", epoch, *([number] if number else [])))
+            key = stream_key(seed, "order", *self._names, epoch, *([number] if number else []))
+            order = shuffled(int(ends[-1]), key)
 
             def ids(start: int, stop: int) -> np.ndarray:
                 places = order[start:stop].astype(np.int64)
@@ -79,3 +88,16 @@ class Windows:
             return ids
 
         return lru_cache(maxsize=2)(of)
+
+
+def windows_of(examples: Examples | ShardedExamples, shards: int, name: str = "") -> Windows | None:
+    """Return the windows of so many shards; None where the examples are not in shards.
+
+    Args:
+        examples: Of a split or of a source.
+        shards: The recipe's `data.shuffle_window`.
+        name: Of the source, in a mixture.
+    """
+    if not isinstance(examples, ShardedExamples):
+        return None
+    return Windows(tuple(shard.examples for shard in examples.shards), shards, name)

@@ -67,7 +67,7 @@ def _check_room(recipe: Recipe, folder: Path) -> Iterator[Finding]:
     if not parameters:
         return
     best = bool(recipe.eval.best_metric)
-    section, copies = recipe.checkpoint, 1 + moments_per_parameter(recipe.optim) + best
+    section, copies = recipe.checkpoint, 1 + moments_per_parameter(recipe.optim) + recipe.num_best
     retention = Retention(section.keep, section.keep_every, best, tuple(section.also))
     saves = _saves(recipe)
     kept, free = retention.most(saves), shutil.disk_usage(folder).free

@@ -24,4 +24,5 @@ def scoring(
     """Return what scores a run's splits and what keeps its best step, and find out how prompts may be batched."""
     settle_prompts(strategy, loaders)
     average = Average(strategy, recipe.regularization)
-    return Evaluator(strategy, recipe, data.survey), Best(task, recipe.eval, strategy, data.eval, average)
+    best = Best(task, recipe.eval, strategy, data.eval, average, recipe.num_best)
+    return Evaluator(strategy, recipe, data.survey), best

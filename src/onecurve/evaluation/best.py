@@ -1,20 +1,35 @@
-"""The best step so far by a dev metric, and its weights."""
+"""The best steps so far by a dev metric, and their weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
+from onecurve.checkpoint.absent import BEST
 from onecurve.config import EvalSection
 from onecurve.data.splits import Split
 from onecurve.run.lifecycle import due
 from onecurve.strategies.average import Average
-from onecurve.strategies.base import Strategy
-from onecurve.strategies.snapshot import Snapshot
+from onecurve.strategies.base import Strategy, Window
+from onecurve.strategies.snapshot import Snapshot, mean_of_weights
 from onecurve.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A step that is among the best so far."""
+
+    step: int
+    value: float
+    """Of the metric."""
+    weights: Snapshot
 
 
 class Best:
     """The best step so far by eval.best_metric, with a copy of its weights; unused without eval.best_metric.
+
+    With regularization.average best the best few are kept, and their mean is what the run comes to (as a soup of one
+    run's steps: Wortsman et al., Model soups, ICML 2022, section 2).
 
     Args:
         task: Tells which metrics are better when lower.
@@ -22,10 +37,17 @@ class Best:
         strategy: Whose weights are kept.
         dev: The dev split, if any.
         average: Of the weights; where there is one, it is what is scored, kept and exported.
+        count: How many steps are kept.
     """
 
     def __init__(
-        self, task: Task, section: EvalSection, strategy: Strategy, dev: Split | None, average: Average
+        self,
+        task: Task,
+        section: EvalSection,
+        strategy: Strategy,
+        dev: Split | None,
+        average: Average,
+        count: int = 1,
     ) -> None:
         self.metric, self.patience, self.every = section.best_metric, section.patience, section.every
         self.dev = (dev.key if dev.sets else dev.examples.folder.name) if dev else ""
@@ -36,7 +58,9 @@ class Best:
             name: type(task.settings).model_fields[name].get_default(call_default_factory=True) for name in self.scoring
         }
         self.sign = -1 if _of_any_set(self.metric, dev) in {"loss", *task.lower_is_better} else 1
-        self.snapshot, self.average = Snapshot(strategy), average
+        self.strategy, self.average, self.count = strategy, average, count
+        self.kept: list[Kept] = []
+        """The best steps, the best first; of equals, the earlier first."""
         self.settled = False
         """Whether the model no longer has the last step's weights."""
         self._forget()
@@ -65,16 +89,50 @@ class Best:
             return
         if self.value is None or self.sign * value > self.sign * self.value:
             self.step, self.value, self.scores, self.without = step, value, scores, 0
-            self.snapshot.take()
+        self._keep(step, value)
+
+    def _keep(self, step: int, value: float) -> None:
+        """Copy the weights where they are among the best; the worst of too many is given up first."""
+        if len(self.kept) == self.count:
+            if self.sign * value <= self.sign * self.kept[-1].value:
+                return
+            self.kept.pop()
+        weights = Snapshot(self.strategy)
+        weights.take()
+        self.kept = sorted([*self.kept, Kept(step, value, weights)], key=lambda one: -self.sign * one.value)
 
     def lacks(self, step: int, max_steps: int) -> bool:
         """Whether the evaluation that is due after `step` was not made, because it failed."""
         return bool(step and self.dev) and due(step, self.every, max_steps) and self.last_step != step
 
     def state(self) -> dict[str, Any]:
-        """The state saved in a checkpoint, besides the weights in the snapshot."""
-        names = ("metric", "dev", "scoring", "step", "value", "scores", "without", "last_step", "last_scores")
-        return {name: getattr(self, name) for name in names}
+        """The state saved in a checkpoint, besides the weights that are kept."""
+        names = ("metric", "dev", "scoring", "step", "value", "scores", "without", "last_step", "last_scores", "count")
+        return {name: getattr(self, name) for name in names} | {"kept": [[one.step, one.value] for one in self.kept]}
+
+    def windows(self) -> Iterator[Window]:
+        """Yield the weights that are kept as windows, so that they can be saved and loaded like the rest."""
+        for number, one in enumerate(self.kept):
+            yield from one.weights.windows(f"{BEST}-{number}" if number else BEST)
+
+    def make_room(self, state: dict[str, Any], keys: Collection[str]) -> list[str]:
+        """Make room for the best weights that a checkpoint with this `state` holds, which its reader then fills.
+
+        Args:
+            state: Its state.
+            keys: Of its tensors.
+
+        Returns:
+            What the names of its best weights begin with that are not to be read.
+        """
+        self.kept = []
+        stored = sorted(key for key in keys if key.split("-")[0] == BEST)
+        if not self.differs(state) and stored:
+            for step, value in state.get("kept", [[state["step"], state["value"]]])[: self.count]:
+                self.kept.append(Kept(step, value, Snapshot(self.strategy)))
+                self.kept[-1].weights.take()
+        read = {window.key for window in self.windows()}
+        return [f"{key}/" for key in stored if key not in read]
 
     def differs(self, state: dict[str, Any]) -> str:
         """Explain why the best step in a checkpoint's `state` cannot be used in this run; empty if it can.
@@ -110,25 +168,46 @@ class Best:
                 setattr(self, name, state[name])
         elif state["last_step"] == step and not self._scored_otherwise(state):  # these very weights were scored
             self.consider(step, state["last_scores"])
-        return f"{why}: step {state['step']}, the best so far, is dropped" if why and state["step"] else ""
+        if why:
+            return f"{why}: step {state['step']}, the best so far, is dropped" if state["step"] else ""
+        before = state.get("count", 1)
+        if self.kept and self.count != before and (self.count > 1 or before > 1):
+            kept = ", ".join(str(one.step) for one in self.kept)
+            return f"the {before} best steps were kept and now are {self.count}; of those before there are {kept}"
+        return ""
 
-    def settle(self, last: int, export: Callable[[str, int, dict[str, Any]], None]) -> int:
-        """Put what the run has come to in the model for good: the average, or the best step's weights.
+    def settle(
+        self,
+        last: int,
+        export: Callable[[str, int, dict[str, Any]], None],
+        score: Callable[[], dict[str, Any]],
+        tell: Callable[[str, int, dict[str, Any]], dict[str, Any]],
+    ) -> tuple[int, dict[str, dict[str, Any]]]:
+        """Put what the run has come to in the model for good: an average, or the best step's weights.
 
         Args:
             last: The run's last step.
-            export: Writes `model-last`, the last step's weights (or average), where an earlier step is the best.
+            export: Writes `model-last`, the last step's weights (or average), where the model is not theirs.
+            score: Scores the dev split.
+            tell: Records and returns scores.
 
         Returns:
-            The step whose weights they are.
+            The step whose weights they are, of the mean of several the latest; and the scores by split.
         """
-        self.settled = bool(self.average.kept) or self.step not in (0, last)
+        is_last = [one.step for one in self.kept] in ([], [last])
+        self.settled = bool(self.average.kept) or not is_last
         self.average.put()
-        if not self.step or self.step == last:
-            return last
+        chosen = max((one.step for one in self.kept), default=last)
+        if is_last:
+            return last, {"eval": self.scores}
         export("model-last", last, {"eval": self.last_scores})
-        self.snapshot.restore()
-        return self.step
+        names = self.kept[0].weights.kept
+        mean = {name: mean_of_weights([one.weights.kept[name] for one in self.kept]) for name in names}
+        Snapshot(self.strategy, mean).restore()
+        if len(self.kept) > 1:
+            steps = sorted(one.step for one in self.kept)
+            self.scores = tell("average", chosen, {**score(), "averaged_steps": steps})
+        return chosen, {"eval": self.scores}
 
     @property
     def exhausted(self) -> bool:

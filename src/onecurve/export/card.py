@@ -43,6 +43,8 @@ def model_card(
         for split, values in scores.items()
         if "left_out" in values
     ]
+    averaged = [str(one) for values in scores.values() for one in values.get("averaged_steps", ())]
+    whose = f"the mean of the weights of steps {', '.join(averaged)}" if averaged else f"the weights of step {step}"
     trained_on = _named(recipe.data.train)
     labels = f"Labels: {', '.join(data.labels)}.\n\n" if data.labels else ""
     head = ["---", "library_name: peft" if recipe.peft else "library_name: transformers"]
@@ -56,7 +58,7 @@ def model_card(
             f"# {recipe.task.name} from {recipe.model.path}",
             "",
             f"{'Adapter (' + recipe.peft.method + ')' if recipe.peft else 'Fully fine-tuned'}, "
-            f"the weights of step {step}. Trained with onecurve.",
+            f"{whose}. Trained with onecurve.",
             "",
             labels + f"Data: {trained_on}, {data.num_examples:,} examples (fingerprint `{data.fingerprint}`).",
             "",

@@ -37,7 +37,7 @@ def checkpoint_bytes(strategy: Strategy, recipe: Recipe, accelerator: Accelerato
     """Return what one checkpoint takes on all ranks together: parameters, moments, averages, and the best weights."""
     held = sum(window.view.nbytes for window in strategy.windows(once=True) if window.key == "param")
     parameters = accelerator.reduce(torch.tensor(held, dtype=torch.int64, device=accelerator.device), "sum")
-    copies = 1 + moments_per_parameter(recipe.optim) + bool(recipe.eval.best_metric)
+    copies = 1 + moments_per_parameter(recipe.optim) + recipe.num_best
     copies += recipe.regularization.copies * (2 if recipe.optim.rounding else 1)  # in float32
     return int(int(parameters) * copies) + _buffer_bytes(strategy.unwrapped())
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from onecurve.config import RegularizationSection
 from onecurve.errors import BetweenUpdates
 from onecurve.strategies.base import Strategy, Window
-from onecurve.strategies.snapshot import Snapshot
+from onecurve.strategies.snapshot import Snapshot, mean_of_weights
 
 
 class Average:
@@ -19,7 +19,8 @@ class Average:
     ema: Polyak & Juditsky, Acceleration of stochastic approximation by averaging, 1992, with exponential weights. swa:
     Izmailov et al., Averaging weights leads to wider optima and better generalization, UAI 2018, algorithm 1. Both
     begin with a copy of the weights and move as `torch.optim.swa_utils` has it. last: the mean of the latest weights
-    that counted, as of checkpoints (Vaswani et al., Attention is all you need, 2017, section 6.1).
+    that counted, as of checkpoints (Vaswani et al., Attention is all you need, 2017, section 6.1). best: not kept here,
+    because it begins with scores (see `evaluation.best`).
 
     Args:
         strategy: Whose trained parameters, and buffers that training moves, are averaged.
@@ -32,8 +33,9 @@ class Average:
         """Of ema and swa the mean, on the device in float32; of last, copies of the latest weights on the host."""
         self.count = 0
         """Steps that have counted."""
-        self.kind = f"last {section.average_count}" if section.average == "last" else section.average
-        if section.average:
+        self.kind = {"last": f"last {section.average_count}", "best": None}.get(section.average or "", section.average)
+        """What is averaged here; None: nothing."""
+        if self.kind:
             strategy.after_update = self.move
 
     @torch.no_grad()
@@ -67,7 +69,7 @@ class Average:
     def put(self) -> None:
         """Put the average in the model's place for good; nothing where no step has counted. Every rank calls this."""
         if self.kept:
-            shares = {name: _mean([one[name] for one in self.kept]) for name in self.kept[0]}
+            shares = {name: mean_of_weights([one[name] for one in self.kept]) for name in self.kept[0]}
             Snapshot(self.strategy, shares).restore()
 
     @contextmanager
@@ -111,8 +113,8 @@ class Average:
         if before["kind"] == self.kind:
             self.count, self.kept = before["count"], [self._copies() for _ in range(before["kept"])]
             return ""
-        begins = f": the average begins anew after step {step}" if self.section.average else ""
-        return f"regularization.average was {before['kind']} and is {self.kind}{begins}"
+        begins = f": the average begins anew after step {step}" if self.kind else ""
+        return f"regularization.average was {before['kind']} and is {self.kind or self.section.average}{begins}"
 
     def _held(self) -> Iterator[Window]:
         return (window for window in self.strategy.windows(once=True) if window.key in ("param", "buffer"))
@@ -121,16 +123,6 @@ class Average:
 def _wide(values: Tensor) -> Tensor:
     """Return values in float32, which an average of bfloat16 weights needs: its moves are smaller than their digits."""
     return values.float() if values.is_floating_point() else values
-
-
-def _mean(values: list[Tensor]) -> Tensor:
-    """Return the mean; of counts, which are no floats, the latest."""
-    if len(values) == 1 or not values[0].is_floating_point():
-        return values[-1]
-    total = values[0].clone()
-    for value in values[1:]:
-        total += value
-    return total / len(values)
 
 
 def describe_average(section: RegularizationSection, num_bytes: int) -> str:
@@ -146,7 +138,11 @@ def describe_average(section: RegularizationSection, num_bytes: int) -> str:
         "ema": f"exponential moving average, decay {section.average_decay:g}",
         "swa": "running mean (swa)",
         "last": f"mean of the last {section.average_count}",
+        "best": f"mean of the {section.average_count} best evaluations, once training has ended",
     }[section.average]
+    if section.average == "best":
+        held = section.average_count * num_bytes / 1e6
+        return f"average   {how}: up to {held:,.1f} MB of host memory over all ranks, and in each checkpoint"
     when = f"every {section.average_every} steps" if section.average_every > 1 else "every step"
     where = "of host memory" if section.average == "last" else "of the devices' memory"
     return (

@@ -1,6 +1,6 @@
 """Weights set aside, such as the best so far: each rank keeps its share, in host memory, of what several hold alike."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -31,13 +31,23 @@ class Snapshot:
             _exchange(value)
         self.strategy.refresh()
 
-    def windows(self) -> Iterator[Window]:
-        """Yield what was taken as windows, so that it can be saved and loaded like the rest."""
+    def windows(self, key: str = "best") -> Iterator[Window]:
+        """Yield what was taken as windows, so that it can be saved and loaded like the rest, under a key."""
         for window in self._parameters() if self.kept else ():
-            yield Window(window.name, "best", self.kept[window.name], window.offset, window.numel, window.shape)
+            yield Window(window.name, key, self.kept[window.name], window.offset, window.numel, window.shape)
 
     def _parameters(self) -> Iterator[Window]:
         return (window for window in self.strategy.windows(once=True) if window.key in ("param", "buffer"))
+
+
+def mean_of_weights(values: Sequence[Tensor]) -> Tensor:
+    """Return the mean, summed in float64 and rounded once; of counts, which are no floats, the latest."""
+    if len(values) == 1 or not values[0].is_floating_point():
+        return values[-1]
+    total = values[0].to(torch.float64, copy=True)
+    for value in values[1:]:
+        total += value
+    return (total / len(values)).to(values[0].dtype)
 
 
 def _exchange(value: Tensor) -> None:

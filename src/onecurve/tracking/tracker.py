@@ -130,12 +130,13 @@ class Tracker:
         self.event("rewind", step, reason=why, **values)
 
     def scores(self, event: str, step: int, scores: dict[str, Any]) -> dict[str, Any]:
-        """Record and return the scores of a split: `event` is eval or test."""
+        """Record and return the scores of a split: `event` is eval, test, or average (of the dev split, at the end)."""
         numbers = "  ".join(f"{k} {v:.4f}" for k, v in scores.items() if isinstance(v, (int, float)))
         left_out = scores.get("left_out", {})
         reasons = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in left_out.items() if why != "of_rows")
         note = f"; not scored, of {left_out['of_rows']} rows: {reasons}" if left_out else ""
-        self.say(f"{event} at step {step}: {numbers}{note}")
+        steps = ", ".join(map(str, scores.get("averaged_steps", [])))
+        self.say(f"{event} {f'of steps {steps}' if steps else f'at step {step}'}: {numbers}{note}")
         self.event(event, step, **scores)
         for tracker in self.accelerator.trackers if self.main and scores.get("samples") else ():
             if tracker.name in _SHOW_TEXT:

@@ -21,7 +21,7 @@ class DataSection(Section):
     weight: 3, columns: {text: body}}}; without weights and `temperature`, an epoch has each example of every source
     once."""
     shuffle_window: int | None = Field(default=None, gt=0)
-    """Of a folder of encoded shards: how many of them are shuffled together; default: all, which is the order of the
+    """Of folders of encoded shards: how many of a folder are shuffled together; default: all, which is the order of the
     same rows not in shards. Memory grows with it, and examples mix only with those of the shards of their window."""
     temperature: float | None = Field(default=None, ge=0, le=10)
     """In place of weights: each source's share of the draws is in proportion to its number of examples to this power.

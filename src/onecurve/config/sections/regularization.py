@@ -17,18 +17,19 @@ _Share = Annotated[Annotated[float, Field(gt=0, lt=1)] | None, BeforeValidator(_
 
 
 class RegularizationSection(Section):
-    average: Literal["ema", "last", "swa"] | None = None
+    average: Literal["best", "ema", "last", "swa"] | None = None
     """Average the weights over the run; the average is what is scored, chosen as the best, and exported, while training
     goes on from its own weights. ema: exponential moving average. swa: running mean. last: mean of the last
-    `average_count`. Default: none."""
+    `average_count`. best: mean of the `average_count` that `eval.best_metric` finds best; they are scored each alone,
+    and their mean once training has ended. Default: none."""
     average_count: int = Field(default=5, gt=1)
-    """last only: how many weights are averaged."""
+    """last and best only: how many weights are averaged."""
     average_decay: float = Field(default=0.999, gt=0, lt=1)
     """ema only: the share of the average that each step keeps; about 1 / (1 - decay) steps count."""
     average_every: int = Field(default=1, gt=0)
-    """Steps between the weights that are averaged."""
+    """Not of best: steps between the weights that are averaged."""
     average_start: int = Field(default=1, gt=0)
-    """The first step whose weights are averaged."""
+    """Not of best: the first step whose weights are averaged."""
     class_weights: Literal["balanced"] | dict[str | int | bool, float] | None = None
     """Weight of each label's items in the loss. balanced: inversely proportional to the label's frequency in the
     training split. Or a map from labels to weights; a label that is not in it weighs 1. Scaled to a mean of 1 over the
@@ -107,8 +108,8 @@ class RegularizationSection(Section):
 
     @property
     def copies(self) -> int:
-        """How many copies of the trained weights, in float32, the average takes."""
-        return {None: 0, "last": self.average_count}.get(self.average, 1)
+        """How many copies of the trained weights, in float32, the average takes, besides the best steps'."""
+        return {None: 0, "best": 0, "last": self.average_count}.get(self.average, 1)
 
     @property
     def freezes(self) -> bool:

@@ -78,7 +78,13 @@ def weights_of(train: Any) -> dict[str, float]:
     return {name: one.weight for name, one in entries if isinstance(one, NamedSource) and one.weight is not None}
 
 
+def shards_folders(train: Any) -> dict[str, Path]:
+    """Return the folders of encoded shards among what `data.train` names: by source, `""` where it has no names."""
+    entries = {name: path_of(one) for name, one in train.items()} if isinstance(train, dict) else {"": train}
+    return {name: folder for name, path in entries.items() if (folder := shards_folder(path))}
+
+
 def shards_folder(train: Any) -> Path | None:
-    """Return the folder of encoded shards that `data.train` names; None where it names rows."""
+    """Return the folder of encoded shards that a path names; None where it names rows."""
     folder = Path(train).expanduser() if isinstance(train, str) else None
     return folder if folder and (folder / SHARDS).is_file() else None

@@ -31,7 +31,8 @@ def training_arguments(recipe: Recipe, precision: str, ranks: int, max_steps: in
         ConfigError: The Trainer has no such optimizer or schedule, or cannot cut the global batch so.
     """
     train, section = recipe.train, recipe.regularization
-    if cures := [name for name, value in section.model_dump().items() if value is not None]:
+    fields = type(section).model_fields
+    if cures := [name for name, value in section.model_dump().items() if value != fields[name].get_default(call_default_factory=True)]:
         raise ConfigError("the Trainer has no such feature, or another form of it.", where=f"regularization.{cures[0]}")
     if train.global_batch_size % (train.examples_a_pass * ranks):
         raise ConfigError(

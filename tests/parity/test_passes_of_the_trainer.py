@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
-from onecurve.config import DataSection, TaskSection
+from onecurve.config import DataSection, Recipe, TaskSection
 from onecurve.data import load_data
 from onecurve.data.collation import Collation, Wanted
+from onecurve.errors import ConfigError
+from onecurve.parity.hf_arguments import training_arguments
 from onecurve.parity.hf_recording import Examples, Recorder, collator, recording
 from onecurve.tasks import load_task
 from tests.data.byte_level import write_jsonl
@@ -58,3 +61,19 @@ def test_examples_are_drawn_anew_in_each_pass(tmp_path: Path, tiny_masked_bert: 
     drawn = [hidden[start] | hidden[start + 1] | hidden[start + 2] for start in (0, 3, 6)]
     assert [len(of_pass) for of_pass in drawn] == [ROWS] * PASSES
     assert drawn[0] != drawn[1] != drawn[2], "every pass draws alike: nothing to mistake"
+
+
+def test_only_cures_that_are_set_are_refused(tmp_path: Path) -> None:
+    """Several keys of the section have a default that does nothing without another."""
+    sections: dict[str, Any] = {
+        "output_dir": str(tmp_path),
+        "task": {"name": "causal_lm"},
+        "model": {"path": "model"},
+        "data": {"train": "rows.jsonl"},
+        "train": {"max_steps": 4, "global_batch_size": 8, "micro_batch_size": 4},
+    }
+    words = training_arguments(Recipe(**sections), "no", 1, 4, tmp_path)
+    assert words["max_steps"] == 4
+    averaged = Recipe(**sections, regularization={"average": "ema"})
+    with pytest.raises(ConfigError, match=r"regularization\.average: the Trainer has no such feature"):
+        training_arguments(averaged, "no", 1, 4, tmp_path)

@@ -31,9 +31,10 @@ def training_arguments(recipe: Recipe, precision: str, ranks: int, max_steps: in
         ConfigError: The Trainer has no such optimizer or schedule, or cannot cut the global batch so.
     """
     train, section = recipe.train, recipe.regularization
-    fields = type(section).model_fields
-    if cures := [name for name, value in section.model_dump().items() if value != fields[name].get_default(call_default_factory=True)]:
-        raise ConfigError("the Trainer has no such feature, or another form of it.", where=f"regularization.{cures[0]}")
+    if cures := section.model_dump(exclude_defaults=True):
+        raise ConfigError(
+            "the Trainer has no such feature, or another form of it.", where=f"regularization.{next(iter(cures))}"
+        )
     if train.global_batch_size % (train.examples_a_pass * ranks):
         raise ConfigError(
             f"the Trainer cannot cut {train.global_batch_size} examples into equal micro-batches of "

@@ -97,7 +97,7 @@ def work_off(bench: Bench, record: Record, todo: list[tuple[str, Part]], argumen
         print(f"{name}: {result['status']}, {result['seconds']} s", *first, sep="  ", flush=True)
 
     for names, jobs in ((FIRST, 1), ("", arguments.jobs), (LAST, 1)):
-        turn = [part for part in todo if part[0].startswith(names) if names or not part[0].startswith(FIRST + LAST)]
+        turn = [part for part in todo if part[0].startswith(names) and (names or not part[0].startswith(FIRST + LAST))]
         with ThreadPoolExecutor(jobs) as pool:
             for done in [pool.submit(one, *part) for part in turn]:
                 done.result()

@@ -35,19 +35,20 @@ class Weights(nn.Module):
 
 def expected(run, kind):
     """Average the weights of the run's own checkpoints, one a step."""
-    steps = {"ema": range(1, 9), "swa": range(3, 9, 2), "last": range(6, 9)}[kind]
-    saved = [Weights(run.output_dir / "checkpoints" / f"step-{step:08}") for step in steps]
     if kind == "last":
-        one = {
-            n: torch.stack([dict(w.named_parameters())[n] for w in saved]).mean(0)
-            for n, _ in saved[0].named_parameters()
-        }
-    else:
-        average = AveragedModel(saved[0], multi_avg_fn=KINDS[kind][1])
-        for each in saved:
-            average.update_parameters(each)
-        one = dict(average.module.named_parameters())
-    return {name.replace("/", "."): value.detach() for name, value in one.items()}
+        return mean_of(run, range(6, 9))
+    steps = {"ema": range(1, 9), "swa": range(3, 9, 2)}[kind]
+    saved = [Weights(run.output_dir / "checkpoints" / f"step-{step:08}") for step in steps]
+    average = AveragedModel(saved[0], multi_avg_fn=KINDS[kind][1])
+    for each in saved:
+        average.update_parameters(each)
+    return {name.replace("/", "."): value.detach() for name, value in average.module.named_parameters()}
+
+
+def mean_of(run, steps):
+    """Average the weights of the run's own checkpoints of these steps in float64."""
+    saved = [Weights(run.output_dir / "checkpoints" / f"step-{step:08}").state_dict() for step in steps]
+    return {n.replace("/", "."): torch.stack([one[n].double() for one in saved]).mean(0).float() for n in saved[0]}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -59,7 +60,9 @@ def test_averages_are_one_under_every_strategy_and_go_on_exactly(forks, recipes,
     assert curve(one) == curve(plain), "to average and score changed what was trained"
     exported = load_file(one.output_dir / "model" / "model.safetensors")
     for name, value in expected(one, kind).items():
-        assert torch.allclose(exported[name], value, rtol=0, atol=1e-7), name
+        # the mean of the last is rounded once, as here; torch averages in float32, so there the last digit is free
+        near = 0 if kind == "last" else 1e-7
+        assert torch.allclose(exported[name], value, rtol=0, atol=near), name
         assert np.any(weights(plain)[name] != exported[name].numpy()) or not value.any(), f"{name} is not averaged"
     assert one.events("eval")[-1]["loss"] != plain.events("eval")[-1]["loss"]
     for how in ("ddp", "zero1", "zero2", "zero3"):
@@ -91,12 +94,6 @@ def test_the_best_average_is_kept(forks, recipes, tmp_path):  # noqa: F811
 BEST = ["--regularization.average", "best", "--regularization.average_count", "3", "--eval.best_metric", "loss"]
 BEST += ["--checkpoint.every", "1", "--checkpoint.keep", "9", "--eval.every", "1"]
 BEST += ["--optim.lr", "0.08", "--optim.warmup_steps", "6"]
-
-
-def mean_of(run, steps):
-    """Average the weights of the run's own checkpoints of these steps in float64."""
-    saved = [Weights(run.output_dir / "checkpoints" / f"step-{step:08}").state_dict() for step in steps]
-    return {n.replace("/", "."): torch.stack([one[n].double() for one in saved]).mean(0).float() for n in saved[0]}
 
 
 def test_the_best_steps_are_averaged_under_every_strategy_and_across_interruptions(forks, recipes, tmp_path):  # noqa: F811

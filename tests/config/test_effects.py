@@ -29,6 +29,7 @@ CASES = {  # key: its value, what it needs, and what of it is said where that is
     "model.revision": ("v1", [], "model.path is a local folder"),
     "model.tokenizer_revision": ("v1", ["--model.tokenizer", "org/other"], "a model.tokenizer that is a hub name"),
     "data.shuffle_window": ("8", ["--data.train", SHARDS], "not a folder of encoded shards"),
+    "data.stage_to": ("here", ["--data.train", SHARDS, "--data.shuffle_window", "4"], "there are no windows"),
     "data.temperature": ("0.5", ["--data.train", "{a: a.jsonl, b: b.jsonl}"], "names no sources"),
     "optim.decay_steps": ("5", ["--optim.schedule", "wsd"], "for optim.schedule wsd"),
     "optim.min_lr_ratio": ("0.1", [], "constant never falls"),

@@ -258,6 +258,16 @@ def test_sources_encoded_with_other_labels_are_refused(sources, task, tmp_path):
         load(DataSection(train=train, cache_dir=str(tmp_path / "cache")), task)
 
 
+def test_heads_encoded_into_shards_beside_rows_are_refused(sources, task, tmp_path):
+    for name in ("news", "mail"):
+        index = ShardIndex.read(tmp_path / name)
+        survey = {**index.encoding.survey, "heads": {"topic": index.encoding.survey}}
+        replace(index, encoding=replace(index.encoding, survey=survey)).write()
+    with pytest.raises(ConfigError, match=r"some sources are encoded shards and some are rows.*several heads") as told:
+        load(sources("mixed"), task)
+    assert told.value.where == "data.train" and "Encode all of them, or none" in told.value.fix
+
+
 def test_an_unfinished_source_is_named(sources, task, tmp_path):
     index = ShardIndex.read(tmp_path / "mail")
     replace(index, shards=()).write()

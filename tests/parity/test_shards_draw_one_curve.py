@@ -76,6 +76,16 @@ def test_it_moves_between_strategies_and_world_sizes(recipes, forks, tmp_path, w
     assert not [*partings(whole, run)]
 
 
+def test_staged_shards_draw_it_bit_for_bit_and_a_run_goes_on_with_and_without(recipes, forks, tmp_path, whole):
+    staged = [*WINDOW, "--data.stage_to", str(tmp_path / "here")]
+    assert not [*partings(whole, forks.train(recipes[1], tmp_path / "one", "python", *staged), exactly=True)]
+    ranks = forks.train(recipes[1], tmp_path / "ranks", "ddp", *WINDOW)
+    for stop, words in ((3, staged), (5, WINDOW), (STEPS, staged)):
+        moved = forks.train(recipes[1], tmp_path / "moved", "ddp", *words, "--train.stop_after", str(stop))
+        assert [*(tmp_path / "here").glob("shard-*")], "nothing was copied"
+    assert not [*partings(ranks, moved, exactly=True)]
+
+
 def test_another_window_is_refused_unless_allowed_and_begins_a_pass(recipes, forks, tmp_path, whole):
     forks.train(recipes[1], tmp_path, "python", *WINDOW, "--train.stop_after", "2")
     other = ["--data.shuffle_window", "3"]

@@ -7,12 +7,14 @@ FREE_TO_CHANGE = (
     # Scores only
     *(f"task.{name}" for name in ("generate", "metrics", "bleu_tokenizer", "answer_pattern", "eval_sampled")),
     "task.replay",  # where completions come from, not what they are
+    "task.server",  # a job's server has an address of its own; what it drew is recorded
     "data.train",  # the fingerprint tells whether the examples are the same
     "data.temperature",  # the weights that it gives are compared
     "data.eval",
     "data.test",
     "data.max_samples",
     "data.cache_dir",
+    "data.stage_to",
     "regularization.synonyms",  # what is in the file counts
     "regularization.text_function",  # its code counts
     "train.micro_batch_size",

@@ -60,6 +60,11 @@ NEEDS: dict[str, Needs] = {
         "data.train is not a folder of encoded shards, nor has one among its sources",
         "encode the data with onecurve data encode and set data.train to what it wrote",
     ),
+    "data.stage_to": Needs(
+        lambda r: r.data.shuffle_window and shards_folders(r.data.train),
+        "shards are copied a window ahead, and there are no windows",
+        "set data.shuffle_window",
+    ),
     "optim.decay_steps": Needs(
         lambda r: r.optim.schedule == "wsd", "it is for optim.schedule wsd", "set optim.schedule to wsd"
     ),

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from onecurve.data.checking import Report
 from onecurve.data.examples import Examples
-from onecurve.data.shards import Shard, ShardedExamples
+from onecurve.data.shard import Shard
+from onecurve.data.shards import ShardedExamples
 
 
 def joined_examples(parts: Sequence[Examples | ShardedExamples]) -> Examples | ShardedExamples:
@@ -19,6 +20,7 @@ def joined_examples(parts: Sequence[Examples | ShardedExamples]) -> Examples | S
             return Examples(*rows)
     shards: list[Shard] = []
     held: int | None = 0
+    stage_to = next((part.stage_to for part in parts if isinstance(part, ShardedExamples)), None)
     for part in parts:
         if isinstance(part, ShardedExamples):
             shards += [replace(shard, name=str((part.folder / shard.name).absolute())) for shard in part.shards]
@@ -26,4 +28,4 @@ def joined_examples(parts: Sequence[Examples | ShardedExamples]) -> Examples | S
         else:
             shards.append(Shard.of(part.folder, str(part.folder.absolute()), 0, Report(), hashed=False))
             held = None if held is None else held + 1
-    return ShardedExamples(Path(), shards, held)  # a path joined to an absolute one is that one
+    return ShardedExamples(Path(), shards, held, stage_to)  # a path joined to an absolute one is that one

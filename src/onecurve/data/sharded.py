@@ -17,6 +17,7 @@ from onecurve.data.selection import share
 from onecurve.data.shards import ShardedExamples, ShardIndex
 from onecurve.data.sources import settings_of
 from onecurve.data.splits import Split
+from onecurve.data.staging import check_room
 from onecurve.errors import ConfigError, DataError
 from onecurve.tasks.base import Annotates, RollsOut, Survey, Task
 
@@ -38,8 +39,8 @@ def find_shards(settings: DataSection, task: Task) -> dict[str, ShardIndex]:
     """Return the index of each folder of shards that `data.train` names, by source; `""` where it has no names.
 
     Raises:
-        ConfigError: A damaged or unfinished index, a recipe that cannot be trained from shards, or shards that were
-            encoded with other labels than those of another source.
+        ConfigError: A damaged or unfinished index, a recipe that cannot be trained from shards, or no room for what is
+            copied of them.
     """
     found: dict[str, ShardIndex] = {}
     for name, folder in shards_folders(settings.train).items():
@@ -56,7 +57,14 @@ def find_shards(settings: DataSection, task: Task) -> dict[str, ShardIndex]:
                 where=f"data.train.{name}" if name else "data.train",
                 fix="Run the same `onecurve data encode` again: it goes on with the next shard.",
             )
+    if here := found and _here(settings):
+        check_room(here, [index.shards for index in found.values()], settings.shuffle_window or 1)
     return found
+
+
+def _here(settings: DataSection) -> Path | None:
+    """Return where shards are copied to on this node."""
+    return Path(settings.stage_to).expanduser() if settings.stage_to else None
 
 
 def survey_of_all(shards: Mapping[str, ShardIndex], others: bool) -> Survey | None:
@@ -167,8 +175,8 @@ def sharded_split(
     if window:
         sizes = json.dumps([shard.examples for shard in index.shards])  # the order depends on them
         key = hashlib.blake2b(f"{key} {sizes}".encode(), digest_size=16).hexdigest()
-    # Of a step in two windows both are open
-    examples = ShardedExamples(index.folder, index.shards, held=2 * window if window else None)
+    held = 2 * window if window else None  # of a step in two windows both are open
+    examples = ShardedExamples(index.folder, index.shards, held, _here(settings))
     return Split(f"train/{name}" if name else "train", index.report, examples, index.columns, key=key)
 
 

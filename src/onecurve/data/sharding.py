@@ -20,8 +20,9 @@ from onecurve.data.checked import Checked, check_once
 from onecurve.data.checking import Report, RowChecker
 from onecurve.data.encoder import Encoder, Part, SplitEncoding
 from onecurve.data.examples import write_batches
+from onecurve.data.shard import Shard
 from onecurve.data.sharded import check_shardable, differences
-from onecurve.data.shards import Encoding, Shard, ShardIndex
+from onecurve.data.shards import Encoding, ShardIndex
 from onecurve.data.sources import Source, open_splits, refuse_unread
 from onecurve.errors import ConfigError, LaunchError
 from onecurve.machine.atomic_write import write_atomically

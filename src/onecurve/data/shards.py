@@ -15,54 +15,14 @@ from onecurve.data.checking import Report
 from onecurve.data.examples import Examples
 from onecurve.data.files import content_digest
 from onecurve.data.rows import ColumnUse
+from onecurve.data.shard import Shard
+from onecurve.data.staging import Staging
 from onecurve.errors import ConfigError
 from onecurve.machine.atomic_write import write_atomically
 from onecurve.tasks.base import Example, Row, Survey
 
 _LAYOUT = 1
 """Raised whenever what the index holds changes."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """What the index says of one shard, which is a folder as `Examples` reads it."""
-
-    name: str
-    rows: int
-    """Usable rows that it was made from."""
-    examples: int
-    num_tokens: int
-    num_items: int | list[int]
-    """Sum over its examples; of a task with several terms, of each."""
-    shortest: list[int]
-    """Length, and number in the shard, of its shortest example; of several, the first."""
-    longest: list[int]
-    presence: dict[str, list[int | None]]
-    """Key of its examples -> the first that has it, and the first that has not."""
-    files: dict[str, list[Any]]
-    """File -> its bytes and their hash."""
-    report: dict[str, Any]
-    """What became of its rows when they were encoded."""
-
-    @classmethod
-    def of(cls, folder: Path, name: str, rows: int, report: Report, hashed: bool = True) -> "Shard":
-        """Describe what lies in a folder; unless `hashed`, without its files."""
-        examples = Examples(folder)
-        lengths, presence = examples.lengths, examples.presence()
-        least, most = int(lengths.argmin()), int(lengths.argmax())
-        files = sorted(folder.glob("*.arrow")) if hashed else []
-        return cls(
-            name,
-            rows,
-            len(examples),
-            int(examples.num_tokens.sum(dtype=np.int64)),
-            examples.num_items.sum(0, dtype=np.int64).tolist(),
-            [int(lengths[least]), least],
-            [int(lengths[most]), most],
-            {key: [first.get(True), first.get(False)] for key, first in presence.items()},
-            {path.name: [path.stat().st_size, content_digest([path], "")] for path in files},
-            asdict(report),
-        )
 
 
 @dataclass(frozen=True)
@@ -210,22 +170,26 @@ class Lengths(Numbers):
 class ShardedExamples:
     """The examples of a folder of shards, one shard after the other; as `Examples`, but with a few shards open."""
 
-    def __init__(self, folder: Path, shards: Sequence[Shard], held: int | None) -> None:
+    def __init__(self, folder: Path, shards: Sequence[Shard], held: int | None, stage_to: Path | None = None) -> None:
         """Open none yet.
 
         Args:
             folder: Of the shards.
             shards: In the order of their ids.
             held: How many may be open at once; None: all.
+            stage_to: Where they are copied to, a window ahead; None: they are only read where they lie.
         """
-        self.folder, self.shards, self.held = folder, shards, held
-        self.shard: Callable[[int], Examples] = lru_cache(maxsize=held)(self._open)
+        self.folder, self.shards, self.held, self.stage_to = folder, shards, held, stage_to
+        self.staging = Staging(stage_to, folder, shards) if stage_to else None
+        self.shard: Callable[[int], Examples] = lru_cache(maxsize=held)(
+            self.staging.opened if self.staging else self._open
+        )
         self.lengths = Lengths(self, "lengths")
         self.num_tokens, self.num_items = Numbers(self, "num_tokens"), Numbers(self, "num_items")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel to a worker process with no shard open."""
-        return ShardedExamples, (self.folder, self.shards, self.held)
+        return ShardedExamples, (self.folder, self.shards, self.held, self.stage_to)
 
     def _open(self, number: int) -> Examples:
         return Examples(self.folder / self.shards[number].name)

@@ -1,7 +1,7 @@
 """The order of data that is too large to shuffle whole: keyed windows of shards, a pure function of seed and pass."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -26,6 +26,8 @@ class Windows:
     """Shards of a window; the last one of a pass may have fewer."""
     name: str = ""
     """Of a mixture's source, whose order has a key of its own."""
+    ahead: Callable[[list[int]], None] | None = field(default=None, compare=False, repr=False)
+    """Is told the shards of each window whose ids are asked for and of the next one, in the order of their use."""
 
     @property
     def examples(self) -> int:
@@ -47,7 +49,15 @@ class Windows:
         for number in range(first, last + 1):
             begins = int(ends[number - 1]) if number else 0
             parts.append(self._window(seed, epoch, number)(max(start - begins, 0), stop - begins))
+        if self.ahead:
+            self.ahead(self._upcoming(seed, epoch, first, last))
         return np.concatenate(parts)
+
+    def _upcoming(self, seed: int, epoch: int, first: int, last: int) -> list[int]:
+        windows = self._pass(seed, epoch)[0]
+        if last + 1 == len(windows):
+            windows = [*windows, self._pass(seed, epoch + 1)[0][0]]
+        return list(dict.fromkeys(np.concatenate(windows[first : last + 2]).tolist()))
 
     @property
     def _names(self) -> list[str]:
@@ -100,4 +110,5 @@ def windows_of(examples: Examples | ShardedExamples, shards: int, name: str = ""
     """
     if not isinstance(examples, ShardedExamples):
         return None
-    return Windows(tuple(shard.examples for shard in examples.shards), shards, name)
+    ahead = examples.staging.ahead if examples.staging else None
+    return Windows(tuple(shard.examples for shard in examples.shards), shards, name, ahead)

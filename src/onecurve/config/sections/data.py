@@ -23,6 +23,9 @@ class DataSection(Section):
     shuffle_window: int | None = Field(default=None, gt=0)
     """Of folders of encoded shards: how many of a folder are shuffled together; default: all, which is the order of the
     same rows not in shards. Memory grows with it, and examples mix only with those of the shards of their window."""
+    stage_to: str | None = Field(default=None, min_length=1)
+    """A folder on a disk of each node's own, where the shards of the next window are copied to while one is trained on,
+    and removed once they are past. Default: shards are read where they lie."""
     temperature: float | None = Field(default=None, ge=0, le=10)
     """In place of weights: each source's share of the draws is in proportion to its number of examples to this power.
     1: by size; 0: the same share each."""

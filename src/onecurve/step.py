@@ -14,7 +14,7 @@ from torch import Tensor
 
 from onecurve.data.loader import Loader, MicroBatch
 from onecurve.data.plan import Step, num_passes
-from onecurve.data.pool import Pool
+from onecurve.data.pool import Pool, wide
 from onecurve.losses import terms
 from onecurve.machine.accelerator import to_device
 from onecurve.model.attention_kernels import fastest_attention
@@ -183,15 +183,15 @@ class _Pooled:
 
     pool: Pool
     losses: Tensor
-    """Of each example: float32 [examples, terms]."""
+    """Of each example, as `wide`: [examples, terms]."""
     gradient: Tensor
-    """Of the scaled loss with respect to the outputs of the task's `forward`: float32 [examples, ...]."""
+    """Of the scaled loss with respect to the outputs of the task's `forward`, as `wide`: [examples, ...]."""
 
     def share(self, micro_batch: MicroBatch, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the losses of a pass's examples, summed, and what has the loss's gradient: outputs times gradient."""
         places = torch.from_numpy(self.pool.of(micro_batch.position)).to(outputs.device)
         within = tuple(slice(size) for size in outputs.shape)  # others may have had more rows an example
-        cost = (outputs.float() * self.gradient[places][within]).sum() * micro_batch.counts
+        cost = (wide(outputs) * self.gradient[places][within]).sum() * micro_batch.counts
         return self.losses[places].sum(0) * micro_batch.counts, cost
 
 
@@ -227,7 +227,7 @@ def _pooled(
             beat("forward")
             with strategy.autocast():
                 outputs = task.forward(strategy.model, micro_batch.batch)
-            parts.append([outputs.float(), *(micro_batch.batch[name] for name in task.pooled)])
+            parts.append([wide(outputs), *(micro_batch.batch[name] for name in task.pooled)])
     whole, *others = (pool.joined(of_one) for of_one in zip(*parts, strict=True))
     whole.requires_grad_()
     losses = task.losses(whole, dict(zip(task.pooled, others, strict=True))).view(len(whole), -1)

@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def wide(outputs: "Tensor") -> "Tensor":
+    """Return what a model said in float32, or float64 where a task says it so."""
+    import torch
+
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+
+
 class Pool:
     """The examples of one step, whoever computes them and in whichever micro-batch."""
 

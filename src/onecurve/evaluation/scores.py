@@ -13,7 +13,7 @@ from onecurve.config import Recipe
 from onecurve.data.checking import Report
 from onecurve.data.loader import Loader
 from onecurve.data.plan import plan_scoring
-from onecurve.data.pool import Pool
+from onecurve.data.pool import Pool, wide
 from onecurve.evaluation.writing import completions_of, samples_of, write_texts
 from onecurve.losses import terms
 from onecurve.machine.cores import return_memory
@@ -73,7 +73,7 @@ class Evaluator:
                 with self.strategy.autocast():
                     outputs = task.forward(self.strategy.model, micro_batch.batch)
                 if isinstance(task, Pools):
-                    parts.append([outputs.float(), *(micro_batch.batch[name] for name in task.pooled)])
+                    parts.append([wide(outputs), *(micro_batch.batch[name] for name in task.pooled)])
                 elif micro_batch.counts:
                     total += task.loss_sum(outputs, micro_batch.batch).view(-1)
                     pairs.append((micro_batch.position, task.predict(outputs, micro_batch.batch)))

@@ -31,8 +31,10 @@ def in_batch_losses(vectors: "Tensor", texts: "Tensor", temperature: float) -> "
     blocks = list(_blocks(texts))
 
     def of_block(rows: slice, allowed: "Tensor") -> "Tensor":
-        scores = (vectors[rows, 0] @ documents.T) / temperature
-        return torch.logsumexp(scores.masked_fill(~allowed, -torch.inf), 1) - _own(scores, rows, texts.shape[1] - 1)
+        scores = vectors[rows, 0] @ documents.T
+        # Taken off before the sum and not after it: scores over a small temperature are large beside the loss
+        above = (scores - _own(scores, rows, texts.shape[1] - 1)[:, None]) / temperature
+        return torch.logsumexp(above.masked_fill(~allowed, -torch.inf), 1)
 
     if len(blocks) == 1:
         return of_block(*blocks[0])

@@ -20,7 +20,7 @@ def bradley_terry(chosen: "Tensor", rejected: "Tensor", centre: float) -> "Tenso
 
 
 def sigmoid(margin: "Tensor", label_smoothing: float) -> "Tensor":
-    """Return the logistic loss of a margin, with a share of the labels taken for flipped: float32, as the margin.
+    """Return the logistic loss of a margin, with a share of the labels taken for flipped, as the margin.
 
     Rafailov et al. 2023 (arXiv:2305.18290), equation 7; smoothed as in Mitchell 2023, "A note on DPO with noisy
     preferences" (cDPO).
@@ -32,7 +32,7 @@ def sigmoid(margin: "Tensor", label_smoothing: float) -> "Tensor":
 
 
 def odds_ratio(chosen: "Tensor", rejected: "Tensor") -> "Tensor":
-    """Return the log of the ratio of two odds, p / (1 - p), of mean log-probabilities: float32 of their shape.
+    """Return the log of the ratio of two odds, p / (1 - p), of mean log-probabilities, of their shape.
 
     Hong et al. 2024 (arXiv:2403.07691), equation 4.
     """
@@ -44,14 +44,14 @@ def odds_ratio(chosen: "Tensor", rejected: "Tensor") -> "Tensor":
 def kto(
     ratios: "Tensor", mismatched: "Tensor", desirable: "Tensor", beta: float, weights: tuple[float, float]
 ) -> "Tensor":
-    """Return the loss of each answer that was judged alone: float32 [answers].
+    """Return the loss of each answer that was judged alone: float [answers].
 
     Ethayarajh et al. 2024 (arXiv:2402.01306), equations 7 and 8: an answer is valued against how far the model has gone
     from the reference altogether, which answers to other prompts tell; that is at least zero and has no gradient.
 
     Args:
-        ratios: Log-probability of each answer less the reference's: float32 [answers].
-        mismatched: The same of each prompt with an answer to another one: float32 [answers].
+        ratios: Log-probability of each answer less the reference's: float64 [answers].
+        mismatched: The same of each prompt with an answer to another one: float64 [answers].
         desirable: bool [answers].
         beta: How closely the model is held to the reference.
         weights: Of desirable and of undesirable answers.

@@ -68,7 +68,7 @@ class Task(PreferenceTask, AnswersTask):
     )
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss"})
     loss_settings: ClassVar[frozenset[str]] = frozenset(DpoSettings.model_fields) - set(TemplateSettings.model_fields)
-    annotator_version: ClassVar[int] = 1
+    annotator_version: ClassVar[int] = 2
 
     def check_input(self, row: Row) -> None:
         if not {"chosen", "rejected"} & row.keys():
@@ -93,7 +93,7 @@ class Task(PreferenceTask, AnswersTask):
         masks = pad([example[f"{side}_mask"] for example in examples for side in ("chosen", "rejected")], 0)
         batch["completion_mask"] = masks.view(batch["input_ids"].shape)
         if _REFERENCE in examples[0]:
-            batch[_REFERENCE] = torch.tensor([example[_REFERENCE] for example in examples], dtype=torch.float32)
+            batch[_REFERENCE] = torch.tensor([example[_REFERENCE] for example in examples], dtype=torch.float64)
         return batch
 
     def num_items(self, batch: Batch) -> int:
@@ -112,13 +112,13 @@ class Task(PreferenceTask, AnswersTask):
     # The model
 
     def forward(self, model: "nn.Module", batch: Batch) -> "Tensor":
-        """Return the summed log-probability of both answers of each pair: float32 [pairs, 2]."""
+        """Return the summed log-probability of both answers of each pair: float64 [pairs, 2]."""
         return answer_logps(model, flattened(batch, "input_ids", "attention_mask", "completion_mask")).view(-1, 2)
 
     def loss_sum(self, outputs: "Tensor", batch: Batch) -> "Tensor":
         from torch.nn import functional
 
-        settings, logps = self.settings, outputs.float()
+        settings, logps = self.settings, outputs.double()
         lengths = batch["completion_mask"].sum(-1)
         if settings.loss_type == "orpo":
             chosen, rejected = (logps / lengths).unbind(1)
@@ -142,7 +142,7 @@ class Task(PreferenceTask, AnswersTask):
         return {} if self.settings.loss_type in _REFERENCE_FREE else {_REFERENCE: [0.0, 0.0]}
 
     def annotate(self, outputs: "Tensor", batch: Batch) -> Mapping[str, Sequence[Any]]:
-        return {_REFERENCE: outputs.float().tolist()}
+        return {_REFERENCE: outputs.double().tolist()}
 
     # Scores
 
@@ -151,7 +151,7 @@ class Task(PreferenceTask, AnswersTask):
 
         Without a reference the reward is beta times the log-probability per token.
         """
-        logps = outputs.float()
+        logps = outputs.double()
         free = self.settings.loss_type in _REFERENCE_FREE
         scores = logps / batch["completion_mask"].sum(-1) if free else logps - batch[_REFERENCE]
         return list(zip(logps.tolist(), (self.settings.beta * scores).tolist(), strict=True))

@@ -66,7 +66,7 @@ class Task(JudgedTask, AnswersTask):
     )
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss", "kl"})
     loss_settings: ClassVar[frozenset[str]] = frozenset(KtoSettings.model_fields) - set(TemplateSettings.model_fields)
-    annotator_version: ClassVar[int] = 1
+    annotator_version: ClassVar[int] = 2
     pooled: ClassVar[Sequence[str]] = ("label", _REFERENCE)
 
     def without_effect(self, reading: Processing | None = None) -> Mapping[str, str]:
@@ -120,7 +120,7 @@ class Task(JudgedTask, AnswersTask):
         batch |= {f"{_OTHER}{name}": tensor for name, tensor in mismatched.items()}
         batch["label"] = torch.tensor([example["label"] for example in examples])
         if _REFERENCE in examples[0]:
-            batch[_REFERENCE] = torch.tensor([example[_REFERENCE] for example in examples], dtype=torch.float32)
+            batch[_REFERENCE] = torch.tensor([example[_REFERENCE] for example in examples], dtype=torch.float64)
         return batch
 
     def num_items(self, batch: Batch) -> int:
@@ -133,7 +133,7 @@ class Task(JudgedTask, AnswersTask):
     # The model
 
     def forward(self, model: "nn.Module", batch: Batch) -> "Tensor":
-        """Return the log-probability of each answer after its prompt, and of another's: float32 [examples, 2]."""
+        """Return the log-probability of each answer after its prompt, and of another's: float64 [examples, 2]."""
         import torch
 
         with torch.no_grad():
@@ -142,7 +142,7 @@ class Task(JudgedTask, AnswersTask):
         return torch.stack([answer_logps(model, batch), mismatched], 1)
 
     def losses(self, outputs: "Tensor", batch: Batch) -> "Tensor":
-        settings, ratios = self.settings, outputs.float() - batch[_REFERENCE]
+        settings, ratios = self.settings, outputs.double() - batch[_REFERENCE]
         weights = settings.desirable_weight, settings.undesirable_weight
         return preference.kto(ratios[:, 0], ratios[:, 1], batch["label"] > 0, settings.beta, weights)
 
@@ -156,7 +156,7 @@ class Task(JudgedTask, AnswersTask):
         return {_REFERENCE: [0.0, 0.0]}
 
     def annotate(self, outputs: "Tensor", batch: Batch) -> Mapping[str, Sequence[Any]]:
-        return {_REFERENCE: outputs.float().tolist()}
+        return {_REFERENCE: outputs.double().tolist()}
 
     # Scores
 
@@ -164,8 +164,8 @@ class Task(JudgedTask, AnswersTask):
         """Return (log-probability, reward, how much likelier another's answer became) and label of each example."""
         import torch
 
-        ratios = outputs.float() - batch[_REFERENCE]
-        told = torch.stack([outputs[:, 0].float(), self.settings.beta * ratios[:, 0], ratios[:, 1]], 1)
+        ratios = outputs.double() - batch[_REFERENCE]
+        told = torch.stack([outputs[:, 0].double(), self.settings.beta * ratios[:, 0], ratios[:, 1]], 1)
         return list(zip(told.tolist(), batch["label"].tolist(), strict=True))
 
     def metrics(self, pairs: Sequence[tuple[Any, Any]], loss: float, survey: Survey) -> dict[str, Any]:

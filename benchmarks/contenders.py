@@ -1,5 +1,6 @@
 """Who runs a work, with which of its settings, and the command that does it."""
 
+import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -82,7 +83,9 @@ def run(contender: Contender, folder: Path, save_after: int, machine: Machine) -
         command += ["--train.resume", "never", "--checkpoint.every", "null"]
         command += ["--checkpoint.also", f"[{save_after}]"]
         if contender.league == "best":
-            command += ["--train.packing", "on"]
+            # Blocks of plain text are full: there is nothing to pack
+            is_plain = json.loads((folder / "work.json").read_text())["task"] == "causal_lm"
+            command += [] if is_plain and not machine.gpu else ["--train.packing", "on"]
             command += ["--train.compile", "true", "--train.logits", "chunked"] if machine.gpu else []
     else:
         environment |= KEEP_MEMORY if contender.league == "best" else {}

@@ -21,13 +21,14 @@ FINER = {"average_count", "average_decay", "average_every", "average_start", "sy
 def overrides(line):
     key, value = line.split(": ", 1)
     pretrained = ["--model.init", "pretrained"] if key.startswith("freeze") else []
-    return [*pretrained, f"--regularization.{key}", value]
+    scored = ["--eval.best_metric", "accuracy", "--eval.every", "4"] if value == "best" else []
+    return [*pretrained, *scored, f"--regularization.{key}", value]
 
 
 def test_the_recipe_has_every_cure_for_text():
     keys = {line.split(":")[0] for line in LINES}
     assert keys == RegularizationSection.model_fields.keys() - FOR_IMAGES - FINER
-    assert len(LINES) == len(set(LINES)) == 18
+    assert len(LINES) == len(set(LINES)) == 19
 
 
 @pytest.mark.parametrize("line", LINES)
@@ -55,5 +56,5 @@ def test_each_line_runs_and_changes_the_curve(forks, tmp_path):
     for number, line in enumerate(LINES[1:]):
         path = ["--model.path", str(plain.output_dir / "model")] if line.startswith("freeze") else []
         run = forks.train(RECIPE, tmp_path / str(number), "python", *few, *path, *overrides(line))
-        losses.append(run.events("eval")[-1]["loss"])
+        losses.append((run.events("average") or run.events("eval"))[-1]["loss"])
     assert len(set(losses)) == len(losses), losses

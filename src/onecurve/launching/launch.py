@@ -44,6 +44,8 @@ class Launch:
         program: Sequence[str] = (),
     ) -> None:
         self.command = [sys.executable, *(program or [str(files.root() / "train.py")]), *argv]
+        self.name = "the run" if program else "train.py"
+        """What messages call that which was started."""
         self.file, self.output, self.variables = file, output, variables or {}
         self.processes: list[subprocess.Popen[bytes]] = []
         self.signalled = False
@@ -128,7 +130,7 @@ class Launch:
             return ""
         name = signal.Signals(exit_code - 128).name
         why = ", probably because memory ran out" if name == "SIGKILL" else ""
-        return f"train.py was killed by {name}{why}"
+        return f"{self.name} was killed by {name}{why}"
 
     def _leave_others_time(self, code: int) -> None:
         if code and self._end_at is None:

@@ -42,12 +42,14 @@ class Request:
         checked = preflight(own)
         train = checked.recipe.train
         if self.against and not checked.task.has_models_loss:
-            known = [name for name in task_names() if find_task(name).has_models_loss]
+            known = [one for one in task_names() if find_task(one).has_models_loss]
+            name = checked.recipe.task.name
             raise ConfigError(
-                f"the Trainer takes the loss that the model itself returns, which is not that of "
-                f"{checked.recipe.task.name}. It can be compared on {', '.join(known)}.",
+                f"the Trainer takes the loss that the model itself returns, which is not that of {name}. "
+                f"It can be compared on {', '.join(known)}.",
                 where="--against",
-                fix="Remove --against to compare the launch forms alone.",
+                fix="Remove --against to compare the launch forms alone."
+                + (" Where that is your task's loss, set has_models_loss in its class." if ":" in name else ""),
             )
         if self.against and train.micro_batch_tokens:
             raise ConfigError(

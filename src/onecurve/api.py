@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from onecurve.errors import ConfigError, TrainingError, UserError
 
 if TYPE_CHECKING:
-    from onecurve.prediction.trained import Trained
+    from onecurve.model.trained import Trained
 
 _POLL_SECONDS = 0.1
 _CHUNK = 1 << 16
@@ -146,8 +146,8 @@ def load(model: str | os.PathLike[str], *, task: str | None = None, trust_remote
     from onecurve.machine.log_noise import hush_transformers
 
     hush_transformers()
+    from onecurve.model.trained import load_trained
     from onecurve.prediction.answers import check_askable
-    from onecurve.prediction.trained import load_trained
 
     trained = load_trained(Path(model), task, trust_remote_code)
     check_askable(trained.task, str(model))

@@ -12,6 +12,7 @@ from onecurve.config import Recipe, check_effects, closest, dump_recipe, load_re
 from onecurve.errors import ConfigError, NothingToDo
 from onecurve.machine.distributed import asked_world_size
 from onecurve.machine.optional_packages import keep_out_unused, require, require_trackers
+from onecurve.model.identity import other_identity
 from onecurve.optim import check_optim
 from onecurve.regularization.checks import check_regularization
 from onecurve.regularization.text_augmentation import build_text_augmentation
@@ -50,7 +51,7 @@ def read(argv: list[str]) -> Checked:
     if isinstance(task, Rewords):
         task.augmentation = build_text_augmentation(regularization)
     if isinstance(task, RollsOut):
-        task.check_rollouts(recipe)
+        task.check_rollouts(recipe, other_identity)
     _check_metric(recipe, task)
     if isinstance(task, Pools) and recipe.train.compile:
         raise ConfigError(
@@ -105,7 +106,21 @@ def preflight(argv: list[str]) -> Checked:
         if written := checked.directory.rewritten(_named(checked.recipe.data.train)):
             raise _of_other_data(checked, written, done) from None
         raise
+    if isinstance(checked.task, RollsOut) and checked.task.server:
+        _check_server(checked.task.server)
     return checked
+
+
+def _check_server(address: str) -> None:
+    """Raise `ConfigError` where no model is served there."""
+    from onecurve.machine.vllm import ServerError, VllmServer
+
+    try:
+        served = VllmServer(address).models()
+    except ServerError as error:
+        raise ConfigError(f"{address}: {error}.", where="task.server", fix="Start vllm serve first.") from None
+    if not served:
+        raise ConfigError(f"{address} serves no model.", where="task.server")
 
 
 def _of_other_data(checked: Checked, written: str, done: NothingToDo) -> Exception:
@@ -123,7 +138,7 @@ def _of_other_data(checked: Checked, written: str, done: NothingToDo) -> Excepti
     from onecurve.model.reading import Reading
 
     recipe = checked.recipe
-    data = recipe.data.model_copy(update={"workers": 0})
+    data = recipe.data.model_copy(update={"workers": 0, "stage_to": None})
     now = load_data(data, checked.task, Reading.of(recipe, checked.task), recipe.seed).fingerprint
     if now == before:
         return done

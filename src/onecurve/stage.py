@@ -6,16 +6,10 @@ from pathlib import Path
 from onecurve.adapters import check_adapter, continued_by
 from onecurve.data import Data, load_data
 from onecurve.data.cache import cache_root
-from onecurve.errors import ConfigError
-from onecurve.machine.hub import reachable
+from onecurve.machine.hub import fetched, reachable
 from onecurve.model.reading import Reading
 from onecurve.preflight import Checked
-from onecurve.tasks.base import Annotates
-
-_READING = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
-"""A model's config, its tokenizer, its chat template, and its own code, which is run only if it is trusted."""
-_WEIGHTS = (".safetensors", ".bin")
-"""File patterns of weights, in transformers' order of preference."""
+from onecurve.tasks.base import Annotates, RollsOut
 
 
 def stage(checked: Checked) -> Iterator[str]:
@@ -38,8 +32,12 @@ def stage(checked: Checked) -> Iterator[str]:
     other = checked.task.reference_model if isinstance(checked.task, Annotates) else None
     if other:
         yield _fetch("reference", other.path, other.revision, weights=True)
+    judges = checked.task.reward_models if isinstance(checked.task, RollsOut) else {}
+    for judge in judges.values():
+        yield _fetch("reward model", judge.path, judge.revision, weights=True)
     reading = Reading.of(recipe, checked.task)
-    data = load_data(recipe.data, checked.task, reading, recipe.seed)
+    settings = recipe.data.model_copy(update={"stage_to": None})  # a folder of the machine that trains
+    data = load_data(settings, checked.task, reading, recipe.seed)
     yield from _examples(data, cache_root(recipe.data.cache_dir))
 
 
@@ -47,39 +45,8 @@ def _fetch(what: str, name: str, revision: str | None, weights: bool) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return f"{what}: found {folder.resolve()}, {_size(folder)}"
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    online = reachable()
-    try:
-        wanted = [*_READING, *(_weight_files(name, revision) if weights and online else ())]
-        copy = snapshot_download(name, revision=revision or "main", allow_patterns=wanted, local_files_only=not online)
-    except HFValidationError:
-        raise ConfigError(f"{name!r} is neither a folder nor a hub name.", where=f"model ({what})") from None
-    except FileNotFoundError:
-        raise ConfigError(
-            f"the {what} {name!r} is not in the local cache, and the hub cannot be reached.",
-            where="model",
-            fix="Run this on a machine with a network, or use a local folder.",
-        ) from None
-    except HfHubHTTPError as error:
-        raise ConfigError(
-            f"the {what} {name!r} cannot be fetched: {str(error).strip().splitlines()[0]}", where="model"
-        ) from None
-    if weights and not any(Path(copy).glob("*" + suffix) for suffix in _WEIGHTS):
-        raise ConfigError(f"{name!r} has no {' or '.join(_WEIGHTS)} files{' here' * (not online)}.", where="model")
-    return f"{what}: {'fetched' if online else 'found'} {name} in {copy}, {_size(Path(copy))}"
-
-
-def _weight_files(name: str, revision: str | None) -> list[str]:
-    """List the weight files that transformers would load: safetensors where there are any."""
-    from huggingface_hub import list_repo_files
-
-    names = [file for file in list_repo_files(name, revision=revision) if "/" not in file]
-    for suffix in _WEIGHTS:
-        if found := [file for file in names if file.endswith(suffix)]:
-            return found
-    return []
+    copy = fetched(name, revision, weights, what)
+    return f"{what}: {'fetched' if reachable() else 'found'} {name} in {copy}, {_size(copy)}"
 
 
 def _examples(data: Data, root: Path) -> Iterator[str]:

@@ -173,7 +173,7 @@ def test_a_loaded_model_is_asked_again_without_being_loaded(trained, monkeypatch
     texts = [row["text"] for row in ROWS[:2]]
     expected = predict(trained.output_dir, texts)
     model = onecurve.load(trained.output_dir)
-    monkeypatch.setattr("onecurve.prediction.trained.load_trained", None)
+    monkeypatch.setattr("onecurve.model.trained.load_trained", None)
     assert model.predict(texts) == expected
     assert model.predict(iter(texts), batch_size=1)[1]["label"] == expected[1]["label"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from onecurve.cli import main
-from onecurve.export.task_file import TaskFile
+from onecurve.model.task_file import TaskFile
 from onecurve.tasks.base import Survey
 from tests.tiny_models import build_tiny_llama
 

@@ -16,7 +16,7 @@ from onecurve.data.cache import find_entry
 from onecurve.data.examples import Examples, write_examples
 from onecurve.data.splits import Split
 from onecurve.evaluation.annotation import FOLDER, _Store
-from onecurve.model.reference import other_identity
+from onecurve.model.identity import other_identity
 from onecurve.tasks.base import OtherModel
 from tests.launching import launch, train, write_recipe
 from tests.parity.test_strategies_draw_one_curve import TOLERANCE

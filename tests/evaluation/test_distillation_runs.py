@@ -125,7 +125,7 @@ def test_what_is_kept_is_what_plain_transformers_says(answers: Path, tmp_path: P
 def test_a_distilled_classifier_is_a_classifier(labels: Path, tmp_path: Path, forks: Any) -> None:
     from transformers import AutoModelForSequenceClassification
 
-    from onecurve.prediction.trained import load_trained
+    from onecurve.model.trained import load_trained
 
     one = forks.train(labels, tmp_path / "one", "python", "--eval.predictions", "true")
     _same_curve(one, forks.train(labels, tmp_path / "zero3", "zero3", "--data.cache_dir", str(tmp_path / "cache")))

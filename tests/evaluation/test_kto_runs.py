@@ -80,9 +80,9 @@ def test_before_step_1_nothing_has_moved_and_a_cut_changes_nothing(recipe: Path,
 
 
 def test_the_saved_model_writes_an_answer_to_a_prompt(recipe: Path, tmp_path: Path, forks: Any) -> None:
+    from onecurve.model.trained import load_trained
     from onecurve.prediction.answers import answer
     from onecurve.prediction.rows import rows_of_inputs
-    from onecurve.prediction.trained import load_trained
 
     forks.train(recipe, tmp_path / "run", "python", "--train.max_steps", "1")
     trained = load_trained(tmp_path / "run")

@@ -10,9 +10,9 @@ from onecurve.cli import main
 from onecurve.config import ModelSection, PeftSection, TaskSection
 from onecurve.errors import ConfigError
 from onecurve.export.model_folder import save_alone
-from onecurve.export.task_file import TaskFile
 from onecurve.model.reading import Reading, load_config
 from onecurve.model.remote_code import check_flag, code_identity
+from onecurve.model.task_file import TaskFile
 from onecurve.tasks import load_task
 from onecurve.tasks.base import Survey
 from tests.tiny_models import build_tiny_bert

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 from onecurve.conversion.from_weights import convert_adapter
 from onecurve.conversion.target import Wanted
 from onecurve.errors import ConfigError
-from onecurve.prediction.trained import load_trained
+from onecurve.model.trained import load_trained
 from tests.adapters.test_exported import logits, trained
 from tests.export.test_adapter_folder import with_five_labels
 

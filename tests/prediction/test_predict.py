@@ -19,7 +19,7 @@ from pyarrow import parquet
 
 from onecurve.cli import main
 from onecurve.config import TaskSection
-from onecurve.export.task_file import TaskFile
+from onecurve.model.task_file import TaskFile
 from onecurve.tasks import base, load_task
 from onecurve.tasks.base import Survey
 from tests.launching import write_recipe

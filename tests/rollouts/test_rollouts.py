@@ -23,6 +23,7 @@ from onecurve.data.splits import Split
 from onecurve.errors import BetweenUpdates, ConfigError
 from onecurve.evaluation.scores import Evaluator
 from onecurve.rollouts.drawing import as_read
+from onecurve.rollouts.judges import Judges
 from onecurve.rollouts.records import Records, most_bytes
 from onecurve.rollouts.reference import Referee
 from onecurve.rollouts.rollouts import Rollouts
@@ -63,7 +64,7 @@ def run(strategy: Plain, tiny_llama: Path, tmp_path: Path) -> Any:
 
     def made(name: str = "run", size: int = 8, function: Any = length, split: str = "train", **settings: Any) -> Any:
         task = Task(GrpoSettings(**{"completions": 4, "max_completion_length": NEW, "top_k": 40, **settings}))
-        task.functions = [RewardFunction("m:length", function, {"answer": True}, frozenset({"completions"}), False)]
+        task.rewards = [RewardFunction("m:length", function, {"answer": True}, frozenset({"completions"}), False)]
         task.targets = frozenset({"answer"})
         rows = [{"prompt": text, "answer": "x" * number} for number, text in enumerate(PROMPTS)]
         examples = [one for row in rows for one in task.encode(row, Survey(), read, truncate=True)]
@@ -80,7 +81,8 @@ def run(strategy: Plain, tiny_llama: Path, tmp_path: Path) -> Any:
         (tmp_path / name).mkdir(exist_ok=True)
         prompts = Split(split, Report(), MadeExamples(examples, range(10, 10 + len(examples)), task))
         referee = Referee(recipe, strategy) if task.has_reference else None
-        rollouts = Rollouts(task, recipe, tmp_path / name, strategy, referee=referee)
+        judges = Judges({}, recipe, strategy.accelerator)
+        rollouts = Rollouts(task, recipe, tmp_path / name, strategy, judges, referee=referee)
         loader = Loader(prompts, task, read, strategy.accelerator, complete=rollouts)
         plan = BatchPlan(np.ones(len(examples), np.int64), 0, 2, size, max_steps=6)
         return SimpleNamespace(task=task, loader=loader, plan=plan, recipe=recipe, rollouts=rollouts)
@@ -188,7 +190,7 @@ def test_what_was_recorded_is_replayed_in_another_cut(run: Any, tmp_path: Path) 
     with pytest.raises(ConfigError, match=r"task.replay: .*completions of other prompts"):
         examples_of(run("third", completions=2, replay=str(tmp_path / "first")), 1)
     other = run("fourth", replay=str(tmp_path / "first"))
-    other.task.functions = [RewardFunction("m:other", length, {}, frozenset(), False)]
+    other.task.rewards = [RewardFunction("m:other", length, {}, frozenset(), False)]
     with pytest.raises(ConfigError, match="has rewards of length, and this run asks for other"):
         examples_of(other, 1)
 

@@ -17,7 +17,7 @@ from onecurve.errors import BadRow, ConfigError
 from onecurve.losses import policy
 from onecurve.preflight import read
 from onecurve.tasks import load_task
-from onecurve.tasks._rewards import RewardFunction, code_hash, load_rewards
+from onecurve.tasks._rewards import RewardFunction, check_names, code_hash
 from onecurve.tasks.base import Annotates, Generates, RollsOut, Survey, Writes
 from onecurve.tasks.grpo import Task
 from tests.readings import ReadingOf, reading
@@ -188,7 +188,7 @@ def test_advantages_are_scaled_as_trl_scales_them(scale: str) -> None:
 def test_the_rewards_of_several_functions_are_weighted_and_told_apart() -> None:
     task = load_task(TaskSection(name="grpo", completions=2, rewards=["a:b", "a:c"], reward_weights=[1.0, 0.5]))
     assert isinstance(task, Task)
-    task.functions = [RewardFunction(name, len, {}, frozenset(), False) for name in ("a:b", "a:c")]
+    task.rewards = [RewardFunction(name, len, {}, frozenset(), False) for name in ("a:b", "a:c")]
     prompts = [{"input_ids": [5], "asked": "{}"}] * 4
     each = [{"b": 1.0, "c": 2.0}, {"b": 0.0, "c": 0.0}, {"b": 1.0, "c": 0.0}, {"b": 1.0, "c": 0.0}]
     completions = [Completion([7] * (n + 1), [-1.0] * (n + 1), 0.5, n < 3, "", one) for n, one in enumerate(each)]
@@ -305,8 +305,8 @@ def test_the_code_behind_a_partial_and_a_method_is_hashed(code: Any) -> None:
 
 def test_two_functions_of_one_name_are_refused(code: Any) -> None:
     one, other = code("def f(completions): ..."), code("def f(completions): ...")
-    with pytest.raises(ConfigError, match="two functions are called 'f'"):
-        load_rewards([one.source, other.source])
+    with pytest.raises(ConfigError, match="two rewards are called 'f'"):
+        check_names([one.name, other.name])
 
 
 # The recipe
@@ -344,7 +344,7 @@ def test_the_columns_are_what_the_functions_ask_for(recipe: Any) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["--task.rewards", "[]"], "task.rewards: names no reward function"),
+        (["--task.rewards", "[]"], "task.rewards: names no reward"),
         (["--task.rewards", "lost.py:right"], "task.rewards: there is no file"),
         (["--task.reward_weights", "[.nan]"], "task.reward_weights"),
         (["--task.beta", "0.1", "--peft.method", "lora", "--model.path", "adapter"], "task.beta: .*trained further"),
@@ -424,7 +424,7 @@ def test_the_functions_columns_travel_with_the_prompt(recipe: Any, tokenizer: An
         seen.update(told)
         return [1.0]
 
-    task.functions = [RewardFunction("m:right", right_of, task.functions[0].columns, frozenset({"completions"}), True)]
+    task.rewards = [RewardFunction("m:right", right_of, task.functions[0].columns, frozenset({"completions"}), True)]
     (rewarded,) = task.rewarded([example], [drawn])
     assert rewarded.rewards == {"right": 1.0}
     assert seen["answer"] == ["a fox"] and seen["level"] == [3] and seen["prompts"] == [ROWS[1]["prompt"]]

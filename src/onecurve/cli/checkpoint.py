@@ -153,8 +153,8 @@ def _average(arguments: argparse.Namespace) -> int:
     from onecurve.conversion import check_target
     from onecurve.conversion.averaging import Part, averaged_card, check_parts, weights_of, write_mean
     from onecurve.export.model_folder import save_alone
-    from onecurve.export.task_file import TaskFile
-    from onecurve.prediction.trained import load_trained
+    from onecurve.model.task_file import TaskFile
+    from onecurve.model.trained import load_trained
 
     target, parts = Path(arguments.output), [Part.read(name) for name in arguments.runs]
     check_target(target)

@@ -13,7 +13,7 @@ from onecurve.errors import ConfigError
 
 if TYPE_CHECKING:
     from onecurve.data.rows import Broken, Located
-    from onecurve.prediction.trained import Trained
+    from onecurve.model.trained import Trained
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write one line a row; return 1 where a row could not be used."""
-    from onecurve.export.task_file import is_model_folder
+    from onecurve.model.task_file import is_model_folder
 
     further = [*takewhile(lambda text: any(map(is_model_folder, _places(text))), arguments.texts)]
     names, texts = [arguments.model, *further], [*arguments.texts[len(further) :], *arguments.text]
@@ -66,9 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
     from onecurve.machine.log_noise import hush_transformers
 
     hush_transformers()
+    from onecurve.model.trained import load_trained
     from onecurve.prediction.answers import check_askable, plain
     from onecurve.prediction.ensemble import answer_together, check_together
-    from onecurve.prediction.trained import load_trained
 
     members = [load_trained(Path(name), arguments.task, arguments.trust_remote_code) for name in names]
     check_askable((trained := members[0]).task, arguments.model)

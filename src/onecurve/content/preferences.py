@@ -33,7 +33,7 @@ class Pair(NamedTuple):
     """Turns of the prompt."""
 
 
-def read_answer(row: Mapping[str, Any], side: str) -> str | Conversation:
+def read_answer(row: Mapping[str, Any], side: str, may_be_empty: bool = False) -> str | Conversation:
     """Read one side of a row, with its prompt: a text where there is no prompt and no message.
 
     Raises:
@@ -48,9 +48,9 @@ def read_answer(row: Mapping[str, Any], side: str) -> str | Conversation:
     elif not _given(row, "prompt"):
         if _given(row, "system") or _given(row, "tools"):
             raise BadRow(f"has text in {side} and no prompt, so system and tools have no conversation to stand in")
-        return text_of(value, side)
+        return text_of(value, side, may_be_empty)
     else:
-        turns = [Turn({"role": "assistant", "content": text_of(value, side)})]
+        turns = [Turn({"role": "assistant", "content": text_of(value, side, may_be_empty)})]
     return Conversation(_joined(prompt, turns, side), read_tools(row["tools"]) if _given(row, "tools") else None)
 
 

@@ -22,7 +22,7 @@ from onecurve.checkpoint.folders import folder_name, steps
 from onecurve.config import read_yaml
 from onecurve.conversion.weights import read_weights
 from onecurve.errors import ConfigError
-from onecurve.export.task_file import TaskFile
+from onecurve.model.task_file import TaskFile
 
 ADAPTER = "adapter_model.safetensors"
 _NAMED = 3

@@ -14,11 +14,11 @@ from onecurve.conversion.target import Wanted
 from onecurve.errors import ConfigError
 from onecurve.export.card import TrainedOn, model_card
 from onecurve.export.model_folder import save_alone
-from onecurve.export.task_file import TaskFile
 from onecurve.model.generation import settle_generation
 from onecurve.model.loading import load_model
 from onecurve.model.reading import Reading
 from onecurve.model.remote_code import check_flag, told_by_flag
+from onecurve.model.task_file import TaskFile
 from onecurve.strategies.base import moving_buffers
 from onecurve.tasks import load_task, resolve_task
 from onecurve.tasks.base import Survey, Task

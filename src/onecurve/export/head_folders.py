@@ -17,8 +17,8 @@ from torch import Tensor
 from onecurve.adapters.read_back import differences
 from onecurve.config import TaskSection
 from onecurve.export.adapter_folder import has_token_embeddings, write_base
-from onecurve.export.task_file import TaskFile
 from onecurve.export.usage import usage
+from onecurve.model.task_file import TaskFile
 from onecurve.tasks import load_task
 from onecurve.tasks._heads_model import ManyHeads, head_class, head_config, module_name
 

@@ -20,11 +20,11 @@ from onecurve.errors import LaunchError, TrainingError
 from onecurve.export.adapter_folder import has_token_embeddings, write_base
 from onecurve.export.card import TrainedOn, model_card
 from onecurve.export.head_folders import finish_heads, has_heads, usage_of_heads, write_with_heads
-from onecurve.export.task_file import TaskFile
 from onecurve.export.usage import usage
 from onecurve.machine.cores import return_memory
 from onecurve.model.construction import whole_parameters
 from onecurve.model.generation import settle_generation
+from onecurve.model.task_file import TaskFile
 from onecurve.preflight import Checked
 from onecurve.ranks.heartbeat import beat
 from onecurve.strategies.base import Strategy

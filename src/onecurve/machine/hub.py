@@ -1,11 +1,18 @@
-"""Checks once, within seconds, whether the Hugging Face hub can be reached."""
+"""The Hugging Face hub: whether it can be reached, checked once within seconds, and copies of its models."""
 
 import http.client
 import urllib.error
 import urllib.request
 from functools import cache
+from pathlib import Path
+
+from onecurve.errors import ConfigError
 
 _TIMEOUT_SECONDS = 5
+_READING = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
+"""A model's config, its tokenizer, its chat template, and its own code, which is run only if it is trusted."""
+_WEIGHTS = (".safetensors", ".bin")
+"""File patterns of weights, in transformers' order of preference."""
 
 
 @cache
@@ -26,3 +33,50 @@ def _answers(endpoint: str) -> bool:
     except (OSError, http.client.HTTPException, ValueError):
         return False
     return True
+
+
+def fetched(name: str, revision: str | None, weights: bool = True, what: str = "model") -> Path:
+    """Return the folder with a hub model's files, fetched where the hub can be reached.
+
+    Args:
+        name: Of the model.
+        revision: Default: main.
+        weights: Whether its weights are wanted too.
+        what: What messages call it.
+
+    Raises:
+        ConfigError: It is neither here nor to be had.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    online = reachable()
+    try:
+        wanted = [*_READING, *(_weight_files(name, revision) if weights and online else ())]
+        copy = snapshot_download(name, revision=revision or "main", allow_patterns=wanted, local_files_only=not online)
+    except HFValidationError:
+        raise ConfigError(f"{name!r} is neither a folder nor a hub name.", where=f"model ({what})") from None
+    except FileNotFoundError:
+        raise ConfigError(
+            f"the {what} {name!r} is not in the local cache, and the hub cannot be reached.",
+            where="model",
+            fix="Run this on a machine with a network, or use a local folder.",
+        ) from None
+    except HfHubHTTPError as error:
+        raise ConfigError(
+            f"the {what} {name!r} cannot be fetched: {str(error).strip().splitlines()[0]}", where="model"
+        ) from None
+    if weights and not any(Path(copy).glob("*" + suffix) for suffix in _WEIGHTS):
+        raise ConfigError(f"{name!r} has no {' or '.join(_WEIGHTS)} files{' here' * (not online)}.", where="model")
+    return Path(copy)
+
+
+def _weight_files(name: str, revision: str | None) -> list[str]:
+    """List the weight files that transformers would load: safetensors where there are any."""
+    from huggingface_hub import list_repo_files
+
+    names = [file for file in list_repo_files(name, revision=revision) if "/" not in file]
+    for suffix in _WEIGHTS:
+        if found := [file for file in names if file.endswith(suffix)]:
+            return found
+    return []

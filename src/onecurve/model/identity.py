@@ -5,6 +5,7 @@ from pathlib import Path
 
 from onecurve.adapters.folder import Continued, is_adapter
 from onecurve.config import ModelSection
+from onecurve.tasks.base import OtherModel
 
 _SUFFIXES = (".safetensors", ".bin")
 _BLOCK, _BLOCKS = 2**16, 64
@@ -34,6 +35,16 @@ def weights_identity(section: ModelSection) -> str:
                 file.seek(max(0, size - _BLOCK) * number // (_BLOCKS - 1))
                 digest.update(file.read(_BLOCK))
     return digest.hexdigest()
+
+
+def other_identity(other: OtherModel) -> str:
+    """Return what tells another model's weights from others; of a hub's, which may not be here yet, their commit."""
+    if Path(other.path).expanduser().is_dir():
+        return weights_identity(ModelSection(path=other.path))
+    from huggingface_hub import snapshot_download
+
+    found = snapshot_download(other.path, revision=other.revision or "main", allow_patterns=["config.json"])
+    return f"{other.path}@{Path(found).name}"
 
 
 def _folder(section: ModelSection) -> Path:

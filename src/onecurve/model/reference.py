@@ -10,9 +10,9 @@ import torch
 from accelerate import Accelerator
 
 from onecurve.adapters.folder import is_adapter
-from onecurve.config import ModelSection, Recipe
+from onecurve.config import Recipe
 from onecurve.errors import ConfigError
-from onecurve.model.identity import weights_identity
+from onecurve.model.identity import other_identity, weights_identity
 from onecurve.model.loading import whole_parameters
 from onecurve.model.positions import num_positions
 from onecurve.model.reading import set_padding
@@ -128,13 +128,3 @@ class Reference:
             )
         set_padding(model.config, self.reading.tokenizer, pretrained=True)  # by which a decoder finds a text's end
         return model.requires_grad_(False).to(self.accelerator.device)
-
-
-def other_identity(other: OtherModel) -> str:
-    """Return what tells another model's weights from others; of a hub's, which may not be here yet, their commit."""
-    if Path(other.path).expanduser().is_dir():
-        return weights_identity(ModelSection(path=other.path))
-    from huggingface_hub import snapshot_download
-
-    found = snapshot_download(other.path, revision=other.revision or "main", allow_patterns=["config.json"])
-    return f"{other.path}@{Path(found).name}"

@@ -9,7 +9,7 @@ from onecurve.data.rows import Broken, Located
 from onecurve.errors import ConfigError
 from onecurve.model.architectures import reads_padding
 from onecurve.model.prompt_padding import reads_prompt_padding, unequal
-from onecurve.prediction.trained import Trained
+from onecurve.model.trained import Trained
 from onecurve.tasks.base import Answer, Asked, BadRow, Example, Generates, Row, Task, Votes
 
 _CUT = "truncated"

@@ -7,11 +7,11 @@ from typing import Any
 from onecurve.config import ModelSection, TaskSection
 from onecurve.content.messages import Message
 from onecurve.errors import ConfigError
-from onecurve.export.task_file import TaskFile, is_model_folder
 from onecurve.model.reading import Reading, load_config
 from onecurve.model.remote_code import told_by_flag
+from onecurve.model.task_file import TaskFile, is_model_folder
+from onecurve.model.trained import Trained, load_trained, loads_as
 from onecurve.prediction.answers import encode_prompt
-from onecurve.prediction.trained import Trained, load_trained, loads_as
 from onecurve.tasks import load_task
 from onecurve.tasks._rendering import TemplateSettings
 from onecurve.tasks.base import BadRow, Generates

@@ -5,8 +5,8 @@ from itertools import tee
 
 from onecurve.data.rows import Broken, Located
 from onecurve.errors import ConfigError
+from onecurve.model.trained import Trained
 from onecurve.prediction.answers import answer
-from onecurve.prediction.trained import Trained
 from onecurve.tasks.base import Answer, Task, Votes
 
 

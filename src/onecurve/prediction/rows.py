@@ -10,7 +10,7 @@ from onecurve.config import DataSection
 from onecurve.data.media import MediaColumns
 from onecurve.data.rows import Broken, Columns, Located
 from onecurve.data.sources import open_source
-from onecurve.prediction.trained import Trained
+from onecurve.model.trained import Trained
 from onecurve.tasks.base import Recognises, Row, Task
 
 _ID = "id?"

@@ -56,9 +56,7 @@ def draw(
     task, accelerator, tokenizer = loader.task, loader.accelerator, loader.reading.tokenizer
     assert isinstance(task, RollsOut) and isinstance(task, Generates)
     model: Any = strategy.unwrapped()
-    settle_generation(model, task, tokenizer)
-    ends = model.generation_config.eos_token_id
-    ends = {ends} if isinstance(ends, int) else set(ends or ())
+    ends = end_tokens(model, task, tokenizer)
     options = {**_AS_THE_MODEL_IS, **task.drawing(training)}
     lengths = [len(prompt["input_ids"]) for prompt in prompts]
     step = plan_texts(lengths, options["max_new_tokens"], recipe, getattr(model, "prompts_apart", False))
@@ -76,6 +74,13 @@ def draw(
     every = dict(gather_object(found))
     assert len(every) == len(prompts), (len(every), len(prompts))
     return [every[number] for number in range(len(prompts))]
+
+
+def end_tokens(model: Any, task: Any, tokenizer: Any) -> set[int]:
+    """Return the tokens that end a completion, as the saved model will have them."""
+    settle_generation(model, task, tokenizer)
+    ends = model.generation_config.eos_token_id
+    return {ends} if isinstance(ends, int) else set(ends or ())
 
 
 def _asked(options: Mapping[str, Any], keys: Sequence[int], observed: Observed) -> dict[str, Any]:

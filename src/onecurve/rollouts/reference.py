@@ -21,6 +21,37 @@ from onecurve.strategies.base import Strategy
 from onecurve.tasks.base import OtherModel
 
 
+def token_logps(
+    model: Any,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    loader: Loader,
+    step: Step,
+    completions: Sequence[Completion],
+) -> list[list[float]]:
+    """Return what a model says of completions, on every rank: the log-probability of each token.
+
+    Args:
+        model: Wrapped or not; it is left in evaluation mode.
+        autocast: The context of its forward passes.
+        loader: Of the step.
+        step: With an example of each completion, in their order.
+        completions: All of the step.
+    """
+    pairs: list[tuple[int, list[float]]] = []
+    with torch.no_grad(), fastest_attention(loader.accelerator.device):
+        model.eval()
+        for micro_batch in loader.micro_batches(step):
+            beat("log-probabilities")
+            with autocast():
+                outputs = loader.task.forward(model, micro_batch.batch).float().cpu().numpy()
+            if micro_batch.counts:
+                for number, row in zip(step.micro_batches[micro_batch.position].tolist(), outputs, strict=True):
+                    first = len(loader.split[number]["input_ids"]) - 1
+                    pairs.append((number, as_read(row[first : first + len(completions[number].ids)])))
+    found = dict(gather_object(pairs))
+    return [found[number] for number in range(len(completions))]
+
+
 @dataclass
 class Referee:
     """The reference, at hand in every step: the base below a new adapter, or else a second model."""
@@ -38,19 +69,9 @@ class Referee:
             step: With an example of each completion, in their order.
             completions: All of the step.
         """
-        pairs: list[tuple[int, list[float]]] = []
-        with self._model(loader) as (model, autocast), torch.no_grad(), fastest_attention(loader.accelerator.device):
-            model.eval()
-            for micro_batch in loader.micro_batches(step):
-                beat("reference")
-                with autocast():
-                    outputs = loader.task.forward(model, micro_batch.batch).float().cpu().numpy()
-                if micro_batch.counts:
-                    for number, row in zip(step.micro_batches[micro_batch.position].tolist(), outputs, strict=True):
-                        first = len(loader.split[number]["input_ids"]) - 1
-                        pairs.append((number, as_read(row[first : first + len(completions[number].ids)])))
-        found = dict(gather_object(pairs))
-        return [replace(one, reference=found[number]) for number, one in enumerate(completions)]
+        with self._model(loader) as (model, autocast):
+            found = token_logps(model, autocast, loader, step, completions)
+        return [replace(one, reference=logps) for one, logps in zip(completions, found, strict=True)]
 
     @contextmanager
     def _model(self, loader: Loader) -> Iterator[tuple[Any, Callable[[], AbstractContextManager[Any]]]]:

@@ -19,11 +19,14 @@ from onecurve.data.rows import Located
 from onecurve.data.splits import Split
 from onecurve.errors import BetweenUpdates, ConfigError
 from onecurve.machine.latest import follow
+from onecurve.machine.vllm import Drawn, VllmServer
 from onecurve.ranks.heartbeat import beat
 from onecurve.regularization.base import Objective
 from onecurve.rollouts.drawing import draw
+from onecurve.rollouts.judges import Judges
 from onecurve.rollouts.records import Records
-from onecurve.rollouts.reference import Referee
+from onecurve.rollouts.reference import Referee, token_logps
+from onecurve.rollouts.serving import Serving, check_same_model, completions_of
 from onecurve.run.directory import RunDirectory
 from onecurve.seeds import stream_key
 from onecurve.strategies.base import Strategy
@@ -57,7 +60,11 @@ def loaders_of(
     task, complete = checked.task, None
     if isinstance(task, RollsOut):
         referee = Referee(checked.recipe, strategy) if task.has_reference else None
-        complete = Rollouts(task, checked.recipe, checked.directory.path, strategy, referee=referee)
+        judges = Judges.load({} if task.replay else task.reward_models, checked.recipe, accelerator)
+        run = checked.directory.path
+        patience = checked.recipe.train.hang_timeout.total_seconds() / 2
+        serving = Serving(VllmServer(task.server, patience), strategy, run) if task.server else None
+        complete = Rollouts(task, checked.recipe, run, strategy, judges, referee=referee, serving=serving)
     return {one.name: Loader(one, task, reading, accelerator, objective, complete) for one in splits}
 
 
@@ -77,10 +84,16 @@ class Rollouts:
     run: Path
     """The run's folder."""
     strategy: Strategy
+    judges: Judges
+    """The reward models."""
     drawn: dict[int, list[Completion]] = field(default_factory=dict)
     """Step -> its completions, of those steps whose completions are drawn at once."""
     referee: Referee | None = None
     """The reference, where the loss reads what it says."""
+    serving: Serving | None = None
+    """Draws completions in the model's place, where the task names a server."""
+    said: list[Drawn] = field(default_factory=list)
+    """What it drew and is not scored yet."""
     latest: tuple[Step, Completed] | None = None
     """What was returned last: a bad step is looked at again."""
 
@@ -108,7 +121,7 @@ class Rollouts:
         split, seed = loader.split, self.recipe.seed
         prompts = split.take(range(len(split)))
         keys = [stream_key(seed, "completion", split.name, int(row)) for row in split.rows]
-        drawn = draw(self.strategy, self.recipe, loader, prompts, keys, training=False)
+        drawn = self._answers(loader, prompts, keys, training=False)
         drawn = self._rewarded(loader, step, np.arange(len(split)), prompts, drawn)
         examples = self.task.answered(prompts, drawn, training=False)
         return self._completed(loader, step, np.arange(len(split)), examples)
@@ -137,10 +150,22 @@ class Rollouts:
     def _draw(self, loader: Loader, steps: Sequence[Step]) -> None:
         of_steps = [self._prompts(loader, one) for one in steps]
         keys = [key for one in steps for key in self._keys(one)]
-        drawn = draw(self.strategy, self.recipe, loader, [p for _, of in of_steps for p in of], keys, training=True)
+        drawn = self._answers(loader, [p for _, of in of_steps for p in of], keys, training=True)
         for one, (numbers, prompts) in zip(steps, of_steps, strict=True):
             own, drawn = drawn[: len(prompts)], drawn[len(prompts) :]
             self.drawn[one.number] = self._rewarded(loader, one, numbers, prompts, own)
+
+    def _answers(
+        self, loader: Loader, prompts: Sequence[Example], keys: Sequence[int], training: bool
+    ) -> list[Completion]:
+        """Return a completion of each prompt, on every rank, by the model or by the server of its adapter."""
+        serving = self.serving
+        if not serving:
+            return draw(self.strategy, self.recipe, loader, prompts, keys, training)
+        values, unsaid = serving.gathered(), 0.0
+        drawn = self._of_first(loader, lambda: serving.draw(values, loader, prompts, keys, training))
+        self.said += drawn
+        return completions_of(drawn, [[unsaid] * len(one.ids) for one in drawn], loader.reading.tokenizer)
 
     def _keys(self, step: Step) -> list[int]:
         passes = np.full(len(step.sample_ids), step.epoch) if step.sample_passes is None else step.sample_passes
@@ -184,15 +209,20 @@ class Rollouts:
         prompts: Sequence[Example],
         drawn: list[Completion],
     ) -> list[Completion]:
-        """Have the reference and the reward functions say what they do of a step's completions.
+        """Have the reference, the reward models and the reward functions say what they do of a step's completions.
 
         Rank 0 calls the functions: whatever they do, all ranks have the same rewards.
         """
-        if self.referee:
+        if self.referee or self.serving:
             unscored = [replace(one, rewards=dict.fromkeys(self.task.reward_names, 0.0)) for one in drawn]
             examples = self.task.answered(prompts, unscored, training=False)
             whole = self._completed(loader, step, numbers, examples)
-            drawn = self.referee.told(whole.loader, whole.step, drawn)
+            if self.serving:
+                drawn = self._likely(whole, drawn)
+            if self.referee:
+                drawn = self.referee.told(whole.loader, whole.step, drawn)
+
+        drawn = self.judges.told(self.task.judged(prompts, drawn), drawn)
 
         def score() -> list[Completion]:
             try:
@@ -206,6 +236,16 @@ class Rollouts:
 
         beat("rewards")
         return self._of_first(loader, score)
+
+    def _likely(self, whole: Completed, drawn: Sequence[Completion]) -> list[Completion]:
+        """Return what the server drew with what the model itself says of it: the server's kernels round otherwise."""
+        assert self.serving
+        loader, address = whole.loader, self.serving.server.address
+        said, self.said = self.said[: len(drawn)], self.said[len(drawn) :]
+        found = token_logps(self.strategy.model, self.strategy.autocast, loader, whole.step, drawn)
+        if self.task.drawing(training=True)["temperature"] == 1:  # else what both say cannot be compared
+            self._of_first(loader, lambda: check_same_model(address, said, found))
+        return completions_of(said, found, loader.reading.tokenizer)
 
     def _of_first(self, loader: Loader, work: Callable[[], T]) -> T:
         """Do something on rank 0 alone; every rank gets what came of it, an error of the user's included."""

@@ -68,7 +68,7 @@ def check_tokens(other: OtherModel, tokenizer: Any, rows: Sequence[Row] = ()) ->
     """
     from transformers import AutoTokenizer
 
-    found = _read(AutoTokenizer, other, "tokenizer")
+    found = read_part(AutoTokenizer, other, "tokenizer")
     _check_vocabulary(other, tokenizer.get_vocab(), found.get_vocab())
     added = {token.content for one in (tokenizer, found) for token in one.added_tokens_decoder.values()}
     for text in (*_PROBES, *(f"a {token} b{token}c" for token in sorted(added)), *_texts(rows)):
@@ -127,7 +127,7 @@ def check_labels(other: OtherModel, labels: list[str]) -> None:
     """
     from transformers import AutoConfig
 
-    config = _read(AutoConfig, other, "config.json")
+    config = read_part(AutoConfig, other, "config.json")
     # None where it was never trained by a loss of transformers' own choice, as of taggers
     if config.problem_type not in (None, "single_label_classification"):
         raise ConfigError(
@@ -151,7 +151,7 @@ def _place(vocabulary: dict[str, int], token: str) -> str:
     return f"token {vocabulary[token]}" if token in vocabulary else "no token"
 
 
-def _read(kind: Any, other: OtherModel, what: str) -> Any:
+def read_part(kind: Any, other: OtherModel, what: str) -> Any:
     """Load a part of a model by a transformers auto class; code that comes with it is not run."""
     path, revision = str(Path(other.path).expanduser()), other.revision or "main"
     try:

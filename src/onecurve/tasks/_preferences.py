@@ -28,9 +28,9 @@ class JudgedTask(base.Task):
         joined = {"task.separator": "this model's chat template joins prompt and answer"} if template else {}
         return {**super().without_effect(reading), **joined}
 
-    def answer_document(self, row: Row, side: str, tokenizer: Any) -> Document:
+    def answer_document(self, row: Row, side: str, tokenizer: Any, may_be_empty: bool = False) -> Document:
         """Return the text of one side alone, as `documents` does; the last turn is the answer."""
-        answer = read_answer(row, side)
+        answer = read_answer(row, side, may_be_empty)
         if isinstance(answer, str):
             return _text(answer, 0)
         if answer.messages[-1]["role"] != "assistant":

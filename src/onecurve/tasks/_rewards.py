@@ -155,6 +155,8 @@ def rewards_of(
     ]
     told["completion_ids"] = [one.ids for one in completions]
     found: dict[str, list[float]] = {}
+    if not functions:
+        return [{} for _ in completions]
     for function in functions:
         try:
             found[function.name] = function(told)
@@ -163,22 +165,34 @@ def rewards_of(
     return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
 
 
-def load_rewards(sources: Sequence[str]) -> list[RewardFunction]:
-    """Import the functions that a recipe names.
-
-    Raises:
-        ConfigError: One cannot be had, or two have one name.
-    """
-    functions = [RewardFunction.load(source) for source in sources]
-    names = [function.name for function in functions]
+def check_names(names: Sequence[str]) -> None:
+    """Raise `ConfigError` where two rewards have one name."""
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"two functions are called {twice[0]!r}, and metrics could not tell them apart.", where=WHERE)
-    return functions
+        raise ConfigError(f"two rewards are called {twice[0]!r}, and metrics could not tell them apart.", where=WHERE)
 
 
-def code_hash(functions: Sequence[RewardFunction]) -> str:
-    """Return a hash of the functions' code, as `user_code.source_hash` makes it."""
-    digest = blake2b(digest_size=16)
+def columns_read(rewards: Iterable[Any]) -> dict[str, str]:
+    """Return the columns of the data that rewards read beside the prompt's -> what of each a user is told.
+
+    Args:
+        rewards: Each with a `name` and `columns`.
+    """
+    needed: dict[str, str] = {}
+    for reward in rewards:
+        for name, is_needed in reward.columns.items():
+            if name not in ("prompt", "system", "tools"):
+                needed[name if is_needed else f"{name}?"] = f"what the reward function {reward.name} reads"
+    return {name: what for name, what in needed.items() if name.removesuffix("?") == name or name[:-1] not in needed}
+
+
+def code_hash(functions: Sequence[RewardFunction], models: Sequence[str] = ()) -> str:
+    """Return a hash of the functions' code, as `user_code.source_hash` makes it, and of the reward models' weights.
+
+    Args:
+        functions: The functions.
+        models: What tells each model's weights from others.
+    """
+    digest = blake2b("".join(models).encode(), digest_size=16)
     for function in functions:
         code: Any = function.call
         while isinstance(code, partial) or inspect.ismethod(code):

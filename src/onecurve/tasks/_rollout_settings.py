@@ -22,6 +22,13 @@ def recorded(folder: Path) -> dict[int, Path]:
     return {int(number): path for path, number in numbered if number.isdecimal()}
 
 
+_NOT_SERVED = (
+    *("modules_to_save", "bias", "use_dora", "rank_pattern", "alpha_pattern", "trainable_token_indices"),
+    *("target_parameters", "alora_invocation_tokens", "lora_bias"),
+)
+"""Settings of LoRA that vLLM refuses, or leaves out of what it computes."""
+
+
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -29,9 +36,10 @@ def _listed(value: Any) -> Any:
 class GrpoSettings(TemplateSettings):
     rewards: Annotated[list[str], BeforeValidator(_listed)] = Field(default_factory=list)
     """Your reward functions: my_file.py:NAME or package.module:NAME. Each gets prompts and completions, and further
-    parameters are columns of the data; all are lists, and it returns a list of numbers."""
+    parameters are columns of the data; all are lists, and it returns a list of numbers. Or reward models: the folder
+    or hub name of a classifier of one output, such as the task reward trains."""
     reward_weights: list[Annotated[float, Field(allow_inf_nan=False)]] | None = None
-    """Weight of each reward function in the sum; default: 1 each."""
+    """Weight of each reward in the sum; default: 1 each."""
     completions: int = Field(default=8, ge=2)
     """Completions of each prompt in a step: a group."""
     max_completion_length: int = Field(default=256, gt=0)
@@ -59,17 +67,19 @@ class GrpoSettings(TemplateSettings):
     """With steps_per_generation: how far a token's probability may fall by before it is learnt no more."""
     epsilon_high: float | None = Field(default=None, gt=0)
     """The same for how far it may rise; default: epsilon."""
+    server: str | None = None
+    """Address of a vLLM server of model.path, such as http://node7:8000, which draws the completions with the adapter
+    as it stands; default: the ranks that train draw them."""
     replay: str | None = None
     """The folder of a run with the same prompts, whose completions and rewards are taken in place of new ones."""
     rewards_hash: str | None = None
-    """Hash of the reward functions' code, filled in at the start; a run is not resumed with other code."""
+    """Hash of the reward functions' code and the reward models' weights, filled in at the start; a run is not resumed
+    with others."""
 
     @model_validator(mode="after")
     def _agree(self) -> "GrpoSettings":
         if self.reward_weights is not None and len(self.reward_weights) != len(self.rewards):
-            raise ValueError(
-                f"reward_weights has {len(self.reward_weights)} weights for {len(self.rewards)} reward functions"
-            )
+            raise ValueError(f"reward_weights has {len(self.reward_weights)} weights for {len(self.rewards)} rewards")
         return self
 
 
@@ -85,25 +95,15 @@ def check_recipe(settings: GrpoSettings, recipe: "Recipe", code: str) -> GrpoSet
         ConfigError: The first that does not fit.
     """
     if not settings.rewards:
-        raise ConfigError("names no reward function.", where="task.rewards", fix="Set it to [my_file.py:NAME].")
+        raise ConfigError("names no reward.", where="task.rewards", fix="Set it to [my_file.py:NAME].")
     if settings.rewards_hash not in (None, code):
         raise ConfigError(
-            f"is {settings.rewards_hash}, but the code of the reward functions has changed: it is {code} now.",
+            f"is {settings.rewards_hash}, but the code of the reward functions, or the weights of a reward "
+            f"model, has changed: it is {code} now.",
             where="task.rewards_hash",
-            fix="Remove it to train with the current code.",
+            fix="Remove it to train with the current ones.",
         )
-    train, count = recipe.train, settings.completions
-    if train.global_batch_size % count:
-        raise ConfigError(
-            f"({train.global_batch_size}) counts completions, and must be a multiple of task.completions ({count}).",
-            where="train.global_batch_size",
-        )
-    if train.micro_batch_size == "auto":
-        raise ConfigError(
-            "auto is found on the longest examples, and how long completions become is not known before.",
-            where="train.micro_batch_size",
-            fix="Set it to a number.",
-        )
+    _check_batch(settings.completions, recipe)
     if recipe.eval.best_metric and recipe.eval.best_metric.rpartition("/")[2] == "loss":
         raise ConfigError(
             "the loss says nothing of how good completions are: without groups their advantages are 0.",
@@ -112,9 +112,27 @@ def check_recipe(settings: GrpoSettings, recipe: "Recipe", code: str) -> GrpoSet
         )
     if settings.beta:
         _check_reference(recipe)
+    if settings.server:
+        _check_server(settings.server, recipe)
     if settings.replay:
         _check_replay(settings.replay, recipe)
     return settings.model_copy(update={"rewards_hash": code})
+
+
+def _check_batch(completions: int, recipe: "Recipe") -> None:
+    train = recipe.train
+    if train.global_batch_size % completions:
+        raise ConfigError(
+            f"({train.global_batch_size}) counts completions, and must be a multiple of task.completions "
+            f"({completions}).",
+            where="train.global_batch_size",
+        )
+    if train.micro_batch_size == "auto":
+        raise ConfigError(
+            "auto is found on the longest examples, and how long completions become is not known before.",
+            where="train.micro_batch_size",
+            fix="Set it to a number.",
+        )
 
 
 def _check_reference(recipe: "Recipe") -> None:
@@ -139,6 +157,36 @@ def _check_reference(recipe: "Recipe") -> None:
             "the reference is the model before step 1, and the adapter that is trained further is a part of it.",
             where="task.beta",
             fix="Merge that adapter first and train a new one, or set beta to 0.",
+        )
+
+
+def _unfit_for_server(recipe: "Recipe") -> str:
+    """Say what keeps a recipe's adapter from a server; empty if nothing does."""
+    peft = recipe.peft
+    if peft is None:
+        return "there is no adapter"
+    if peft.method != "lora":
+        return f"peft.method is {peft.method}"
+    if unfit := [name for name in _NOT_SERVED if peft.extras.get(name) not in (None, False, {}, [], "none")]:
+        return f"peft.{unfit[0]} is set"
+    if peft.moves_base:
+        return "peft.init_lora_weights takes weights out of the base"
+    if recipe.model.add_tokens:
+        return "model.add_tokens trains rows of the embeddings"
+    is_adapter = (Path(recipe.model.path).expanduser() / "adapter_config.json").is_file()
+    return "model.path is an adapter already" if is_adapter else ""
+
+
+def _check_server(address: str, recipe: "Recipe") -> None:
+    """Weights travel as a LoRA adapter of linear layers, which is what vLLM loads while it serves."""
+    where = "task.server"
+    if not address.startswith(("http://", "https://")):
+        raise ConfigError(f"must begin with http:// or https://; got {address!r}.", where=where)
+    if what := _unfit_for_server(recipe):
+        raise ConfigError(
+            f"what is trained is lent to the server as a plain LoRA adapter of the model that it serves, and {what}.",
+            where=where,
+            fix="Train a plain LoRA adapter, or remove task.server.",
         )
 
 

@@ -1,6 +1,6 @@
 """The interface of a task whose model learns from what it writes itself."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
     from onecurve.config import Recipe
     from onecurve.content.completions import Completion
-    from onecurve.tasks.base import Example, Processing
+    from onecurve.tasks.base import Example, OtherModel, Processing, Row
 
 
 @runtime_checkable
@@ -32,16 +32,28 @@ class RollsOut(Protocol):
         """The folder of a run whose completions are taken, in place of new ones."""
 
     @property
+    def server(self) -> str | None:
+        """The address of the vLLM server that draws completions; None: the model does."""
+
+    @property
     def has_reference(self) -> bool:
         """Whether the loss reads what the model before step 1 says of a completion."""
         ...
 
     @property
     def reward_names(self) -> Sequence[str]:
-        """The reward functions, once `check_rollouts` was called."""
+        """All rewards, in the recipe's order, once `check_rollouts` was called."""
 
-    def check_rollouts(self, recipe: "Recipe") -> None:
-        """Find what a recipe names, such as reward functions, and check that it all fits; nothing heavy is imported.
+    @property
+    def reward_models(self) -> "Mapping[str, OtherModel]":
+        """Those of the rewards that models say, by name, once `check_rollouts` was called."""
+
+    def check_rollouts(self, recipe: "Recipe", identify: "Callable[[OtherModel], str]") -> None:
+        """Find what a recipe names, such as reward functions, and check that it all fits; no weights are loaded.
+
+        Args:
+            recipe: The run.
+            identify: Tells a model's weights from others.
 
         Raises:
             ConfigError: It does not.
@@ -56,7 +68,7 @@ class RollsOut(Protocol):
         ...
 
     def rewarded(self, examples: "Sequence[Example]", completions: "Sequence[Completion]") -> "list[Completion]":
-        """Return completions with their rewards.
+        """Return completions with the rewards of the user's functions beside those that they have.
 
         Args:
             examples: The prompt of each.
@@ -64,6 +76,15 @@ class RollsOut(Protocol):
 
         Raises:
             RewardError: A reward function failed.
+        """
+        ...
+
+    def judged(self, examples: "Sequence[Example]", completions: "Sequence[Completion]") -> "list[Row]":
+        """Return each completion with its prompt as a reward model reads them: `prompt`, `chosen`, `system?`, `tools?`.
+
+        Args:
+            examples: The prompt of each.
+            completions: As in `rewarded`.
         """
         ...
 

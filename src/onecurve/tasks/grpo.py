@@ -1,7 +1,7 @@
 """Group-relative policy optimisation: a language model learns from rewards of its own completions."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,9 +15,10 @@ from onecurve.tasks._padding import pad
 from onecurve.tasks._questions import QuestionTask
 from onecurve.tasks._rendering import TemplateSettings
 from onecurve.tasks._reward_facts import facts, scores
-from onecurve.tasks._rewards import RewardFunction, code_hash, load_rewards, rewards_of
+from onecurve.tasks._reward_models import RewardModel, is_reward_model, judged_rows
+from onecurve.tasks._rewards import RewardFunction, check_names, code_hash, columns_read, rewards_of
 from onecurve.tasks._rollout_settings import GrpoSettings, check_recipe
-from onecurve.tasks.base import BadRow, Batch, Example, Limit, Processing, Row, Settings, Survey
+from onecurve.tasks.base import BadRow, Batch, Example, Limit, OtherModel, Processing, Row, Settings, Survey
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -52,7 +53,7 @@ class Task(QuestionTask):
 
     def __init__(self, settings: Any) -> None:
         super().__init__(settings)
-        self.functions: list[RewardFunction] = []
+        self.rewards: list[RewardFunction | RewardModel] = []
         if settings.steps_per_generation > 1:
             self.terms = {"policy": 1.0, _CLIPPED: 0.0}
 
@@ -64,19 +65,20 @@ class Task(QuestionTask):
         if self.settings.steps_per_generation == 1:
             why = "each completion is learnt once, by the model that drew it (task.steps_per_generation is 1)"
             told |= {"task.epsilon": why, "task.epsilon_high": why}
+        if self.settings.replay:
+            told["task.server"] = "the completions are those of task.replay"
         return {**super().without_effect(reading), **told}
 
-    def check_rollouts(self, recipe: "Recipe") -> None:
-        self.functions = load_rewards(self.settings.rewards)
-        code = code_hash(self.functions)
+    def check_rollouts(self, recipe: "Recipe", identify: Callable[[OtherModel], str]) -> None:
+        sources = self.settings.rewards
+        self.rewards = [RewardModel(one) if is_reward_model(one) else RewardFunction.load(one) for one in sources]
+        check_names(self.reward_names)
+        models = [one for one in self.rewards if isinstance(one, RewardModel)]
+        for model in models:
+            model.check()
+        code = code_hash(self.functions, [identify(model.other) for model in models])
         self.settings = check_recipe(self.settings, recipe, code)
-        needed: dict[str, str] = {}
-        for function in self.functions:
-            for name, is_needed in function.columns.items():
-                if name not in ("prompt", "system", "tools"):
-                    needed[name if is_needed else f"{name}?"] = f"what the reward function {function.name} reads"
-        for name in [name for name in needed if f"{name}?" in needed]:
-            del needed[f"{name}?"]
+        needed = columns_read(self.rewards)
         self.columns = _COLUMNS | needed
         self.targets = frozenset(name.removesuffix("?") for name in needed)
         self.metric_names = [*type(self).metric_names, *(f"rewards/{name}/mean" for name in self.reward_names)]
@@ -92,7 +94,7 @@ class Task(QuestionTask):
 
     def _asked(self, row: Row) -> str:
         """Return what reward functions may ask of a row, as JSON."""
-        asked = {name for function in self.functions for name in function.columns} | {"prompt"}
+        asked = {name for reward in self.rewards for name in reward.columns} | {"prompt"}
         told = {name: row.get(name) for name in sorted(asked)}
         try:
             return json.dumps(told, ensure_ascii=False)
@@ -213,12 +215,26 @@ class Task(QuestionTask):
         return folder
 
     @property
+    def server(self) -> str | None:
+        address: str | None = self.settings.server
+        return None if self.replay else address
+
+    @property
     def has_reference(self) -> bool:
         return bool(self.settings.beta)
 
     @property
     def reward_names(self) -> Sequence[str]:
-        return [function.name for function in self.functions]
+        return [reward.name for reward in self.rewards]
+
+    @property
+    def functions(self) -> Sequence[RewardFunction]:
+        """Those of the rewards that are the user's own code."""
+        return [reward for reward in self.rewards if isinstance(reward, RewardFunction)]
+
+    @property
+    def reward_models(self) -> Mapping[str, OtherModel]:
+        return {reward.name: reward.other for reward in self.rewards if isinstance(reward, RewardModel)}
 
     def drawing(self, training: bool) -> Mapping[str, Any]:
         settings = self.settings
@@ -229,13 +245,18 @@ class Task(QuestionTask):
 
     def rewarded(self, examples: Sequence[Example], completions: Sequence[Completion]) -> list[Completion]:
         each = rewards_of(self.functions, [json.loads(example["asked"]) for example in examples], completions)
-        return [replace(one, rewards=rewards) for one, rewards in zip(completions, each, strict=True)]
+        return [
+            replace(one, rewards={**one.rewards, **rewards}) for one, rewards in zip(completions, each, strict=True)
+        ]
+
+    def judged(self, examples: Sequence[Example], completions: Sequence[Completion]) -> list[Row]:
+        return judged_rows([json.loads(example["asked"]) for example in examples], completions)
 
     def answered(self, examples: Sequence[Example], completions: Sequence[Completion], training: bool) -> list[Example]:
         import numpy as np
 
         settings = self.settings
-        weights = settings.reward_weights or [1.0] * len(self.functions)
+        weights = settings.reward_weights or [1.0] * len(self.rewards)
         values = [[one.rewards[name] for name in self.reward_names] for one in completions]
         rewards = np.array(values) @ np.array(weights)
         advantages = np.zeros_like(rewards)

@@ -97,8 +97,8 @@ class Task(PreferenceTask):
         return [{"score": chosen, "rejected_score": rejected} for chosen, rejected in outputs.float().tolist()]
 
     def question(self, row: Row, reading: Processing, truncate: bool) -> Example:
-        """Encode one answer, which stands in `chosen`, with its prompt."""
-        document = self.answer_document(row, "chosen", reading.tokenizer)
+        """Encode one answer, which stands in `chosen` and may be empty, with its prompt."""
+        document = self.answer_document(row, "chosen", reading.tokenizer, may_be_empty=True)
         return {"chosen_ids": _ids(document, reading.tokenizer, reading.max_length if truncate else None)}
 
     def replies(self, outputs: "Tensor", batch: Batch, reading: Processing) -> list[Answer]:

@@ -7,11 +7,11 @@ from typing import Any
 from onecurve.adapters.folder import Continued, base_of, described_in, is_adapter
 from onecurve.config import ModelSection, TaskSection
 from onecurve.errors import ConfigError
-from onecurve.export.task_file import NAME, TaskFile, is_model_folder
 from onecurve.machine.distributed import computes_natively
 from onecurve.model.adapted import load_adapted
 from onecurve.model.reading import Reading, load_config
 from onecurve.model.remote_code import check_trusted, told_by_flag
+from onecurve.model.task_file import NAME, TaskFile, is_model_folder
 from onecurve.tasks import find_task, load_task, task_names
 from onecurve.tasks.base import Survey, Task
 

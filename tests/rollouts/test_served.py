@@ -1,0 +1,248 @@
+"""Completions that a server draws: with the adapter of the moment, scored by the model itself; a failure costs none."""
+
+import json
+from http.client import IncompleteRead
+from io import BytesIO
+from urllib.error import HTTPError
+
+import pytest
+import torch
+
+from onecurve.errors import ConfigError
+from onecurve.machine.vllm import ServerError, VllmServer
+from onecurve.preflight import preflight, read
+from tests.launching import write_recipe
+from tests.tiny_models import build_tiny_llama
+from tests.vllm_server import serving
+
+REWARDS = "def length(completions):\n    return [-abs(len(text) - 9) / 10 for text in completions]\n"
+STEPS, LORA = 4, {"method": "lora", "target_modules": "all-linear", "r": 4}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return build_tiny_llama(tmp_path_factory.mktemp("served") / "llama", initializer_range=0.1)
+
+
+@pytest.fixture
+def server(model):
+    with serving(model) as found:
+        yield found
+
+
+@pytest.fixture
+def recipe(tmp_path, model, server):
+    rows = [{"prompt": f"question {number}"} for number in range(6)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mine.py").write_text(REWARDS)
+    return write_recipe(
+        tmp_path / "recipe.yaml",
+        output_dir=str(tmp_path / "unused"),
+        seed=3,
+        task={
+            "name": "grpo",
+            "rewards": ["mine.py:length"],
+            "completions": 4,
+            "max_completion_length": 6,
+            "server": server.url,
+        },
+        model={"path": str(model)},
+        peft=LORA,
+        data={
+            "train": str(tmp_path / "train.jsonl"),
+            "eval": str(tmp_path / "train.jsonl"),
+            "cache_dir": str(tmp_path),
+        },
+        optim={"lr": 5e-2},
+        train={"max_steps": STEPS, "global_batch_size": 8, "micro_batch_size": 4},
+        eval={"every": 2},
+        checkpoint={"every": None},
+    )
+
+
+def records(run, step):
+    lines = (run.output_dir / f"rollouts/step-{step:08d}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines[1:]]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("how", ["python", "ddp", "zero3"])
+def test_the_adapter_of_the_moment_draws_and_the_model_itself_says_how_likely(
+    how, recipe, server, model, forks, tmp_path
+):
+    kept = {}
+    load = server.load
+
+    def loading(name, folder):
+        load(name, folder)
+        kept[name] = server.adapters[name]
+
+    server.load = loading
+    words = ["--task.temperature", "0.8"]
+    run = forks.start(recipe, tmp_path / "run", how, *words, variables={"VLLM_API_KEY": "secret"}).wait()
+    assert run.exit_code == 0, run.stderr
+    assert len(run.events("train")) == STEPS and len({step["grad_norm"] for step in run.events("train")}) == STEPS
+    assert not server.adapters and not (run.output_dir / "served").exists(), "what was lent is given back"
+    assert len(server.loaded) == STEPS + STEPS // 2, "of each generation and evaluation"
+    assert {one["authorization"] for one in server.asked} == {"Bearer secret"}
+    drawn = [one for one in server.asked if one["temperature"] == 0.8]
+    assert len(drawn) == STEPS * 8 and len({one["seed"] for one in drawn}) == len(drawn)
+    assert sum(one["temperature"] == 0 for one in server.asked) == 6 * STEPS // 2
+    prompts = {tuple(one["prompt"]) for one in drawn}
+    adapters = [kept[name] for name in server.loaded if any(one["model"] == name for one in drawn)]
+    assert len(adapters) == STEPS and len(prompts) == 6
+    for number, adapter in enumerate(adapters, 1):
+        own = [one for one in drawn if one["model"] == server.loaded[[*kept.values()].index(adapter)]]
+        for line in records(run, number):
+            matching = [one["prompt"] for one in own if server.drawn(adapter, one)["token_ids"] == line["ids"]]
+            assert matching, "not what the adapter of this step draws"
+            ids = torch.tensor([[*matching[0], *line["ids"]]])
+            with torch.no_grad():
+                logps = (adapter(input_ids=ids).logits[0] / 0.8).log_softmax(-1)
+            size = len(line["ids"])
+            told = logps[-size - 1 : -1].gather(1, ids[0, -size:, None])[:, 0].tolist()
+            assert line["logps"] == pytest.approx(told, abs=2e-5)
+            assert line["entropy"] == pytest.approx(-sum(told) / size, abs=2e-5)
+            assert line["ended"] == (line["ids"][-1] in own[0]["stop_token_ids"])
+    replayed = ["--task.replay", str(run.output_dir), "--task.server", "null", "--task.temperature", "0.8"]
+    again = forks.train(recipe, tmp_path / "again", "python", *replayed)
+    for ours, theirs in zip(run.events("train"), again.events("train"), strict=True):
+        assert theirs["loss"] == pytest.approx(ours["loss"], rel=2e-6, abs=1e-8)
+        assert theirs["grad_norm"] == pytest.approx(ours["grad_norm"], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("how", ["python", "ddp"])
+def test_a_server_that_fails_costs_no_step(how, recipe, server, forks, tmp_path):
+    for after in (3, 3 + 8 + 8 + 6 + 3):  # amid step 1, and then amid step 3
+        server.refuses_after = after
+        ended = forks.launch(recipe, tmp_path / "run", how)
+        assert ended.exit_code == 2 and "Traceback" not in ended.stderr
+        assert "task.server: " in ended.stderr and "EngineCore encountered an issue" in ended.stderr
+        assert not server.adapters
+    assert (tmp_path / "run" / "checkpoints" / "step-00000002").is_dir()
+    server.refuses_after = None
+    run = forks.train(recipe, tmp_path / "run", how)
+    assert [event["step"] for event in run.events("train")] == [1, 2, 3, 4]
+    assert len({*server.loaded}) == len(server.loaded)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_server_of_another_model_is_found_out(recipe, forks, tmp_path):
+    with serving(build_tiny_llama(tmp_path / "other", initializer_range=0.5)) as other:
+        ended = forks.launch(recipe, tmp_path / "run", "ddp", "--task.server", other.url)
+    assert ended.exit_code == 2 and "it serves another model" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_the_server_is_asked_before_anything_heavy(recipe, server, monkeypatch):
+    assert preflight([str(recipe)]).task.server == server.url
+    monkeypatch.setattr("onecurve.machine.vllm._PAUSE_SECONDS", 0)
+    for address in ("http://127.0.0.1:9", "http://127.0.0.1:80x0"):
+        with pytest.raises(ConfigError, match="cannot be reached") as refused:
+            preflight([str(recipe), "--task.server", address])
+        assert refused.value.where == "task.server"
+    assert read([str(recipe), "--task.server", "http://127.0.0.1:9"]).task.server, "staged where no server is"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--task.server", "node7:8000"], "must begin with http"),
+        (["--peft", "null"], "there is no adapter"),
+        (["--peft.method", "ia3", "--peft.r", "null"], "peft.method is ia3"),
+        (["--peft.modules_to_save", "[lm_head]"], "peft.modules_to_save is set"),
+        (["--peft.use_dora", "true"], "peft.use_dora is set"),
+        (["--peft.alpha_pattern", "{q_proj: 3}"], "peft.alpha_pattern is set"),
+        (["--peft.init_lora_weights", "pissa"], "takes weights out of the base"),
+        (["--model.add_tokens", "[<x>]"], "rows of the embeddings"),
+    ],
+)
+def test_what_cannot_travel_to_a_server_is_refused(recipe, words, said):
+    with pytest.raises(ConfigError, match=said) as refused:
+        read([str(recipe), *words])
+    assert refused.value.where == "task.server"
+
+
+def test_each_text_is_asked_for_by_itself_with_every_option_named(server, monkeypatch, tmp_path, model):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    get_peft_model(
+        AutoModelForCausalLM.from_pretrained(model), LoraConfig(r=2, target_modules=["q_proj"])
+    ).save_pretrained(tmp_path / "a")
+    one = VllmServer(server.url + "/")
+    one.load_adapter("a", str(tmp_path / "a"))
+    assert one.models() == ["base", "a"]
+    options = {"max_new_tokens": 5, "do_sample": True, "temperature": 1.0, "top_k": None, "top_p": None}
+    beats = []
+    prompts, seeds = [[5, 6], [5, 6], [9, 3, 4]], [1, 2, 2**64 - 1]
+    drawn = one.draw("a", prompts, seeds, [2, *range(100, 160)], options, lambda: beats.append(1))
+    assert len(beats) == 3 and drawn[0] != drawn[1]
+    assert drawn == one.draw("a", prompts, seeds, [2, *range(100, 160)], options, lambda: None)
+    assert all(len(text.ids) == 5 or text.ended for text in drawn)
+    asked = server.asked[0]
+    assert (asked["top_k"], asked["top_p"], asked["min_p"], asked["repetition_penalty"]) == (-1, 1.0, 0.0, 1.0)
+    greedy = one.draw("a", prompts[:1], [3], [2], {**options, "do_sample": False, "top_k": 5}, lambda: None)
+    assert server.asked[-1]["temperature"] == 0 and server.asked[-1]["top_k"] == -1 and len(greedy[0].ids) == 5
+    one.unload_adapter("a")
+    assert one.models() == ["base"]
+
+
+ASKED = {"stop_token_ids": [2, 7], "max_tokens": 3}
+
+
+@pytest.mark.parametrize(
+    ("choice", "drawn"),
+    [
+        ({"token_ids": [5, 7], "finish_reason": "stop"}, ([5, 7], True, [])),
+        ({"token_ids": [5, 6, 8], "finish_reason": "length"}, ([5, 6, 8], False, [])),
+        ({"token_ids": [2], "finish_reason": "stop", "logprobs": {"token_logprobs": [-1.5]}}, ([2], True, [-1.5])),
+        ({"text": "x", "finish_reason": "stop"}, "no token_ids"),
+        ({"token_ids": [5, 6], "finish_reason": "stop"}, "neither with an end token"),
+        ({"token_ids": [], "finish_reason": "stop"}, "a text of 0 tokens"),
+        ({"token_ids": [5, 6], "finish_reason": "length"}, "--max-model-len"),
+        ({"token_ids": [5, 6, 8], "finish_reason": "abort"}, "ended with abort"),
+    ],
+)
+def test_a_text_is_whole_or_refused(choice, drawn, monkeypatch):
+    server = VllmServer("http://nowhere")
+    monkeypatch.setattr(VllmServer, "_ask", lambda *_, **__: {"choices": [choice]})
+    if isinstance(drawn, tuple):
+        assert server._complete(ASKED) == drawn
+    else:
+        with pytest.raises(ServerError, match=drawn):
+            server._complete(ASKED)
+
+
+def test_what_is_busy_is_asked_again_and_what_is_slow_or_refuses_is_not(monkeypatch):
+    answers, asked = [], []
+
+    def opened(request, timeout):
+        asked.append(request.full_url)
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def refusal(code, told):
+        return HTTPError("u", code, "m", None, BytesIO(told))
+
+    monkeypatch.setattr("onecurve.machine.vllm.urllib.request.urlopen", opened)
+    monkeypatch.setattr("onecurve.machine.vllm._PAUSE_SECONDS", 0)
+    server = VllmServer("http://nowhere", patience=5)
+    answers[:] = [refusal(503, b"busy"), IncompleteRead(b""), BytesIO(b'{"data": [{"id": "m"}]}')]
+    assert server.models() == ["m"] and len(asked) == 3
+    for first, said, tries in (
+        (TimeoutError(), "within 5 seconds", 1),
+        (refusal(400, b"no such rank"), "answers v1/load_lora_adapter with 400: no such rank", 1),
+        (refusal(400, b"has already been loaded"), "already been loaded", 1),
+    ):
+        answers[:], asked[:] = [first], []
+        with pytest.raises(ServerError, match=said):
+            server.load_adapter("a", "/a")
+        assert len(asked) == tries
+    answers[:] = [ConnectionResetError(), refusal(400, b"The lora adapter 'a' has already been loaded")]
+    server.load_adapter("a", "/a")  # whose answer was lost

@@ -43,15 +43,20 @@ class _CrossEntropySum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        # Made where it is to lie; of half precision it is float32 first
+        in_place = gradient is not None and gradient.dtype == torch.float32
         rows = max(1, _CHUNK_ELEMENTS.get(logits.device.type, 1 << 27) // logits.shape[1])
         total = torch.zeros((), device=logits.device)
         for start in range(0, len(logits), rows):
             here = slice(start, start + rows)
             wanted = targets[here, None]
-            scores = torch.log_softmax(logits[here], 1, dtype=torch.float32)
+            place = gradient[here] if gradient is not None and in_place else None
+            scores = torch.log_softmax(logits[here], 1, dtype=torch.float32, out=place)
             total += _chunk_sum(scores, wanted, smoothing)
             if gradient is not None:
-                gradient[here] = _chunk_gradient(scores, wanted, smoothing)
+                made = _chunk_gradient(scores, wanted, smoothing)
+                if not in_place:
+                    gradient[here] = made
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return total

@@ -42,22 +42,20 @@ class Staging:
         """
         self.folder, self.source, self.shards = folder, source, shards
         self.failure = ""
-        """Why no more is copied; empty while all is well."""
+        """Why something could not be copied the last time; empty while all is well."""
         self._asked: list[list[int]] = []
         """What was asked for ahead, the last two times."""
 
     def opened(self, number: int) -> Examples:
         """Return the examples of a shard: of its copy, where that is whole."""
-        shard = self.shards[number]
-        origin = Examples(self.source / shard.name)
-        if not shard.files:
-            return origin
-        copy = Examples(self._place(number))
+        shard, place = self.shards[number], self._place(number)
         # It may be removed meanwhile; once it is mapped it stays readable
-        with suppress(OSError, pa.ArrowInvalid):
-            if copy.num_bytes == origin.num_bytes and len(copy) == shard.examples:
-                return copy
-        return origin
+        with suppress(OSError, pa.ArrowInvalid, IndexError):
+            if shard.files and all((place / name).stat().st_size == size for name, (size, _) in shard.files.items()):
+                copy = Examples(place)
+                if len(copy) == shard.examples:
+                    return copy
+        return Examples(self.source / shard.name)
 
     def ahead(self, numbers: Sequence[int]) -> None:
         """Begin to copy these shards in a thread, and remove those that were neither asked for now nor just before.
@@ -66,7 +64,7 @@ class Staging:
             numbers: In the order of their use.
         """
         asked = [int(number) for number in numbers]
-        if self._asked[-1:] == [asked] or self.failure or os.environ.get("LOCAL_RANK", "0") != "0":
+        if self._asked[-1:] == [asked] or os.environ.get("LOCAL_RANK", "0") != "0":
             return
         self._asked = [*self._asked[-1:], asked]
         Thread(target=self._follow, args=(asked,), name="staging", daemon=True).start()
@@ -80,6 +78,7 @@ class Staging:
                         return
                     self._remove_past()
                     self._copy(number)
+            self.failure = ""
         except (OSError, NotImplementedError) as error:
             self._fail(getattr(error, "strerror", None) or str(error))
 
@@ -111,12 +110,10 @@ class Staging:
             shutil.rmtree(unfinished, ignore_errors=True)
 
     def _fail(self, why: str) -> None:
-        """Say once that no more is copied; training goes on, and reads the shards where they lie."""
-        if not self.failure:
+        """Say once that something is not copied; training goes on, and reads it where it lies."""
+        if self.failure != why:
             self.failure = why
-            told = (
-                f"no more shards are copied to '{self.folder}' ({why}); they are read where they lie, which may be slow"
-            )
+            told = f"shards are not copied to '{self.folder}' ({why}); they are read where they lie, which may be slow"
             print(spoken(f"{WHERE}: {told}."), file=sys.stderr, flush=True)  # noqa: T201
 
     def _place(self, number: int) -> Path:

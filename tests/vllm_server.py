@@ -31,7 +31,7 @@ class Served:
 
         from peft import PeftModel
 
-        assert name not in self.loaded, "vLLM refuses a name that it has, and keeps what it computed by the name"
+        assert name not in self.loaded, "vLLM keeps what it computed by the name"
         self.adapters[name] = PeftModel.from_pretrained(deepcopy(self.base), folder).eval()
         self.loaded.append(name)
 
@@ -43,6 +43,8 @@ class Served:
         """Return what an adapter answers to a request: the same each time."""
         ids = list(body["prompt"])
         generator = torch.Generator().manual_seed(body["seed"])
+        # The model's own end token, unless it is told otherwise
+        ends = {*body["stop_token_ids"], *([] if body.get("ignore_eos") else [model.config.eos_token_id])}
         new: list[int] = []
         told: list[float] = []
         while len(new) < body["max_tokens"]:
@@ -55,11 +57,16 @@ class Served:
                 shares = (logits / body["temperature"]).softmax(-1)
                 new.append(int(torch.multinomial(shares, 1, generator=generator)))
             told.append(float(raw[new[-1]]))
-            if new[-1] in body["stop_token_ids"]:
+            if new[-1] in ends:
                 break
-        ended = new[-1] in body["stop_token_ids"]
+        ended = new[-1] in ends
         reason = "stop" if ended else "length"
-        return {"token_ids": new, "finish_reason": reason, "logprobs": {"token_logprobs": told}}
+        answer: dict[str, Any] = {"finish_reason": reason}
+        if body.get("return_token_ids"):
+            answer["token_ids"] = new
+        if body.get("logprobs") is not None:
+            answer["logprobs"] = {"token_logprobs": told}
+        return answer
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -71,16 +78,26 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.served.lock:
-            if self.path == "/v1/load_lora_adapter":
-                self.served.load(body["lora_name"], body["lora_path"])
-                return self._send(200, b"Success: LoRA adapter added successfully.")
-            if self.path == "/v1/unload_lora_adapter":
-                del self.served.adapters[body["lora_name"]]
-                return self._send(200, b"Success: LoRA adapter removed successfully.")
-            if self.served.refuses_after is not None and len(self.served.asked) >= self.served.refuses_after:
-                return self._json(500, {"error": {"message": "EngineCore encountered an issue"}})
-            self.served.asked.append(body | {"authorization": self.headers["Authorization"]})
-            return self._json(200, {"choices": [self.served.complete(body)]})
+            status, told = self._answer(self.path, body)
+        self._send(status, told if isinstance(told, bytes) else json.dumps(told).encode())
+
+    def _answer(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        served, name = self.served, body.get("lora_name", body.get("model"))
+        has_it = name in served.adapters
+        if path == "/v1/load_lora_adapter":
+            if has_it:
+                return 400, {"message": f"The lora adapter '{name}' has already been loaded."}
+            served.load(name, body["lora_path"])
+            return 200, b"Success: LoRA adapter added successfully."
+        if not has_it:
+            return 404, {"message": f"The lora adapter '{name}' cannot be found."}
+        if path == "/v1/unload_lora_adapter":
+            del served.adapters[name]
+            return 200, b"Success: LoRA adapter removed successfully."
+        if served.refuses_after is not None and len(served.asked) >= served.refuses_after:
+            return 500, {"error": {"message": "EngineCore encountered an issue"}}
+        served.asked.append(body | {"authorization": self.headers["Authorization"]})
+        return 200, {"choices": [served.complete(body)]}
 
     def _json(self, status: int, value: Any) -> None:
         self._send(status, json.dumps(value).encode())

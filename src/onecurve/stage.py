@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onecurve.adapters import check_adapter, continued_by
+from onecurve.adapters.folder import Continued, is_adapter
 from onecurve.data import Data, load_data
 from onecurve.data.cache import cache_root
 from onecurve.machine.hub import fetched, reachable
@@ -32,9 +33,11 @@ def stage(checked: Checked) -> Iterator[str]:
     other = checked.task.reference_model if isinstance(checked.task, Annotates) else None
     if other:
         yield _fetch("reference", other.path, other.revision, weights=True)
-    judges = checked.task.reward_models if isinstance(checked.task, RollsOut) else {}
-    for judge in judges.values():
+    for judge in checked.task.reward_models.values() if isinstance(checked.task, RollsOut) else ():
         yield _fetch("reward model", judge.path, judge.revision, weights=True)
+        if is_adapter(judge.path):
+            below = Continued.read(judge.path)
+            yield _fetch("reward model's base", below.base, below.revision, weights=True)
     reading = Reading.of(recipe, checked.task)
     settings = recipe.data.model_copy(update={"stage_to": None})  # a folder of the machine that trains
     data = load_data(settings, checked.task, reading, recipe.seed)

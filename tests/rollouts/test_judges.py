@@ -48,7 +48,7 @@ def saved(tiny: Path, folder: Path, template: bool, labels: int = 1, **told: Any
     with torch.no_grad():
         for weight in model.parameters():  # upstream starts at 0.02, where every text is scored alike
             weight.mul_(3)
-    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.pad_token_id = None if template else 7  # as hubs have them: none, or another than the tokenizer's
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

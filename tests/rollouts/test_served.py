@@ -1,9 +1,11 @@
 """Completions that a server draws: with the adapter of the moment, scored by the model itself; a failure costs none."""
 
 import json
-from http.client import IncompleteRead
+from http.client import IncompleteRead, InvalidURL
 from io import BytesIO
-from urllib.error import HTTPError
+from time import sleep
+from types import SimpleNamespace
+from urllib.error import HTTPError, URLError
 
 import pytest
 import torch
@@ -139,7 +141,7 @@ def test_a_server_of_another_model_is_found_out(recipe, forks, tmp_path):
 
 def test_the_server_is_asked_before_anything_heavy(recipe, server, monkeypatch):
     assert preflight([str(recipe)]).task.server == server.url
-    monkeypatch.setattr("onecurve.machine.vllm._PAUSE_SECONDS", 0)
+    monkeypatch.setattr("onecurve.machine.vllm._PAUSE_SECONDS", 60)
     for address in ("http://127.0.0.1:9", "http://127.0.0.1:80x0"):
         with pytest.raises(ConfigError, match="cannot be reached") as refused:
             preflight([str(recipe), "--task.server", address])
@@ -151,6 +153,8 @@ def test_the_server_is_asked_before_anything_heavy(recipe, server, monkeypatch):
     ("words", "said"),
     [
         (["--task.server", "node7:8000"], "must begin with http"),
+        (["--task.server", "http://node7:8000/v1/"], "without /v1"),
+        (["--peft.layer_replication", "[[0, 1]]"], "peft.layer_replication is set"),
         (["--peft", "null"], "there is no adapter"),
         (["--peft.method", "ia3", "--peft.r", "null"], "peft.method is ia3"),
         (["--peft.modules_to_save", "[lm_head]"], "peft.modules_to_save is set"),
@@ -177,34 +181,38 @@ def test_each_text_is_asked_for_by_itself_with_every_option_named(server, monkey
     one.load_adapter("a", str(tmp_path / "a"))
     assert one.models() == ["base", "a"]
     options = {"max_new_tokens": 5, "do_sample": True, "temperature": 1.0, "top_k": None, "top_p": None}
-    beats = []
     prompts, seeds = [[5, 6], [5, 6], [9, 3, 4]], [1, 2, 2**64 - 1]
-    drawn = one.draw("a", prompts, seeds, [2, *range(100, 160)], options, lambda: beats.append(1))
-    assert len(beats) == 3 and drawn[0] != drawn[1]
-    assert drawn == one.draw("a", prompts, seeds, [2, *range(100, 160)], options, lambda: None)
+    drawn = one.draw("a", prompts, seeds, [2, *range(100, 160)], options)
+    assert drawn[0] != drawn[1]
+    assert drawn == one.draw("a", prompts, seeds, [2, *range(100, 160)], options)
     assert all(len(text.ids) == 5 or text.ended for text in drawn)
     asked = server.asked[0]
     assert (asked["top_k"], asked["top_p"], asked["min_p"], asked["repetition_penalty"]) == (-1, 1.0, 0.0, 1.0)
-    greedy = one.draw("a", prompts[:1], [3], [2], {**options, "do_sample": False, "top_k": 5}, lambda: None)
+    greedy = one.draw("a", prompts[:1], [3], [2], {**options, "do_sample": False, "top_k": 5})
     assert server.asked[-1]["temperature"] == 0 and server.asked[-1]["top_k"] == -1 and len(greedy[0].ids) == 5
     one.unload_adapter("a")
     assert one.models() == ["base"]
 
 
 ASKED = {"stop_token_ids": [2, 7], "max_tokens": 3}
+TOLD = {"logprobs": {"token_logprobs": [-1.5, -2.5]}}
 
 
 @pytest.mark.parametrize(
     ("choice", "drawn"),
     [
-        ({"token_ids": [5, 7], "finish_reason": "stop"}, ([5, 7], True, [])),
-        ({"token_ids": [5, 6, 8], "finish_reason": "length"}, ([5, 6, 8], False, [])),
-        ({"token_ids": [2], "finish_reason": "stop", "logprobs": {"token_logprobs": [-1.5]}}, ([2], True, [-1.5])),
+        ({"token_ids": [5, 7], "finish_reason": "stop", **TOLD}, ([5, 7], True, [-1.5, -2.5])),
+        (
+            {"token_ids": [5, 6, 8], "finish_reason": "length", "logprobs": {"token_logprobs": [-1, -2, -3]}},
+            ([5, 6, 8], False, [-1, -2, -3]),
+        ),
         ({"text": "x", "finish_reason": "stop"}, "no token_ids"),
-        ({"token_ids": [5, 6], "finish_reason": "stop"}, "neither with an end token"),
+        ({"token_ids": [5, 6], "finish_reason": "stop", **TOLD}, "neither with an end token"),
         ({"token_ids": [], "finish_reason": "stop"}, "a text of 0 tokens"),
-        ({"token_ids": [5, 6], "finish_reason": "length"}, "--max-model-len"),
+        ({"token_ids": [5, 6], "finish_reason": "length", **TOLD}, "--max-model-len"),
         ({"token_ids": [5, 6, 8], "finish_reason": "abort"}, "ended with abort"),
+        ({"token_ids": [5, 7], "finish_reason": "stop"}, "how likely each token is"),
+        ({"token_ids": [5, 7], "finish_reason": "stop", "logprobs": {"token_logprobs": [None, -1]}}, "how likely"),
     ],
 )
 def test_a_text_is_whole_or_refused(choice, drawn, monkeypatch):
@@ -230,19 +238,70 @@ def test_what_is_busy_is_asked_again_and_what_is_slow_or_refuses_is_not(monkeypa
     def refusal(code, told):
         return HTTPError("u", code, "m", None, BytesIO(told))
 
-    monkeypatch.setattr("onecurve.machine.vllm.urllib.request.urlopen", opened)
-    monkeypatch.setattr("onecurve.machine.vllm._PAUSE_SECONDS", 0)
+    monkeypatch.setattr("onecurve.machine.vllm._OPENER", SimpleNamespace(open=opened))
+    monkeypatch.setattr("onecurve.machine.vllm._PAUSE_SECONDS", 0.001)
     server = VllmServer("http://nowhere", patience=5)
-    answers[:] = [refusal(503, b"busy"), IncompleteRead(b""), BytesIO(b'{"data": [{"id": "m"}]}')]
+    answers[:] = [refusal(503, b"busy"), IncompleteRead(b""), BytesIO(b'{"data": [{"id": "m"}, 7]}')]
     assert server.models() == ["m"] and len(asked) == 3
-    for first, said, tries in (
-        (TimeoutError(), "within 5 seconds", 1),
-        (refusal(400, b"no such rank"), "answers v1/load_lora_adapter with 400: no such rank", 1),
-        (refusal(400, b"has already been loaded"), "already been loaded", 1),
+    answers[:] = [BytesIO(b'{"data": null}')]
+    assert server.models() == []
+    for first, said in (
+        (TimeoutError(), "within 5 seconds"),
+        (URLError(TimeoutError()), "within 5 seconds"),
+        (refusal(400, b"no such rank"), "answers v1/load_lora_adapter with 400: no such rank"),
+        (refusal(400, b"has already been loaded"), "already been loaded"),
+        (InvalidURL("nonnumeric port: '80x0'"), "nonnumeric port"),
     ):
         answers[:], asked[:] = [first], []
         with pytest.raises(ServerError, match=said):
             server.load_adapter("a", "/a")
-        assert len(asked) == tries
+        assert len(asked) == 1
     answers[:] = [ConnectionResetError(), refusal(400, b"The lora adapter 'a' has already been loaded")]
     server.load_adapter("a", "/a")  # whose answer was lost
+    answers[:] = [refusal(400, b"has already been loaded")]
+    server.load_adapter("a", "/a", again=True)
+    answers[:] = [ConnectionRefusedError("refused")] * 9999
+    with pytest.raises(ServerError, match="cannot be reached: refused"):
+        VllmServer("http://nowhere", patience=0.05).models()
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("how", ["python", "ddp"])
+def test_a_slow_server_is_no_hang_and_one_that_is_started_anew_is_lent_the_adapter_again(
+    how, recipe, server, forks, tmp_path
+):
+    complete, slept = server.complete, []
+
+    def slowly(body):
+        if not slept:  # longer, in all, than train.hang_timeout
+            slept.append(1)
+            sleep(14)
+        if len(server.asked) == 5 and len(server.loaded) == 1:
+            server.adapters.clear()
+            server.loaded.clear()
+        return complete(body)
+
+    server.complete = slowly
+    run = forks.train(recipe, tmp_path / "run", how, "--train.hang_timeout", "30", "--train.max_steps", "1")
+    assert [event["step"] for event in run.events("train")] == [1]
+    assert run.events("train")[0]["sampling/sampling_logp_difference/mean"] < 1e-4
+    assert not server.adapters
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_replay_asks_reward_models_where_it_evaluates(recipe, model, forks, tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    AutoModelForSequenceClassification.from_pretrained(model, num_labels=1).save_pretrained(tmp_path / "judge")
+    AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path / "judge")
+    judged = ["--task.server", "null", "--task.rewards", f"[{tmp_path}/judge, mine.py:length]"]
+    run = forks.train(recipe, tmp_path / "run", "ddp", *judged)
+    again = forks.train(recipe, tmp_path / "again", "python", *judged, "--task.replay", str(run.output_dir))
+    for ours, theirs in zip(run.events("train"), again.events("train"), strict=True):
+        assert theirs["loss"] == pytest.approx(ours["loss"], rel=2e-6, abs=1e-8)
+        assert ours["rewards/judge/mean"] == theirs["rewards/judge/mean"]
+    assert again.events("eval")[-1]["rewards/judge/mean"] == pytest.approx(
+        run.events("eval")[-1]["rewards/judge/mean"], abs=1e-3
+    )

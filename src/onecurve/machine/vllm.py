@@ -6,22 +6,32 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 _AT_ONCE = 256
 """Requests that are under way together; the server batches them."""
-_TRIES, _PAUSE_SECONDS, _SECONDS_TO_SAY_HELLO = 3, 2.0, 10.0
+_PAUSE_SECONDS, _SECONDS_TO_SAY_HELLO = 2.0, 10.0
 _SHOWN = 300
 _BUSY = (502, 503, 504)
 _BROKEN = (OSError, ValueError, http.client.HTTPException)
 """What a connection fails with; an address that is none, too."""
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Without the proxy of the environment: the server is a node beside this one."""
 
 
 class ServerError(Exception):
     """The server cannot be reached, or refuses; the message says what it said."""
+
+
+class _Away(ServerError):
+    """It may be there again in a moment."""
+
+
+class _Refused(ServerError):
+    """It answered, and will not do it."""
 
 
 class Drawn(NamedTuple):
@@ -31,7 +41,7 @@ class Drawn(NamedTuple):
     """The end token included where it came."""
     ended: bool
     logps: list[float]
-    """What the server says of each token's log-probability, before temperature; empty where it does not."""
+    """What the server says of each token's log-probability, before temperature."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,7 @@ class VllmServer:
     address: str
     """Such as http://node7:8000."""
     patience: float = _SECONDS_TO_SAY_HELLO
-    """Seconds that an answer may take."""
+    """Seconds that an answer may take, and a server may be away."""
 
     def models(self) -> list[str]:
         """Return the names of what it serves.
@@ -49,15 +59,21 @@ class VllmServer:
         Raises:
             ServerError: It is not there.
         """
-        return [str(one.get("id")) for one in self._ask("v1/models").get("data", ())]
+        served = self._ask("v1/models").get("data")
+        return [str(one.get("id")) for one in served or () if isinstance(one, dict)]
 
-    def load_adapter(self, name: str, folder: str) -> None:
+    def load_adapter(self, name: str, folder: str, again: bool = False) -> None:
         """Have it serve the adapter in a folder that it can read.
+
+        Args:
+            name: To serve it under.
+            folder: Where it lies.
+            again: Whether it may have it already.
 
         Raises:
             ServerError: It refuses.
         """
-        self._ask("v1/load_lora_adapter", {"lora_name": name, "lora_path": folder}, done="already been loaded")
+        self._ask("v1/load_lora_adapter", {"lora_name": name, "lora_path": folder}, "already been loaded", again)
 
     def unload_adapter(self, name: str) -> None:
         """Have it forget an adapter.
@@ -65,7 +81,7 @@ class VllmServer:
         Raises:
             ServerError: It refuses.
         """
-        self._ask("v1/unload_lora_adapter", {"lora_name": name}, done="cannot be found")
+        self._ask("v1/unload_lora_adapter", {"lora_name": name}, "cannot be found")
 
     def draw(
         self,
@@ -74,7 +90,6 @@ class VllmServer:
         seeds: Sequence[int],
         ends: Sequence[int],
         options: Mapping[str, Any],
-        meanwhile: Callable[[], None],
     ) -> list[Drawn]:
         """Return what a model writes after each prompt.
 
@@ -84,7 +99,6 @@ class VllmServer:
             seeds: Of each.
             ends: Tokens that end a text.
             options: By transformers' names: `max_new_tokens`, `do_sample`, `temperature`, `top_k`, `top_p`.
-            meanwhile: Called whenever an answer has come.
 
         Raises:
             ServerError: It does not answer, or not as asked.
@@ -99,7 +113,6 @@ class VllmServer:
             ]
             for future in as_completed(futures):
                 future.result()
-                meanwhile()
         finally:  # where one has failed, none of the others is waited for
             threads.shutdown(wait=False, cancel_futures=True)
         return [future.result() for future in futures]
@@ -118,40 +131,56 @@ class VllmServer:
                 f"{body['max_tokens']} that were asked for. Is its --max-model-len too small?"
             )
         logps = (choice.get("logprobs") or {}).get("token_logprobs") or []
-        return Drawn(ids, ended, logps if len(logps) == len(ids) and None not in logps else [])
+        if len(logps) != len(ids) or None in logps:
+            raise ServerError("its answers do not say how likely each token is (logprobs)")
+        return Drawn(ids, ended, logps)
 
-    def _ask(self, path: str, body: dict[str, Any] | None = None, done: str = "") -> dict[str, Any]:
+    def _ask(
+        self, path: str, body: dict[str, Any] | None = None, done: str = "", tried: bool = False
+    ) -> dict[str, Any]:
         """Return what it says to a request; tried again where it cannot be reached or is busy, not where it is slow.
 
         Args:
             path: Of the address.
             body: What is sent; None: something is only got.
-            done: What a refusal says of a request whose answer was lost the first time.
+            done: What a refusal says of a request that was answered before.
+            tried: Whether this one may have been.
         """
+        until = time.monotonic() + self.patience
+        while True:
+            try:
+                return self._asked(path, body)
+            except _Refused as error:
+                if tried and done and done in str(error):
+                    return {}
+                raise
+            except _Away:
+                if time.monotonic() + _PAUSE_SECONDS > until:
+                    raise
+            tried = True
+            time.sleep(_PAUSE_SECONDS)
+
+    def _asked(self, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get("VLLM_API_KEY"):
             headers["Authorization"] = f"Bearer {key}"
         data = None if body is None else json.dumps(body).encode()
-        why = ""
-        for number in range(_TRIES):
-            try:
-                request = urllib.request.Request(f"{self.address.rstrip('/')}/{path}", data, headers)
-                with urllib.request.urlopen(request, timeout=self.patience) as answer:
-                    return _read(answer.read())
-            except TimeoutError:
+        try:
+            request = urllib.request.Request(f"{self.address.rstrip('/')}/{path}", data, headers)
+            with _OPENER.open(request, timeout=self.patience) as answer:
+                return _read(answer.read())
+        except urllib.error.HTTPError as error:
+            raise (_Away if error.code in _BUSY else _Refused)(
+                f"it answers {path} with {error.code}: {_told(error)}"
+            ) from None
+        except _BROKEN as error:
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, TimeoutError):
                 raise ServerError(f"it did not answer {path} within {self.patience:g} seconds") from None
-            except urllib.error.HTTPError as error:
-                told = _told(error)
-                if number and done and done in told:
-                    return {}
-                why = f"it answers {path} with {error.code}: {told}"
-                if error.code not in _BUSY:
-                    break
-            except _BROKEN as error:
-                reason = getattr(error, "reason", error)
-                why = f"it cannot be reached: {reason or type(error).__name__}"
-            time.sleep(_PAUSE_SECONDS * (number < _TRIES - 1))
-        raise ServerError(why)
+            is_none = isinstance(error, (ValueError, http.client.InvalidURL))  # no address at all
+            raise (ServerError if is_none else _Away)(
+                f"it cannot be reached: {reason or type(error).__name__}"
+            ) from None
 
 
 def _options(model: str, ends: Sequence[int], options: Mapping[str, Any]) -> dict[str, Any]:

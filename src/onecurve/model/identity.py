@@ -22,12 +22,16 @@ def weights_identity(section: ModelSection) -> str:
     """
     if section.init == "random":
         return ""
-    digest = blake2b(digest_size=16)
+    of_base = ""
     if is_adapter(section.path):  # of the base too, which need not be linked to
         continued = Continued.read(section.path)
-        base = section.model_copy(update={"path": continued.base, "revision": continued.revision})
-        digest.update(weights_identity(base).encode())
-    for path in sorted(path for path in _folder(section).iterdir() if path.suffix in _SUFFIXES):
+        of_base = weights_identity(section.model_copy(update={"path": continued.base, "revision": continued.revision}))
+    return _digest(_folder(section), of_base)
+
+
+def _digest(folder: Path, before: str) -> str:
+    digest = blake2b(before.encode(), digest_size=16)
+    for path in sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES):
         size = path.stat().st_size
         digest.update(f"{path.name}\x1f{size}\x1e".encode())
         with open(path, "rb") as file:
@@ -39,6 +43,10 @@ def weights_identity(section: ModelSection) -> str:
 
 def other_identity(other: OtherModel) -> str:
     """Return what tells another model's weights from others; of a hub's, which may not be here yet, their commit."""
+    if is_adapter(other.path):
+        continued = Continued.read(other.path)
+        base = other_identity(OtherModel(continued.base, continued.revision, other.key))
+        return f"{_digest(Path(other.path).expanduser(), '')} on {base}"
     if Path(other.path).expanduser().is_dir():
         return weights_identity(ModelSection(path=other.path))
     from huggingface_hub import snapshot_download

@@ -9,7 +9,7 @@ from onecurve.config import ModelSection, TaskSection
 from onecurve.errors import ConfigError
 from onecurve.machine.distributed import computes_natively
 from onecurve.model.adapted import load_adapted
-from onecurve.model.reading import Reading, load_config
+from onecurve.model.reading import Reading, load_config, set_padding
 from onecurve.model.remote_code import check_trusted, told_by_flag
 from onecurve.model.task_file import NAME, TaskFile, is_model_folder
 from onecurve.tasks import find_task, load_task, task_names
@@ -79,8 +79,11 @@ def load_trained(folder: Path, task_name: str | None = None, trust_remote_code: 
         known = known or _guess(folder, task_name, trust_remote_code)
         task = load_task(TaskSection(name=known.name, **known.settings))
         section = ModelSection(path=str(folder), trust_remote_code=trust_remote_code)
-        processor = Reading(section, None, task.auto_processor).processor
+        reading = Reading(section, None, task.auto_processor)
+        processor = reading.processor
         model = _load_model(folder, task, known.survey, trust_remote_code)
+    if reading.reads_text and reading.tokenizer.pad_token_id is not None:
+        set_padding(model.config, reading.tokenizer, pretrained=True)  # by which a decoder finds a text's end
     model.to(_device()).eval()
     return Trained(task, known.survey, known.columns, processor, model, known.max_length)
 

@@ -14,6 +14,7 @@ from onecurve.data.collation import as_scored
 from onecurve.errors import BadRow, BetweenUpdates, ConfigError
 from onecurve.machine.hub import fetched
 from onecurve.model.architectures import reads_padding
+from onecurve.model.attention_kernels import fastest_attention
 from onecurve.model.loading import whole_parameters
 from onecurve.model.positions import num_positions
 from onecurve.model.text_batches import plan_texts
@@ -92,7 +93,7 @@ class Judges:
         lengths = [trained.task.length(example) for example in examples]
         step = plan_texts(lengths, 0, self.recipe, reads_padding(trained.config))
         found: list[tuple[int, float]] = []
-        with torch.no_grad():
+        with torch.no_grad(), fastest_attention(self.accelerator.device):
             for _, numbers, counts in step.of_rank(self.accelerator.process_index, self.accelerator.num_processes):
                 if not counts:  # only keeps ranks in step where they work on one model together
                     continue

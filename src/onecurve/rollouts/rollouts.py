@@ -1,13 +1,12 @@
 """Completes each step of prompts: the model answers, reward functions score, and each completion is an example."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from onecurve.config import Recipe
 from onecurve.content.completions import Completion, RewardError
@@ -17,22 +16,23 @@ from onecurve.data.micro_batches import Cut
 from onecurve.data.plan import Step
 from onecurve.data.rows import Located
 from onecurve.data.splits import Split
-from onecurve.errors import BetweenUpdates, ConfigError
+from onecurve.errors import ConfigError
 from onecurve.machine.latest import follow
 from onecurve.machine.vllm import Drawn, VllmServer
 from onecurve.ranks.heartbeat import beat
 from onecurve.regularization.base import Objective
 from onecurve.rollouts.drawing import draw
+from onecurve.rollouts.first_rank import of_first, of_first_aside
 from onecurve.rollouts.judges import Judges
 from onecurve.rollouts.records import Records
 from onecurve.rollouts.reference import Referee, token_logps
-from onecurve.rollouts.serving import Serving, check_same_model, completions_of
+from onecurve.rollouts.serving import Serving, completions_of, difference
 from onecurve.run.directory import RunDirectory
 from onecurve.seeds import stream_key
 from onecurve.strategies.base import Strategy
 from onecurve.tasks.base import Example, Processing, RollsOut, Task
 
-T = TypeVar("T")
+_APART = "sampling/sampling_logp_difference/mean"  # TRL's name
 
 
 class Checked(Protocol):
@@ -60,7 +60,7 @@ def loaders_of(
     task, complete = checked.task, None
     if isinstance(task, RollsOut):
         referee = Referee(checked.recipe, strategy) if task.has_reference else None
-        judges = Judges.load({} if task.replay else task.reward_models, checked.recipe, accelerator)
+        judges = Judges.load(task.reward_models, checked.recipe, accelerator)  # in a replay evaluations ask them
         run = checked.directory.path
         patience = checked.recipe.train.hang_timeout.total_seconds() / 2
         serving = Serving(VllmServer(task.server, patience), strategy, run) if task.server else None
@@ -94,6 +94,8 @@ class Rollouts:
     """Draws completions in the model's place, where the task names a server."""
     said: list[Drawn] = field(default_factory=list)
     """What it drew and is not scored yet."""
+    apart: float | None = None
+    """How far it and the model parted over a token that was drawn last, in nats; None where that is not known."""
     latest: tuple[Step, Completed] | None = None
     """What was returned last: a bad step is looked at again."""
 
@@ -113,7 +115,8 @@ class Rollouts:
         numbers, prompts = self._prompts(loader, step)
         examples = self.task.answered(prompts, self.drawn.pop(step.number), training=True)
         completed = self._completed(loader, step, numbers, examples)
-        self.latest = step, completed._replace(facts=self.task.facts(examples))
+        apart = {} if self.apart is None else {_APART: self.apart}
+        self.latest = step, completed._replace(facts=self.task.facts(examples) | apart)
         return self.latest[1]
 
     def _scored(self, loader: Loader, step: Step) -> Completed:
@@ -137,7 +140,7 @@ class Rollouts:
             self._read(loader, [step], Records(Path(replay).expanduser()), "task.replay")
         elif (step.number - 1) % together and (there := self._there(loader, step)):
             # The run goes on amid steps whose completions are there; to which end, another max_steps may have said
-            kept = self._of_first(loader, lambda: [one.number for one in steps if there.has(one.number)])
+            kept = of_first(loader.accelerator, lambda: [one.number for one in steps if there.has(one.number)])
             self._read(loader, [one for one in steps if one.number in kept], there, "train.resume")
         else:
             self._draw(loader, steps)
@@ -163,7 +166,7 @@ class Rollouts:
         if not serving:
             return draw(self.strategy, self.recipe, loader, prompts, keys, training)
         values, unsaid = serving.gathered(), 0.0
-        drawn = self._of_first(loader, lambda: serving.draw(values, loader, prompts, keys, training))
+        drawn = of_first_aside(loader.accelerator, lambda: serving.draw(values, loader, prompts, keys, training))
         self.said += drawn
         return completions_of(drawn, [[unsaid] * len(one.ids) for one in drawn], loader.reading.tokenizer)
 
@@ -183,13 +186,13 @@ class Rollouts:
             if not (self.run / "checkpoints" / f"step-{step.number - 1:08d}").is_dir():
                 roots.reverse()  # it went on from there, and what lies here may be another run's
         found = next((root for root in roots if Records(root).has(step.number)), None)
-        return self._of_first(loader, lambda: None if found is None else Records(found))
+        return of_first(loader.accelerator, lambda: None if found is None else Records(found))
 
     def _read(self, loader: Loader, steps: Sequence[Step], records: Records, where: str) -> None:
         names = self.task.reward_names
         for one in steps:
             prompts = self._prompts(loader, one)[1]
-            drawn = self._of_first(loader, lambda: records.read(one, prompts, names, where))  # noqa: B023
+            drawn = of_first(loader.accelerator, lambda: records.read(one, prompts, names, where))  # noqa: B023
             if self.referee and drawn[0].reference is None:
                 raise ConfigError(
                     f"{str(records.folder)!r} has nothing of a reference: task.beta was 0 there.", where=where
@@ -235,7 +238,7 @@ class Rollouts:
             return rewarded
 
         beat("rewards")
-        return self._of_first(loader, score)
+        return of_first(loader.accelerator, score)
 
     def _likely(self, whole: Completed, drawn: Sequence[Completion]) -> list[Completion]:
         """Return what the server drew with what the model itself says of it: the server's kernels round otherwise."""
@@ -243,23 +246,10 @@ class Rollouts:
         loader, address = whole.loader, self.serving.server.address
         said, self.said = self.said[: len(drawn)], self.said[len(drawn) :]
         found = token_logps(self.strategy.model, self.strategy.autocast, loader, whole.step, drawn)
+        self.apart = None
         if self.task.drawing(training=True)["temperature"] == 1:  # else what both say cannot be compared
-            self._of_first(loader, lambda: check_same_model(address, said, found))
+            self.apart = of_first(loader.accelerator, lambda: difference(address, said, found))
         return completions_of(said, found, loader.reading.tokenizer)
-
-    def _of_first(self, loader: Loader, work: Callable[[], T]) -> T:
-        """Do something on rank 0 alone; every rank gets what came of it, an error of the user's included."""
-        told: list[Any] = [None, None]
-        if loader.accelerator.is_main_process:
-            try:
-                told[0] = work()
-            except ConfigError as error:
-                told[1] = error.what, error.where, error.fix
-        value, failure = broadcast_object_list(told) if loader.accelerator.num_processes > 1 else told
-        if failure:
-            raise BetweenUpdates(failure[0], where=failure[1], fix=failure[2])
-        done: T = value
-        return done
 
     def _completed(self, loader: Loader, step: Step, numbers: np.ndarray, examples: Sequence[Example]) -> Completed:
         """Return a step whose examples are completions, cut into micro-batches by the lengths that they have."""

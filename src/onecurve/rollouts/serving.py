@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from secrets import token_hex
 
@@ -14,7 +14,6 @@ from onecurve.content.completions import Completion
 from onecurve.data.loader import Loader
 from onecurve.errors import ConfigError
 from onecurve.machine.vllm import Drawn, ServerError, VllmServer
-from onecurve.ranks.heartbeat import beat
 from onecurve.rollouts.drawing import end_tokens
 from onecurve.strategies.base import Strategy
 from onecurve.tasks.base import Example, RollsOut
@@ -22,6 +21,7 @@ from onecurve.tasks.base import Example, RollsOut
 _WHERE, _FOLDER = "task.server", "served"
 _FAR = 0.5
 """Nats by which two programs may part over a token, on average: bfloat16 parts them by hundredths."""
+_SECONDS_TO_FORGET = 10.0
 
 
 @dataclass
@@ -68,10 +68,16 @@ class Serving:
         folder = (self.run / _FOLDER / name).absolute()
         try:
             model.save_pretrained(folder, state_dict=dict(values), save_embedding_layers=False)  # type: ignore[operator]
-            self.server.load_adapter(name, str(folder))
-            return self.server.draw(name, ids, keys, ends, options, lambda: beat("generation"))
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ConfigError(f"the adapter cannot be written to '{folder}': {error}.", where=_WHERE) from None
+        try:
+            for last in (False, True):
+                try:
+                    self.server.load_adapter(name, str(folder), again=last)
+                    return self.server.draw(name, ids, keys, ends, options)
+                except ServerError:
+                    if last:
+                        raise  # else once more: a server that was started anew has no adapters
         except ServerError as error:
             raise ConfigError(
                 f"{self.server.address}: {error}.",
@@ -81,8 +87,9 @@ class Serving:
             ) from None
         finally:
             with suppress(ServerError):
-                self.server.unload_adapter(name)
+                replace(self.server, patience=_SECONDS_TO_FORGET).unload_adapter(name)
             shutil.rmtree(folder.parent, ignore_errors=True)
+        raise AssertionError("unreachable")
 
 
 def completions_of(drawn: Sequence[Drawn], logps: Sequence[list[float]], tokenizer: object) -> list[Completion]:
@@ -105,8 +112,8 @@ def _text(one: Drawn, tokenizer: object) -> str:
     return told
 
 
-def check_same_model(address: str, drawn: Sequence[Drawn], logps: Sequence[list[float]]) -> None:
-    """Check that a server has the model that is trained: both find its tokens about as likely.
+def difference(address: str, drawn: Sequence[Drawn], logps: Sequence[list[float]]) -> float:
+    """Return how far a server and the model that is trained part over a token, in nats on average.
 
     Args:
         address: Of the server.
@@ -114,12 +121,10 @@ def check_same_model(address: str, drawn: Sequence[Drawn], logps: Sequence[list[
         logps: Of each, what the model says at temperature 1.
 
     Raises:
-        ConfigError: They are far apart.
+        ConfigError: They are so far apart that the server has another model.
     """
-    pairs = [
-        pair for one, ours in zip(drawn, logps, strict=True) for pair in zip(one.logps, ours, strict=bool(one.logps))
-    ]
-    apart = sum(abs(theirs - ours) for theirs, ours in pairs) / max(len(pairs), 1)
+    pairs = [pair for one, ours in zip(drawn, logps, strict=True) for pair in zip(one.logps, ours, strict=True)]
+    apart = sum(abs(theirs - ours) for theirs, ours in pairs) / len(pairs)
     if not apart <= _FAR:
         raise ConfigError(
             f"{address} finds its tokens otherwise likely than the model that is trained, by {apart:.2f} nats a token "
@@ -127,3 +132,4 @@ def check_same_model(address: str, drawn: Sequence[Drawn], logps: Sequence[list[
             where=_WHERE,
             fix="Serve model.path.",
         )
+    return apart

@@ -1,5 +1,6 @@
 """The reward models that a recipe names among its rewards: told from functions, and checked before weights load."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,18 @@ class RewardModel:
         path = Path(self.source)
         return path.parent.name if path.name == "model" and path.parent.name else path.name
 
+    @property
+    def base(self) -> OtherModel | None:
+        """The model below it, where it is an adapter."""
+        path = Path(self.other.path).expanduser() / "adapter_config.json"
+        if not path.is_file():
+            return None
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+            return OtherModel(str(told["base_model_name_or_path"]), told.get("revision"), WHERE)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise ConfigError(f"'{path}' cannot be read, or names no base.", where=WHERE) from None
+
     def check(self) -> None:
         """Check what can be known before its weights load.
 
@@ -49,8 +62,9 @@ class RewardModel:
             raise ConfigError(
                 f"{self.source!r} is neither a function nor a model.", where=WHERE, fix=f"Write {_FORMS}."
             )
-        if (Path(self.other.path).expanduser() / "adapter_config.json").is_file():
-            return  # how many outputs its head has, its weights tell
+        if base := self.base:  # how many outputs the adapter's own head has, its weights tell
+            read_part(AutoConfig, base, "config.json")
+            return
         check_folder(self.other)
         config = read_part(AutoConfig, self.other, "config.json")
         check_outputs(self.source, config.num_labels)

@@ -22,11 +22,14 @@ def recorded(folder: Path) -> dict[int, Path]:
     return {int(number): path for path, number in numbered if number.isdecimal()}
 
 
-_NOT_SERVED = (
-    *("modules_to_save", "bias", "use_dora", "rank_pattern", "alpha_pattern", "trainable_token_indices"),
-    *("target_parameters", "alora_invocation_tokens", "lora_bias"),
+_SERVED = (
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("use_rslora", "init_lora_weights", "fan_in_fan_out"),
 )
-"""Settings of LoRA that vLLM refuses, or leaves out of what it computes."""
+"""Settings of LoRA that leave it a plain one, which vLLM computes."""
+
+
+_OFF: tuple[Any, ...] = (None, False, {}, [], "none")
 
 
 def _listed(value: Any) -> Any:
@@ -167,7 +170,7 @@ def _unfit_for_server(recipe: "Recipe") -> str:
         return "there is no adapter"
     if peft.method != "lora":
         return f"peft.method is {peft.method}"
-    if unfit := [name for name in _NOT_SERVED if peft.extras.get(name) not in (None, False, {}, [], "none")]:
+    if unfit := [name for name in peft.extras if name not in _SERVED and peft.extras[name] not in _OFF]:
         return f"peft.{unfit[0]} is set"
     if peft.moves_base:
         return "peft.init_lora_weights takes weights out of the base"
@@ -182,6 +185,8 @@ def _check_server(address: str, recipe: "Recipe") -> None:
     where = "task.server"
     if not address.startswith(("http://", "https://")):
         raise ConfigError(f"must begin with http:// or https://; got {address!r}.", where=where)
+    if address.rstrip("/").endswith("/v1"):
+        raise ConfigError(f"must be the server's address without /v1; got {address!r}.", where=where)
     if what := _unfit_for_server(recipe):
         raise ConfigError(
             f"what is trained is lent to the server as a plain LoRA adapter of the model that it serves, and {what}.",

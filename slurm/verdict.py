@@ -2,6 +2,7 @@
 
 import json
 import signal
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,10 @@ def look(directory: Path) -> Progress:
     except (OSError, ValueError):
         status = {}
     manifests = (directory / "checkpoints").glob("step-*/manifest.json")
-    written = {path.parent.name.removeprefix("step-"): path.stat().st_mtime_ns for path in manifests}
+    written = {}
+    for path in manifests:
+        with suppress(OSError):  # another run's retention may have removed it meanwhile
+            written[path.parent.name.removeprefix("step-")] = path.stat().st_mtime_ns
     if not isinstance(status, dict):
         status = {}
     return Progress(status, {int(step): when for step, when in written.items() if step.isdigit()})

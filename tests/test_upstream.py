@@ -28,6 +28,7 @@ RELIED_ON = [
     ("torch.distributed.ProcessGroup", "_get_sequence_number_for_group", "of two ranks, the one that is behind"),
     ("torch._C._distributed_c10d.Backend.Options", "_timeout", "how long a group waits"),
     ("torch.distributed.Reducer", "_rebuild_buckets", "says whether all gradients of a pass were reduced"),
+    ("torch.distributed.Reducer", "prepare_for_backward", "a pass whose gradients wait for the next one"),
     ("torch.nn.Module", "_buffers", "an adapter's buffers in another dtype"),
     ("torch.nn.Module", "_parameters", "whether a layer leaves out a parameter that it knows"),
     ("torch.nn.Module", "_modules", "takes the shared backbone out of a head's model"),

@@ -189,7 +189,7 @@ class _Pooled:
 
     def share(self, micro_batch: MicroBatch, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the losses of a pass's examples, summed, and what has the loss's gradient: outputs times gradient."""
-        places = torch.from_numpy(self.pool.of(micro_batch.position)).to(outputs.device)
+        places = to_device(torch.from_numpy(self.pool.of(micro_batch.position)), outputs.device)
         within = tuple(slice(size) for size in outputs.shape)  # others may have had more rows an example
         cost = (wide(outputs) * self.gradient[places][within]).sum() * micro_batch.counts
         return self.losses[places].sum(0) * micro_batch.counts, cost

@@ -354,6 +354,25 @@ def test_no_pickle_runs_code(folder, tmp_path, capsys, name):
     assert not witness.exists()
 
 
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/model.safetensors", ".."])
+def test_a_list_of_files_leads_nowhere_else(folder, tmp_path, capsys, name):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"weight": name}}))
+    said = refusal(capsys, source, tmp_path / "new", "--config", folder / "bert")
+    assert "which is no name in its own folder" in said and "model.safetensors.index.json" in said
+
+
+def test_neither_does_the_latest_of_zero(folder, tmp_path, capsys):
+    source = tmp_path / "source"
+    source.mkdir()
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(b"")
+    (source / "latest").write_text("../x")
+    said = refusal(capsys, source, tmp_path / "new", "--config", folder / "bert")
+    assert "which is no name in its own folder" in said
+
+
 def test_a_run_does_not_start_from_a_pickle_that_runs_code(folder, tmp_path):
     witness = tmp_path / "witness"
     shutil.copytree(folder / "bert", tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))

@@ -94,6 +94,22 @@ def test_a_beat_keeps_the_step_and_counts():
     assert last_beat() == (before.beats + 2, "backward", 13)
 
 
+def test_an_unforeseen_error_is_told_once_and_does_not_end_the_watch(tmp_path, monkeypatch, capsys):
+    watch = Watch(tmp_path / "ranks", 0, 1, 60.0, lambda message: None, lambda: False)
+    watch.period, looks = 0.001, []
+
+    def look():
+        looks.append(1)
+        if len(looks) > 5:
+            watch._stopped.set()
+        raise KeyError("unforeseen") if len(looks) < 5 else ValueError("another")
+
+    monkeypatch.setattr(watch, "_look", look)
+    watch._watch()
+    said = capsys.readouterr().err
+    assert len(looks) == 6 and said.count("KeyError: 'unforeseen'") == 1 and said.count("ValueError: another") == 1
+
+
 def test_a_backend_that_does_not_count_its_collectives_does_not_end_the_watch(tmp_path, monkeypatch):
     class Counting:
         def _get_sequence_number_for_group(self):

@@ -12,7 +12,8 @@ from onecurve.losses.chunked_head import chunk_logits
 from onecurve.machine.accelerator import to_device
 from onecurve.model.packing import Packing
 from onecurve.tasks import causal_lm, seq2seq_lm
-from onecurve.tasks.base import IGNORE_INDEX
+from onecurve.tasks.base import IGNORE_INDEX, Pools
+from tests.tasks.contract import all_cases, prepare
 
 LLAMA = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
@@ -89,3 +90,21 @@ def test_of_a_model_with_encoder_and_decoder(late_device):
     waits, loss, _ = gradients(model, task, inputs)
     assert waits == own.names and late_device.waits == 0
     assert loss > 1
+
+
+@pytest.mark.parametrize("name", sorted(all_cases()))
+def test_of_each_task_s_loss(late_device, name, request):
+    case = all_cases()[name]
+    prepared = prepare(case, request.getfixturevalue(case.model))
+    model, task = prepared.model, prepared.task
+    if isinstance(task, Pools):
+        pytest.skip("its loss is computed once a step, of all examples")
+    plain = prepared.batch()
+    sent = {key: to_device(value.clone(), late_device.device) for key, value in plain.items()}
+    outputs = task.forward(model, sent)
+    late_device.waits = 0
+    with Waits() as waits:
+        losses = task.loss_sum(outputs, sent)
+        losses.sum().backward()
+    assert waits.names == [] and late_device.waits == 0
+    assert torch.allclose(losses, task.loss_sum(task.forward(model, plain), plain))

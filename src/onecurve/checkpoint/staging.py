@@ -45,7 +45,7 @@ class Staging:
         self.secured_seconds = 0.0
         """That `secure` took since `take`."""
         self.lock = Lock()
-        """StoredWindow while a piece of a window is read, and while what is read changes."""
+        """Held while a piece of a window is read, and while what is read changes."""
 
     def take(self, pieces: Iterable[TensorWindow], copy: bool = True) -> None:
         """Take live values; until `secure` returns they must not change.

@@ -27,7 +27,7 @@ _START = {
     "seed": 0,
     "model": {"init": "pretrained"},
     "optim": {"lr": 1e-4},
-    "train": {"global_batch_size": 8, "micro_batch_size": 4, "mixed_precision": "no"},
+    "train": {"global_batch_size": 8, "micro_batch_size": 4, "mixed_precision": "auto"},
     "checkpoint": {"every": 0},
 }
 """Where the task's recipe in recipes/ does not say otherwise, or there is none."""

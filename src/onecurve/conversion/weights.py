@@ -72,7 +72,18 @@ def _shards(index: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ConfigError(f"no list of files can be read from it: {error}.", where=str(index)) from None
-    return [index.parent / name for name in names]
+    return [_beside(index, name) for name in names]
+
+
+def _beside(file: Path, name: str) -> Path:
+    """Return what a file names in its own folder; a name that leads elsewhere is not followed.
+
+    Raises:
+        ConfigError: It does.
+    """
+    if not isinstance(name, str) or Path(name).name != name or name == "..":
+        raise ConfigError(f"names {name!r}, which is no name in its own folder.", where=str(file))
+    return file.parent / name
 
 
 def _read_file(file: Path) -> dict[str, Tensor]:
@@ -97,7 +108,7 @@ def _zero_folder(folder: Path) -> Path | None:
     if any(folder.glob(_SHARDS_OF_ZERO)):
         return folder
     latest = folder / "latest"
-    named = folder / latest.read_text(encoding="utf-8").strip() if latest.is_file() else folder
+    named = _beside(latest, latest.read_text(encoding="utf-8").strip()) if latest.is_file() else folder
     return named if any(named.glob(_SHARDS_OF_ZERO)) else None
 
 

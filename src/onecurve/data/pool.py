@@ -50,6 +50,8 @@ class Pool:
         """
         import torch
 
+        from onecurve.machine.accelerator import to_device
+
         first, rows = parts[0], max(self.sizes)
         largest = self._largest([part.shape[1:] for part in parts], first.device)
         own = first.new_zeros((len(parts), rows, *largest))
@@ -58,7 +60,7 @@ class Pool:
         everyone = self.accelerator.gather(own).unflatten(0, (-1, len(parts)))  # [ranks, passes, rows, ...]
         by_position = everyone.transpose(0, 1).flatten(0, 1)
         joined = torch.cat([by_position[at, :size] for at, size in enumerate(self.sizes)])
-        return joined[torch.from_numpy(self.order).to(joined.device)]
+        return joined[to_device(torch.from_numpy(self.order), joined.device)]
 
     def _largest(self, shapes: "Sequence[Sequence[int]]", device: Any) -> list[int]:
         import torch

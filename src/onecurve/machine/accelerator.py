@@ -185,6 +185,17 @@ def remember(tensor: Tensor, host: Tensor) -> Tensor:
     return tensor
 
 
+def select(tensor: Tensor, places: Tensor) -> Tensor:
+    """Return the rows of a tensor at places that the host knows, without waiting for the device.
+
+    Args:
+        tensor: [rows, ...].
+        places: On the host: int64 [rows wanted].
+    """
+    found, known = tensor.index_select(0, to_device(places, tensor.device)), getattr(tensor, _KNOWN, None)
+    return found if known is None else remember(found, known.index_select(0, places))
+
+
 def on_host(tensor: Tensor) -> Tensor:
     """Return a tensor's values on the host, to be read only: without waiting for the device where it came from there.
 

@@ -29,13 +29,13 @@ def loading_options(
 ) -> dict[str, Any]:
     """Return the keyword arguments of `from_pretrained`."""
     options = {"dtype": dtype, **quantized_loading(section, auto_model, config, computed_in)}
-    options |= _onto(device, quantized=bool(section.quantization))
+    options |= onto(device, quantized=bool(section.quantization))
     if section.attn_implementation:
         options["attn_implementation"] = section.attn_implementation
     return options
 
 
-def _onto(device: torch.device | None, quantized: bool) -> dict[str, Any]:
+def onto(device: torch.device | None, quantized: bool) -> dict[str, Any]:
     """Return what has transformers read weights straight onto an accelerator, where nothing else decides that."""
     from transformers.integrations import is_deepspeed_zero3_enabled
 

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from onecurve.adapters.folder import is_adapter
 from onecurve.config import Recipe
 from onecurve.errors import ConfigError
+from onecurve.model.construction import onto
 from onecurve.model.identity import other_identity, weights_identity
 from onecurve.model.loading import whole_parameters
 from onecurve.model.positions import num_positions
@@ -99,7 +100,11 @@ class Reference:
             with explained(path, dtype, self.accelerator.device), whole_parameters():
                 place = str(Path(path).expanduser())
                 model, found = task.auto_model().from_pretrained(
-                    place, revision=revision or "main", dtype=dtype, output_loading_info=True
+                    place,
+                    revision=revision or "main",
+                    dtype=dtype,
+                    output_loading_info=True,
+                    **onto(self.accelerator.device, quantized=False),
                 )
         except ConfigError as error:
             raise ConfigError(error.what, where=key, fix=error.fix) from None

@@ -8,6 +8,7 @@ from onecurve.data.collation import as_scored
 from onecurve.data.rows import Broken, Located
 from onecurve.errors import ConfigError
 from onecurve.model.architectures import reads_padding
+from onecurve.model.attention_kernels import fastest_attention
 from onecurve.model.prompt_padding import reads_prompt_padding, unequal
 from onecurve.model.trained import Trained
 from onecurve.tasks.base import Answer, Asked, BadRow, Example, Generates, Row, Task, Votes
@@ -61,7 +62,7 @@ def _of_one_length(trained: Trained, examples: Mapping[int, Example], lengths: M
     pair = unequal(list(lengths.values()))
     if pair and not hasattr(model, "prompts_apart"):
         prompts = [list(examples.values())[place] for place in pair]
-        with torch.inference_mode():
+        with torch.inference_mode(), fastest_attention(model.device):
             model.prompts_apart = reads_prompt_padding(model, task, prompts, trained)
     apart: bool = getattr(model, "prompts_apart", False)
     return apart
@@ -137,7 +138,7 @@ def _ask(trained: Trained, examples: list[Example], max_new_tokens: int, votes: 
     import torch
 
     task = trained.task
-    with torch.inference_mode():
+    with torch.inference_mode(), fastest_attention(trained.model.device):
         if isinstance(task, Generates):
             texts = task.generate(trained.model, examples, trained, max_new_tokens=max_new_tokens, do_sample=False)
             return [{"text": text} for text in texts]

@@ -3,6 +3,7 @@
 import faulthandler
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -14,6 +15,7 @@ from typing import Any, TextIO
 from onecurve.errors import TrainingError
 from onecurve.machine import backend_errors
 from onecurve.machine.run_lock import ourselves
+from onecurve.machine.speaker import spoken
 from onecurve.ranks.heartbeat import last_beat
 from onecurve.ranks.liveness import Sign, Signs, answering, late, lost, tell
 
@@ -117,17 +119,26 @@ class Watch:
             self._stopped.set()
 
     def _watch(self) -> None:
+        broken = ""
         while not self._stopped.wait(self.period):
-            self._look()
-            self._judge_backend()
-            if self.silent < self.hang_timeout:
-                self.suspected = None
-                self._judge_loss()
-            elif self.suspected is None:
-                self._dump()
-                self.suspected = monotonic(), self._read()
-            elif monotonic() - self.suspected[0] > self.patience:
-                self._judge_hang(self.suspected[1])
+            try:
+                self._look_and_judge()
+            except Exception as error:  # noqa: BLE001  whatever it is, watching goes on, and a run is not ended by it
+                if broken != (broken := f"{type(error).__name__}: {error}"):
+                    told = f"the watch over hanging ranks met {broken}; it tries again every {self.period:g} s"
+                    print(spoken(told), file=sys.stderr, flush=True)  # noqa: T201
+
+    def _look_and_judge(self) -> None:
+        self._look()
+        self._judge_backend()
+        if self.silent < self.hang_timeout:
+            self.suspected = None
+            self._judge_loss()
+        elif self.suspected is None:
+            self._dump()
+            self.suspected = monotonic(), self._read()
+        elif monotonic() - self.suspected[0] > self.patience:
+            self._judge_hang(self.suspected[1])
 
     def _look(self) -> None:
         """Check whether this rank made progress since the last check, and write a heartbeat."""

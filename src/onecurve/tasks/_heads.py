@@ -159,9 +159,24 @@ class Head:
         return {name: shared[name] for name in INPUTS if name in shared} | own
 
     def labelled(self, outputs: "Tensor", shared: Batch) -> "tuple[Tensor, Batch, Tensor]":
-        """Return the outputs and the batch of the examples that have labels, and which these are: bool [examples]."""
-        rows = shared[f"{self.name}/{ITEMS}"] > 0
-        return outputs[rows], {name: value[rows] for name, value in self.batch(shared).items()}, rows
+        """Return the outputs and the batch of the examples that have labels, and which these are.
+
+        The places are on the host, which knows them without waiting for a device: int64 [examples with labels].
+        """
+        from onecurve.machine.accelerator import select
+
+        places, own = self._places(shared), self.batch(shared)
+        if len(places) == len(outputs):
+            return outputs, own, places
+        return select(outputs, places), {name: select(value, places) for name, value in own.items()}, places
+
+    def _places(self, shared: Batch) -> "Tensor":
+        import numpy as np
+        import torch
+
+        from onecurve.machine.accelerator import on_host
+
+        return torch.from_numpy(np.flatnonzero(on_host(shared[f"{self.name}/{ITEMS}"]).numpy()))
 
     def forward(self, logits: "Tensor", shared: Batch) -> "Tensor":
         """Return what the task makes of its head's logits.
@@ -173,15 +188,19 @@ class Head:
 
     def loss_sum(self, outputs: "Tensor", shared: Batch) -> "Tensor":
         """Return the loss, summed over the labelled examples: float32 []; zero, with a gradient of zero, without."""
-        own, batch, rows = self.labelled(outputs, shared)
-        if not bool(rows.any()):
+        own, batch, places = self.labelled(outputs, shared)
+        if not len(places):
             return (outputs.float() * 0).sum()
         return self.task.loss_sum(own, batch).reshape(())
 
     def num_items(self, shared: Batch) -> int:
         """Count the terms of the loss."""
-        rows = shared[f"{self.name}/{ITEMS}"] > 0
-        return int(self.task.num_items({n: v[rows] for n, v in self.batch(shared).items()})) if bool(rows.any()) else 0
+        from onecurve.machine.accelerator import select
+
+        places = self._places(shared)
+        if not len(places):
+            return 0
+        return int(self.task.num_items({name: select(v, places) for name, v in self.batch(shared).items()}))
 
 
 class _Answering:

@@ -166,7 +166,7 @@ class Task(base.Task):
         from onecurve.machine.accelerator import on_host
 
         logits, _ = self.classified(outputs, _student(batch))  # type: ignore[attr-defined]
-        found: Tensor = logits[:, : int(on_host(batch[_SIZE])[0])] if _SIZE in batch else logits
+        found: Tensor = logits[:, : int(on_host(batch[_SIZE]).numpy()[0])] if _SIZE in batch else logits
         return found
 
     # What the teacher says
@@ -274,13 +274,14 @@ def _student(batch: Batch) -> Batch:
 
 def _places(batch: Batch) -> "Tensor":
     """Return where the items stand among the padded ones: int64 [items]."""
+    import numpy as np
     import torch
 
     from onecurve.machine.accelerator import on_host, to_device
 
-    counts, width = on_host(batch[_ITEMS]), batch[_LOGPS].shape[1]
-    there = torch.arange(width)[None] < counts[:, None]
-    return to_device(there.flatten().nonzero()[:, 0], batch[_LOGPS].device)
+    counts, width = on_host(batch[_ITEMS]).numpy(), batch[_LOGPS].shape[1]
+    there = np.arange(width)[None] < counts[:, None]
+    return to_device(torch.from_numpy(np.flatnonzero(there)), batch[_LOGPS].device)
 
 
 def _padded(values: Sequence[bytes], counts: Sequence[int], dtype: Any) -> "Tensor":

@@ -208,8 +208,8 @@ class Task(base.Task):
     def predict(self, outputs: Any, batch: Batch) -> list[tuple[Any, Any]]:
         pairs: list[tuple[Any, Any]] = [({}, {}) for _ in batch["input_ids"]]
         for name, head in self.heads.items():
-            own, labelled, rows = head.labelled(outputs[name], batch)
-            numbers = rows.nonzero().flatten().tolist()
+            own, labelled, places = head.labelled(outputs[name], batch)
+            numbers = places.tolist()
             found = head.task.predict(own, labelled) if numbers else []
             for number, (prediction, reference) in zip(numbers, found, strict=bool(found)):
                 pairs[number][0][name], pairs[number][1][name] = prediction, reference

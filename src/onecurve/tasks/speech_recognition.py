@@ -176,14 +176,17 @@ class Task(SoundTask):
             Graves et al., Connectionist temporal classification, 2006. Infinite losses are not set to zero: `encode`
             has refused the texts that fit no alignment.
         """
+        import torch
         from torch.nn import functional
 
-        labels = batch["labels"]
+        from onecurve.machine.accelerator import on_host, to_device
+
+        labels = on_host(batch["labels"])  # so that nothing waits for a device to say how long they are
         is_token = labels != IGNORE_INDEX
         return functional.ctc_loss(
             outputs.float().log_softmax(-1).transpose(0, 1),
-            labels[is_token],
-            batch["num_frames"],
+            to_device(torch.from_numpy(labels.numpy()[is_token.numpy()]), outputs.device),
+            on_host(batch["num_frames"]),
             is_token.sum(-1),
             blank=self._tokenizer.pad_token_id,
             reduction="sum",

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -50,8 +51,15 @@ def project(tmp_path, monkeypatch):
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     monkeypatch.chdir(folder)
     yield folder
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
+    for name in set(sys.modules) - before:  # not what is imported for the first time: others hold it already
+        if any(Path(place).is_relative_to(tmp_path) for place in places(sys.modules[name])):
+            del sys.modules[name]
+
+
+def places(module):
+    """The file of a module, or the folders of a package without one."""
+    file = getattr(module, "__file__", None)
+    return [file] if file else list(getattr(module, "__path__", ()))
 
 
 @pytest.fixture

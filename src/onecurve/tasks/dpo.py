@@ -116,6 +116,10 @@ class Task(PreferenceTask, AnswersTask):
         return answer_logps(model, flattened(batch, "input_ids", "attention_mask", "completion_mask")).view(-1, 2)
 
     def loss_sum(self, outputs: "Tensor", batch: Batch) -> "Tensor":
+        return self._losses(outputs, batch).sum().float()
+
+    def _losses(self, outputs: "Tensor", batch: Batch) -> "Tensor":
+        """Return the loss of each pair: float64 [pairs]."""
         from torch.nn import functional
 
         settings, logps = self.settings, outputs.double()
@@ -123,17 +127,17 @@ class Task(PreferenceTask, AnswersTask):
         if settings.loss_type == "orpo":
             chosen, rejected = (logps / lengths).unbind(1)
             odds = preference.odds_ratio(chosen, rejected)
-            return (-chosen - settings.beta * functional.logsigmoid(odds)).sum()
+            return -chosen - settings.beta * functional.logsigmoid(odds)
         scores = logps if settings.loss_type == "simpo" else logps - batch[_REFERENCE]
         if settings.loss_type in ("sigmoid_norm", "ipo", "simpo"):
             scores = scores / lengths
         difference = scores[:, 0] - scores[:, 1]
         if settings.loss_type == "ipo":
-            return ((difference - 1 / (2 * settings.beta)) ** 2).sum()
+            return (difference - 1 / (2 * settings.beta)) ** 2
         margin = settings.beta * difference - (settings.simpo_gamma if settings.loss_type == "simpo" else 0.0)
         if settings.loss_type == "hinge":
-            return functional.relu(1 - margin).sum()
-        return preference.sigmoid(margin, settings.label_smoothing).sum()
+            return functional.relu(1 - margin)
+        return preference.sigmoid(margin, settings.label_smoothing)
 
     # What the reference says
 

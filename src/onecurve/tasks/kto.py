@@ -147,7 +147,7 @@ class Task(JudgedTask, AnswersTask):
         return preference.kto(ratios[:, 0], ratios[:, 1], batch["label"] > 0, settings.beta, weights)
 
     def loss_sum(self, outputs: "Tensor", batch: Batch) -> "Tensor":
-        return self.losses(outputs, batch).sum()
+        return self.losses(outputs, batch).sum().float()
 
     # What the reference says
 

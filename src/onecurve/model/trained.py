@@ -82,7 +82,8 @@ def load_trained(folder: Path, task_name: str | None = None, trust_remote_code: 
         reading = Reading(section, None, task.auto_processor)
         processor = reading.processor
         model = _load_model(folder, task, known.survey, trust_remote_code)
-    if reading.reads_text and reading.tokenizer.pad_token_id is not None:
+    pad = reading.tokenizer.pad_token_id if reading.reads_text else None
+    if pad is not None and pad < getattr(model.config.get_text_config(), "vocab_size", 0):
         set_padding(model.config, reading.tokenizer, pretrained=True)  # by which a decoder finds a text's end
     model.to(_device()).eval()
     return Trained(task, known.survey, known.columns, processor, model, known.max_length)

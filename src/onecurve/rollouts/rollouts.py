@@ -94,8 +94,8 @@ class Rollouts:
     """Draws completions in the model's place, where the task names a server."""
     said: list[Drawn] = field(default_factory=list)
     """What it drew and is not scored yet."""
-    apart: float | None = None
-    """How far it and the model parted over a token that was drawn last, in nats; None where that is not known."""
+    apart: dict[int, float] = field(default_factory=dict)
+    """Step -> how far it and the model part over a token, in nats on average, where that is known."""
     latest: tuple[Step, Completed] | None = None
     """What was returned last: a bad step is looked at again."""
 
@@ -115,7 +115,7 @@ class Rollouts:
         numbers, prompts = self._prompts(loader, step)
         examples = self.task.answered(prompts, self.drawn.pop(step.number), training=True)
         completed = self._completed(loader, step, numbers, examples)
-        apart = {} if self.apart is None else {_APART: self.apart}
+        apart = {_APART: self.apart.pop(step.number)} if step.number in self.apart else {}
         self.latest = step, completed._replace(facts=self.task.facts(examples) | apart)
         return self.latest[1]
 
@@ -136,6 +136,7 @@ class Rollouts:
         while steps[-1].number % together and (following := steps[-1].following()):
             steps.append(following)
         self.drawn.clear()
+        self.apart.clear()
         if replay := self.task.replay:
             self._read(loader, [step], Records(Path(replay).expanduser()), "task.replay")
         elif (step.number - 1) % together and (there := self._there(loader, step)):
@@ -246,9 +247,10 @@ class Rollouts:
         loader, address = whole.loader, self.serving.server.address
         said, self.said = self.said[: len(drawn)], self.said[len(drawn) :]
         found = token_logps(self.strategy.model, self.strategy.autocast, loader, whole.step, drawn)
-        self.apart = None
         if self.task.drawing(training=True)["temperature"] == 1:  # else what both say cannot be compared
-            self.apart = of_first(loader.accelerator, lambda: difference(address, said, found))
+            apart = of_first(loader.accelerator, lambda: difference(address, said, found))
+            if loader.split.name.partition("/")[0] == "train":
+                self.apart[whole.step.number] = apart
         return completions_of(said, found, loader.reading.tokenizer)
 
     def _completed(self, loader: Loader, step: Step, numbers: np.ndarray, examples: Sequence[Example]) -> Completed:

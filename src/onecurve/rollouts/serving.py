@@ -70,14 +70,16 @@ class Serving:
             model.save_pretrained(folder, state_dict=dict(values), save_embedding_layers=False)  # type: ignore[operator]
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ConfigError(f"the adapter cannot be written to '{folder}': {error}.", where=_WHERE) from None
+
+        def drawn(again: bool) -> list[Drawn]:
+            self.server.load_adapter(name, str(folder), again)
+            return self.server.draw(name, ids, keys, ends, options)
+
         try:
-            for last in (False, True):
-                try:
-                    self.server.load_adapter(name, str(folder), again=last)
-                    return self.server.draw(name, ids, keys, ends, options)
-                except ServerError:
-                    if last:
-                        raise  # else once more: a server that was started anew has no adapters
+            try:
+                return drawn(again=False)
+            except ServerError:  # once more: a server that was started anew has no adapters
+                return drawn(again=True)
         except ServerError as error:
             raise ConfigError(
                 f"{self.server.address}: {error}.",
@@ -89,7 +91,6 @@ class Serving:
             with suppress(ServerError):
                 replace(self.server, patience=_SECONDS_TO_FORGET).unload_adapter(name)
             shutil.rmtree(folder.parent, ignore_errors=True)
-        raise AssertionError("unreachable")
 
 
 def completions_of(drawn: Sequence[Drawn], logps: Sequence[list[float]], tokenizer: object) -> list[Completion]:

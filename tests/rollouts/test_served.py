@@ -187,6 +187,7 @@ def test_each_text_is_asked_for_by_itself_with_every_option_named(server, monkey
     assert drawn == one.draw("a", prompts, seeds, [2, *range(100, 160)], options)
     assert all(len(text.ids) == 5 or text.ended for text in drawn)
     asked = server.asked[0]
+    assert asked["ignore_eos"] is True and asked["skip_special_tokens"] is False
     assert (asked["top_k"], asked["top_p"], asked["min_p"], asked["repetition_penalty"]) == (-1, 1.0, 0.0, 1.0)
     greedy = one.draw("a", prompts[:1], [3], [2], {**options, "do_sample": False, "top_k": 5})
     assert server.asked[-1]["temperature"] == 0 and server.asked[-1]["top_k"] == -1 and len(greedy[0].ids) == 5

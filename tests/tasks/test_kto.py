@@ -9,6 +9,7 @@ from torch import Tensor
 from onecurve.config import DataSection
 from onecurve.data.checking import Report
 from onecurve.data.examples import Examples, write_examples
+from onecurve.data.pool import wide
 from onecurve.data.splits import Split, joined
 from onecurve.errors import BadRow, DataError
 from onecurve.losses.preference import kto
@@ -84,6 +85,13 @@ def test_how_far_the_model_has_gone_is_of_the_global_batch(tiny_llama: Any, monk
     monkeypatch.setattr("onecurve.step.Pools", type("Nobody", (), {}))  # each micro-batch estimates it for itself
     with pytest.raises(AssertionError):
         check_another_cut_has_the_same_gradient(case)
+
+
+def test_an_answer_keeps_its_digits_on_the_way_to_the_global_batch(tiny_llama: Any) -> None:
+    case = prepare(Case(ROWS, task="kto"), tiny_llama)
+    said = wide(case.task.forward(case.model, case.batch()))
+    assert said.dtype == torch.float64 and not torch.equal(said, said.float().double())
+    assert wide(said.bfloat16()).dtype == torch.float32
 
 
 def test_how_far_the_model_has_gone_is_at_least_zero_and_moves_what_an_answer_is_worth() -> None:

@@ -17,7 +17,7 @@ from onecurve.tasks.base import TALLY, Annotates, Generates, Mismatches, Pools, 
 from onecurve.tasks.kto import KtoSettings, Task
 from tests.data.byte_level import byte_tokenizer, load, write_jsonl
 from tests.readings import reading
-from tests.tasks.contract import Case, check_another_cut_has_the_same_gradient, prepare
+from tests.tasks.contract import Case, Prepared, check_another_cut_has_the_same_gradient, prepare
 
 TASK = Task(KtoSettings())
 ASKED = [{"role": "user", "content": "what is it?"}]
@@ -48,6 +48,14 @@ def trl(beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0) -> 
     return loss
 
 
+def gone_by(case: Prepared, nats: list[float]) -> None:
+    """Let the reference find each other answer that much less likely than the model does, whatever the weights."""
+    with torch.no_grad():
+        said = case.task.forward(case.model, case.batch())
+    for example, answer, gone in zip(case.examples, said[:, 1].tolist(), nats, strict=True):
+        example["reference_logps"] = [example["reference_logps"][0], answer - gone]
+
+
 NOT_FIXED = float("nan")  # at logits of zero the loss is what the reference makes of it
 CASES = {
     "kto": Case(
@@ -61,8 +69,8 @@ CASES = {
 
 def test_loss_and_gradient_are_those_of_trl(tiny_llama: Any) -> None:
     case = prepare(Case(ROWS, task="kto"), tiny_llama)
+    gone_by(case, [3.0] * len(ROWS))
     batch, gradients = case.batch(), []
-    batch["reference_logps"][:, 1] -= 3.0  # so that the model has gone somewhere
     for compute in (
         lambda model: case.task.loss_sum(case.task.forward(model, batch), batch) / len(ROWS),
         lambda model: trl()(model, batch),
@@ -78,9 +86,7 @@ def test_loss_and_gradient_are_those_of_trl(tiny_llama: Any) -> None:
 
 def test_how_far_the_model_has_gone_is_of_the_global_batch(tiny_llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     case = prepare(Case(ROWS, task="kto"), tiny_llama)
-    for place, example in enumerate(case.examples):
-        own, other = example["reference_logps"]
-        example["reference_logps"] = [own, other - 4.0 * place]
+    gone_by(case, [0.0, 4.0, 8.0, 12.0])
     check_another_cut_has_the_same_gradient(case)
     monkeypatch.setattr("onecurve.step.Pools", type("Nobody", (), {}))  # each micro-batch estimates it for itself
     with pytest.raises(AssertionError):

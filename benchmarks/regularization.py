@@ -91,6 +91,7 @@ CURES: dict[str, tuple[str, Callable[[int, int], dict[str, Any]]]] = {
     "class_weights": ("scikit-learn: balanced", lambda steps, blocks: {"class_weights": "balanced"}),
     "r_drop": ("the paper's 1, halved as its loss is here", lambda steps, blocks: {"r_drop": 0.5}),
     "fgm": ("1, as mostly used", lambda steps, blocks: {"fgm": 1}),
+    "fgm_0.1": ("a tenth of that", lambda steps, blocks: {"fgm": 0.1}),
     "neftune": ("the paper's smallest, 5", lambda steps, blocks: {"neftune_alpha": 5}),
     "dropout": ("0.2 in place of the model's 0.1", lambda steps, blocks: {"dropout": 0.2}),
     "layer_decay": ("ELECTRA's for its small model: 0.8", lambda steps, blocks: {"layer_decay": 0.8}),

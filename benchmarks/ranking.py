@@ -52,8 +52,8 @@ def _trecqa(folder: Path, work: Path, model: str) -> Iterable[tuple[str, dict[st
         _write(work / f"trecqa-triplets-{split}.jsonl", _triplets(queries[split]))
     for name, rows, settings, lr, batch, steps in (
         ("bi-encoder", "triplets", {"name": "text_embedding"}, 2e-5, 32, 33),
-        ("cross-encoder pointwise", "lists", {"name": "text_ranking", "loss": "pointwise"}, 5e-5, 8, 40),
-        ("cross-encoder listwise", "lists", {"name": "text_ranking", "loss": "listwise"}, 5e-5, 8, 40),
+        ("cross-encoder pointwise", "lists", {"name": "text_ranking", "loss": "pointwise"}, 5e-5, 8, 144),
+        ("cross-encoder listwise", "lists", {"name": "text_ranking", "loss": "listwise"}, 5e-5, 8, 144),
     ):
         recipe = {
             **_COMMON,
@@ -72,7 +72,7 @@ def _trecqa(folder: Path, work: Path, model: str) -> Iterable[tuple[str, dict[st
                 "global_batch_size": batch,
                 "micro_batch_size": batch // 4,
             },
-            "eval": {"every": 11 if rows == "triplets" else 20, "best_metric": "mrr" if rows == "triplets" else "map"},
+            "eval": {"every": 11 if rows == "triplets" else 48, "best_metric": "mrr" if rows == "triplets" else "map"},
         }
         trained = str(_train(recipe, work / name.replace(" ", "-")))
         yield name, _ranked(test, _by_cosine(trained) if rows == "triplets" else _by_cross_encoder(trained))

@@ -1,4 +1,4 @@
-"""What rank 0 does alone while the others wait: they all get what came of it, a mistake of the user's included."""
+"""What rank 0 does alone while the others wait: they all get what came of it, or how it failed."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from onecurve.errors import BetweenUpdates, ConfigError
+from onecurve.errors import BetweenUpdates, ConfigError, TrainingError
 from onecurve.ranks.heartbeat import beat
 
 T = TypeVar("T")
@@ -20,16 +20,21 @@ def of_first(accelerator: Accelerator, work: Callable[[], T]) -> T:
 
     Raises:
         BetweenUpdates: On every rank, where it raised a `ConfigError`.
+        TrainingError: On every rank, where it raised one.
     """
-    told: list[Any] = [None, None]
+    told: list[Any] = [None, None, ""]
     if accelerator.is_main_process:
         try:
             told[0] = work()
         except ConfigError as error:
             told[1] = error.what, error.where, error.fix
-    value, failure = broadcast_object_list(told) if accelerator.num_processes > 1 else told
+        except TrainingError as error:
+            told[2] = str(error)
+    value, mistake, failure = broadcast_object_list(told) if accelerator.num_processes > 1 else told
+    if mistake:
+        raise BetweenUpdates(mistake[0], where=mistake[1], fix=mistake[2])
     if failure:
-        raise BetweenUpdates(failure[0], where=failure[1], fix=failure[2])
+        raise TrainingError(failure)
     done: T = value
     return done
 

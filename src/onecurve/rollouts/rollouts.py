@@ -131,7 +131,7 @@ class Rollouts:
 
     def _find(self, loader: Loader, step: Step) -> None:
         """Draw or read the completions of a step, and of the following ones that are drawn with it."""
-        together, first = self.task.steps_per_generation, loader.accelerator.is_main_process
+        together = self.task.steps_per_generation
         steps = [step]
         while steps[-1].number % together and (following := steps[-1].following()):
             steps.append(following)
@@ -145,11 +145,13 @@ class Rollouts:
             self._read(loader, [one for one in steps if one.number in kept], there, "train.resume")
         else:
             self._draw(loader, steps)
-        if first:
-            own = Records(self.run)
-            for one in (one for one in steps if one.number in self.drawn):
-                own.write(one, self._prompts(loader, one)[1], self.drawn[one.number])
-            own.remove_after(steps[-1].number)
+        of_first(loader.accelerator, lambda: self._record(loader, steps))
+
+    def _record(self, loader: Loader, steps: Sequence[Step]) -> None:
+        own = Records(self.run)
+        for one in (one for one in steps if one.number in self.drawn):
+            own.write(one, self._prompts(loader, one)[1], self.drawn[one.number])
+        own.remove_after(steps[-1].number)
 
     def _draw(self, loader: Loader, steps: Sequence[Step]) -> None:
         of_steps = [self._prompts(loader, one) for one in steps]

@@ -21,7 +21,7 @@ from onecurve import train
 SENTENCES = 2000
 _RECIPE: dict[str, Any] = {
     "optim": {"lr": 1e-4, "warmup_steps": 19, "weight_decay": 0.01},
-    "train": {"epochs": 3, "global_batch_size": 32, "micro_batch_size": 32, "group_by_length": True},
+    "train": {"epochs": 3, "global_batch_size": 32, "micro_batch_size": 16, "group_by_length": True},
     "checkpoint": {"every": None},
 }
 _CLASSIFIES = {"name": "text_classification", "labels": ["negative", "positive"]}

@@ -152,8 +152,8 @@ def _train(recipe: dict[str, Any], output: Path) -> Path:
 
 def _predicted(model: Path, rows: Path, answers: Path) -> np.ndarray:
     words = [sys.executable, "-m", "onecurve", "predict", str(model), "--input", str(rows), "--output", str(answers)]
-    subprocess.run(words, check=True, stdout=sys.stderr)
-    return np.array([json.loads(line)["prediction"] for line in answers.read_text().splitlines()])
+    subprocess.run([*words, "--json"], check=True, stdout=sys.stderr)
+    return np.array([json.loads(line)["value"] for line in answers.read_text().splitlines()])
 
 
 def _overlap(query: str, texts: list[str]) -> np.ndarray:

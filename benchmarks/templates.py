@@ -79,7 +79,7 @@ def examine(tokenizer: Any, row: dict[str, Any]) -> str:
         prompts = _prompts(row, tokenizer)
     except (BadRow, CannotRender) as error:
         reason = str(error)
-        return "not written" if "leaves out" in reason else f"refused: {reason.split(': ')[-1][:60]}"
+        return "not written" if "leaves out" in reason else f"refused: {reason.split(': ')[-1].partition('. ')[0]}"
     tally = sum((Counter(example[TALLY]) for example in examples), Counter[str]())
     methods = sorted({name for phrase in tally for words, name in _METHODS.items() if words in phrase})
     texts = [tokenizer.decode(example["input_ids"]) for example in examples]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from textwrap import fill
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from onecurve.config.manual import meaning
 from onecurve.machine.optional_packages import _DISTRIBUTIONS
@@ -55,7 +55,16 @@ def _settings(fields: dict[str, Any]) -> Iterator[str]:
     yield from (*_row(["setting", "default", "meaning"]), *_row(["---"] * 3))
     for name, field in fields.items():
         default = "to be set" if field.is_required() else f"`{_plain(field.get_default(call_default_factory=True))}`"
-        yield from _row([f"`task.{name}`", default, meaning(field)])
+        yield from _row([f"`task.{name}`", default, " ".join([meaning(field), *_choices(field.annotation)])])
+
+
+def _choices(annotation: Any) -> Iterator[str]:
+    """Tell the values of a setting that has a fixed set of them."""
+    if get_origin(annotation) is Literal:
+        yield f"One of {_codes(get_args(annotation))}."
+    elif get_origin(annotation) is not dict:
+        for part in get_args(annotation):
+            yield from _choices(part)
 
 
 def _plain(value: Any) -> str:
@@ -67,6 +76,7 @@ def _plain(value: Any) -> str:
 def _facts(name: str, kind: Any) -> Iterator[tuple[str, str]]:
     task = _example(name, kind)
     yield "metrics", _codes(task.metric_names) + " (of an example)" * _needs(kind)
+    yield "under other settings also", "" if _needs(kind) else _codes(_other_metrics(name, kind, task))
     yield "read by", f"`{task.auto_processor().__name__}`"
     yield "model", f"`{task.auto_model().__name__}`"
     yield "PEFT task type", f"`{task.peft_task_type}`" if task.peft_task_type else "none: no prompt learning"
@@ -93,6 +103,16 @@ def _example(name: str, kind: Any) -> Any:
     return kind(kind.Settings(**settings))
 
 
+def _other_metrics(name: str, kind: Any, task: Any) -> list[str]:
+    """Return the metrics that the task's test cases have besides those of its defaults."""
+    settings = [case.settings for case in all_cases().values() if case.task == name]
+    if "generate" in kind.Settings.model_fields:
+        (one,) = get_args(kind.Settings.model_fields["metrics"].annotation)
+        settings.append({"generate": {"max_new_tokens": 1}, "metrics": [*get_args(one)]})
+    told = [metric for one in settings for metric in kind(kind.Settings(**one)).metric_names]
+    return [*dict.fromkeys(metric for metric in told if metric not in task.metric_names)]
+
+
 def _prediction(kind: Any, task: Any) -> str:
     if isinstance(task, Generates):
         return "writes text"
@@ -107,14 +127,15 @@ def _packages(packages: frozenset[str]) -> str:
         return ""
     import tomllib  # Python 3.11
 
-    needed = {_DISTRIBUTIONS.get(name, name).replace("_", "-") for name in packages}
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    found = [
-        extra
-        for extra, lines in sorted(extras.items(), key=lambda pair: len(pair[1]))
-        if needed <= {re.split(r"[<>=!~\[ ]", line)[0] for line in lines}
-    ]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = {_DISTRIBUTIONS.get(name, name).replace("_", "-") for name in packages} - _names(project["dependencies"])
+    extras = sorted(project["optional-dependencies"].items(), key=lambda pair: len(pair[1]))
+    found = [extra for extra, lines in extras if needed <= _names(lines)]
     return f"{_codes(sorted(needed))}: extra `{found[0]}`" if found else _codes(sorted(needed))
+
+
+def _names(requirements: Sequence[str]) -> set[str]:
+    return {re.split(r"[<>=!~\[ ]", one)[0] for one in requirements}
 
 
 def _models(name: str) -> str:

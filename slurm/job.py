@@ -19,7 +19,7 @@ from onecurve.config import load_recipe, read_yaml
 from onecurve.errors import ConfigError, LaunchError, UserError
 from onecurve.launching.launch_file import LaunchFile
 from slurm.layout import Layout, lay_out
-from slurm.scontrol import JobRecord, job_name, job_record
+from slurm.scontrol import JobRecord, job_name, job_record, scontrol
 from slurm.verdict import NOT_STARTED, STOPPED, Launch, judge, look
 
 MAX_RESTARTS = 20
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
         directory = Path(load_recipe(recipe)[0].output_dir)
         most, record = _max_restarts(), job_record(job)
         layout, before = lay_out(os.environ, record.gpus), look(directory)
-        environment = _environment(config, layout)
+        environment = rank_environment(config, layout)
         restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         where = f"{layout.nodes} node(s) x {layout.ranks} rank(s) on {os.environ['SLURM_JOB_NODELIST']}"
         say(f"job {job}, restarted {restarts} times: {config}, {where}")
@@ -122,11 +122,12 @@ def _max_restarts() -> int:
     return int(given)
 
 
-def _environment(config: Path, layout: Layout) -> dict[str, str]:
+def rank_environment(config: Path, layout: Layout) -> dict[str, str]:
     """Return the ranks' environment: this one's, with what `accelerate launch` would add, and the world.
 
     Raises:
-        LaunchError: Accelerate rejects the launch file, or it starts one process where there are several ranks.
+        LaunchError: Accelerate rejects the launch file, it starts one process where there are several ranks, or Slurm
+            does not tell the names of the nodes.
     """
     alone = _is_one_process(config)
     if alone and layout.world_size > 1:
@@ -143,9 +144,10 @@ def _environment(config: Path, layout: Layout) -> dict[str, str]:
     added.pop("MASTER_PORT", None)  # by which slurm/rank.py knows a world
     if alone:
         return added
-    nodes = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
-    first = subprocess.run(nodes, capture_output=True, text=True, check=True).stdout.split()[0]
-    world = {"MASTER_ADDR": first, "MASTER_PORT": str(_free_port())}
+    nodes = scontrol("show", "hostnames", os.environ["SLURM_JOB_NODELIST"])
+    if nodes.returncode:
+        raise LaunchError(f"Slurm does not tell the names of the job's nodes: {nodes.stderr.strip()}.")
+    world = {"MASTER_ADDR": nodes.stdout.split()[0], "MASTER_PORT": str(_free_port())}
     return added | world | {"WORLD_SIZE": str(layout.world_size), "LOCAL_WORLD_SIZE": str(layout.ranks)}
 
 
@@ -200,7 +202,7 @@ def _launch(record: JobRecord, restarts: int, most: int) -> Launch:
 
 def _requeue(job: str) -> str:
     """Put the job back into the queue; return why that failed, or nothing."""
-    asked = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    asked = scontrol("requeue", job)
     return asked.stderr.strip() if asked.returncode else ""
 
 

@@ -27,8 +27,16 @@ def job_name() -> str:
 
 def job_record(job: str) -> JobRecord:
     """Ask Slurm for a job's record."""
-    asked = subprocess.run(["scontrol", "show", "job", "-d", job], capture_output=True, text=True, check=False)
-    return parse(asked.stdout)
+    return parse(scontrol("show", "job", "-d", job).stdout)
+
+
+def scontrol(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run `scontrol`; where there is none, as in some containers, it failed like any other command."""
+    command = ["scontrol", *words]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return subprocess.CompletedProcess(command, 127, "", f"scontrol: {error.strerror}")
 
 
 def parse(text: str) -> JobRecord:

@@ -76,7 +76,7 @@ def test_scores_are_those_of_plain_transformers(kind: str, template: bool, tmp_p
     rows = [{"prompt": "what is it?", "chosen": one.text} for one in COMPLETIONS]
     scores = [one.rewards["judge"] for one in judges_of(folder).told(rows, COMPLETIONS)]
     one_by_one = [one.rewards["judge"] for one in judges_of(folder, 1).told(rows, COMPLETIONS)]
-    assert scores == pytest.approx(one_by_one, abs=1e-6)
+    assert scores == pytest.approx(one_by_one, abs=1e-5)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for score, row in zip(scores, rows, strict=True):

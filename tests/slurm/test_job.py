@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from slurm.job import main, parse
+from onecurve.errors import LaunchError
+from slurm.job import main, parse, rank_environment
+from slurm.layout import Layout
 from slurm.rank import check_layout
-from slurm.scontrol import job_name
+from slurm.scontrol import JobRecord, job_name, job_record
 from tests.launching import ROOT, write_recipe
 
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sbatch"))
@@ -124,6 +126,14 @@ def test_what_is_known_to_be_wrong_is_said_before_the_ranks_start(batch, recipe,
     said_in = capsys.readouterr().out
     assert said in said_in
     assert "slurm: " in said_in
+
+
+def test_without_scontrol_nothing_is_known_of_the_job_and_its_nodes_have_no_names(batch, tmp_path):
+    batch.chdir(ROOT)
+    batch.setenv("PATH", str(tmp_path))
+    assert job_record("7") == JobRecord()
+    with pytest.raises(LaunchError, match="names of the job's nodes: scontrol: No such file or directory"):
+        rank_environment(Path("accelerate_configs/ddp.yaml"), Layout(nodes=2, ranks=1, cpus=1))
 
 
 def test_a_launch_file_of_the_users_replaces_the_scripts(batch):

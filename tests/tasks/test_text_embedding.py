@@ -13,6 +13,7 @@ from torch.nn import functional
 from onecurve.config import TaskSection
 from onecurve.data.rows import Columns
 from onecurve.errors import ConfigError
+from onecurve.step import accumulate
 from onecurve.tasks import load_task
 from onecurve.tasks._embedding_rows import negatives
 from onecurve.tasks.base import BadRow, Pools, Survey
@@ -75,7 +76,9 @@ def _task(**settings: Any) -> Task:
 
 def test_the_loss_sees_the_global_batch(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = prepare(Case(ROWS, model="tiny_bert", task="text_embedding"), tiny_bert)
-    monkeypatch.setattr("onecurve.step.Pools", type("Nobody", (), {}))  # each micro-batch finds its negatives in itself
+    monkeypatch.setitem(
+        accumulate.__globals__, "Pools", type("Nobody", (), {})
+    )  # each micro-batch finds its negatives in itself
     with pytest.raises(AssertionError):
         check_another_cut_has_the_same_gradient(case)
     assert isinstance(case.task, Pools)

@@ -89,9 +89,8 @@ def test_how_far_the_model_has_gone_is_of_the_global_batch(tiny_llama: Any, monk
     case = prepare(Case(ROWS, task="kto"), tiny_llama)
     gone_by(case, [0.0, 4.0, 8.0, 12.0])
     check_another_cut_has_the_same_gradient(case)
-    monkeypatch.setitem(
-        accumulate.__globals__, "Pools", type("Nobody", (), {})
-    )  # each micro-batch estimates it for itself
+    # Each micro-batch estimates it for itself
+    monkeypatch.setitem(accumulate.__globals__, "Pools", type("Nobody", (), {}))
     with pytest.raises(AssertionError):
         check_another_cut_has_the_same_gradient(case)
 

@@ -76,9 +76,8 @@ def _task(**settings: Any) -> Task:
 
 def test_the_loss_sees_the_global_batch(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = prepare(Case(ROWS, model="tiny_bert", task="text_embedding"), tiny_bert)
-    monkeypatch.setitem(
-        accumulate.__globals__, "Pools", type("Nobody", (), {})
-    )  # each micro-batch finds its negatives in itself
+    # Each micro-batch finds its negatives in itself
+    monkeypatch.setitem(accumulate.__globals__, "Pools", type("Nobody", (), {}))
     with pytest.raises(AssertionError):
         check_another_cut_has_the_same_gradient(case)
     assert isinstance(case.task, Pools)

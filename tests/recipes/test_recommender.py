@@ -109,7 +109,29 @@ def test_what_a_list_should_have_named_is_new_clicked_or_bought_and_was_out():
     assert relevant_items(Shop({**shop.items, "d": fresh}, shop.events), DAY, date.max) == {"u": ["c"]}
 
 
+def test_what_was_done_to_an_announced_item_counts_from_the_day_it_is_out():
+    shop = small_shop(ago(9, "u", "a", "buy"), ago(2, "u", "d", "view"), ago(1, "v", "d", "click"))
+    shop = Shop({**shop.items, "d": Item("d", "Book d", "", DAY + timedelta(days=1))}, shop.events)
+    for day, items, note in [
+        (DAY, "a", "2 events are left out: their items were not out on 2026-03-01"),
+        (DAY + timedelta(days=1), "add", ""),
+        (DAY - timedelta(days=1), "a", "1 events are left out: their items were not out on 2026-02-28"),
+        (DAY - timedelta(days=5), "a", ""),
+    ]:
+        earlier = shop.before(day)
+        assert "".join(one.item for one in earlier.events) == items and shop.left_out(day) == note
+        assert "bought Book a" in profile(earlier, earlier.of("u"), day)
+        assert earlier.popularity(day).keys() == earlier.items.keys()
+
+
 # What the models learn from
+
+
+def test_a_user_who_has_come_across_all_items_learns_from_those_of_the_day():
+    days = {item: number for number, item in enumerate("hgfedcba")}
+    shop = small_shop(*(ago(days[item], "u", item, "buy") for item in days))
+    found = lists(shop, date.min, DAY + timedelta(days=1), random.Random(0))
+    assert [len(one["labels"]) > 1 for one in found] == [True] * 5 + [False] and found[-1]["labels"] == [2]
 
 
 def test_what_is_learnt_is_told_by_what_was_known_on_that_day(whole):

@@ -36,7 +36,8 @@ def measure(data: Path, model: str, folder: Path, seed: int) -> dict[str, float]
     random_rows = train(RECIPE, output_dir=folder / "drawn", data={"train": drawn}, **given)
     found = {f"{sum(COUNTS)} labels of rows drawn at random": accuracy(random_rows.output_dir, data)}
     for number, result in enumerate(results):
-        found[f"{sum(COUNTS[: number + 1])} labels, asked for by {STRATEGY}"] = accuracy(result.output_dir, data)
+        how = f"asked for by {STRATEGY}" if number else "drawn at random, where the asking begins"
+        found[f"{sum(COUNTS[: number + 1])} labels, {how}"] = accuracy(result.output_dir, data)
     return found | {f"share of positive among the {len(asked)} asked": mean(r["label"] == "positive" for r in asked)}
 
 

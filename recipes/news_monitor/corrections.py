@@ -14,20 +14,21 @@ class Mistake(Exception):
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON objects.
+    """Read a file of JSON objects, one a line; a headline of null is an empty one.
 
     Raises:
         Mistake: It is not there, or a line is no object with a headline; says which.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with open(path, encoding="utf-8") as file:
+            lines = [*file]  # not splitlines: a headline may hold separators that JSON leaves as they are
     except OSError as error:
         raise Mistake(f"{path}: {error.strerror}.") from None
     found = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            found.append({**row, "headline": str(row["headline"])})
+            found.append({**row, "headline": "" if row["headline"] is None else str(row["headline"])})
         except (ValueError, KeyError, TypeError):
             raise Mistake(f"{path}, line {number}: must be a JSON object with `headline`.") from None
     return found
@@ -71,14 +72,23 @@ def labels_of(model: Path) -> dict[str, list[str]]:
         raise Mistake(f"{model} is no run of recipe.yaml; `make train` makes the first one.") from None
 
 
+def check_text(row: Mapping[str, Any]) -> None:
+    """Check that a row has something to ask a model about.
+
+    Raises:
+        Mistake: No text.
+    """
+    if not str(row.get("headline") or "").strip():
+        raise Mistake("the headline is empty.")
+
+
 def check(row: Mapping[str, Any], labels: Mapping[str, list[str]]) -> None:
     """Check a correction.
 
     Raises:
         Mistake: No text, no label, or a label that the model does not know.
     """
-    if not str(row.get("headline", "")).strip():
-        raise Mistake("the headline is empty.")
+    check_text(row)
     if all(row.get(head) is None for head in HEADS):
         raise Mistake("a correction has a topic, a sentiment, or both.")
     for head in HEADS:

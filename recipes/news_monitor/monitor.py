@@ -46,7 +46,8 @@ def read(path: Path) -> tuple[list[Headline], int]:
     """
     found, lost = [], 0
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with open(path, encoding="utf-8") as file:
+            lines = [*file]
     except OSError as error:
         raise Mistake(f"{path}: {error.strerror}") from None
     for number, line in enumerate(lines, 1):
@@ -135,7 +136,10 @@ def raised(path: Path) -> Iterator[tuple[str, str]]:
     Raises:
         Mistake: A line is something else.
     """
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else (), 1):
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line:
+            continue
         try:
             told = json.loads(line)
             yield told["date"], told["topic"]

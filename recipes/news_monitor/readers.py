@@ -17,12 +17,15 @@ if __name__ == "__main__":
     parser.add_argument("--before", required=True, metavar="DATE", help="readers have seen what is older")
     parser.add_argument("--run", type=Path, default=Path("runs/news_monitor"), help="the monitor's folder")
     given = parser.parse_args()
-    told = [json.loads(line) for line in given.predictions.read_text(encoding="utf-8").splitlines()]
+    with open(given.predictions, encoding="utf-8") as file:
+        told = [*map(json.loads, file)]
     try:
         rows = {
             row["headline"]: {key: row[key] for key in ("date", "headline", *HEADS)}
             for row, said in zip(rows_of(given.truth), told, strict=True)
-            if row["date"] < given.before and any(said[head]["label"] != row[head] for head in HEADS)
+            if "error" not in said
+            and row["date"] < given.before
+            and any(said[head]["label"] != row[head] for head in HEADS)
         }
         number = append(given.run / "corrections.jsonl", rows.values(), labels_of(given.run / "current"))
     except Mistake as mistake:

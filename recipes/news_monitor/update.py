@@ -9,12 +9,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from corrections import Mistake, check, halves, labels_of, rows_of
+from corrections import Mistake, check, check_text, halves, labels_of, rows_of
 from scoring import Right, score
 
 HERE = Path(__file__).parent
@@ -62,18 +62,28 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
+def checked(path: Path, check_row: Callable[[Mapping[str, Any]], None]) -> list[dict[str, Any]]:
+    """Read a file of rows and check each, before anything is trained.
+
+    Raises:
+        Mistake: A row that cannot be used; says which line.
+    """
+    rows = rows_of(path)
+    for number, row in enumerate(rows, 1):
+        try:
+            check_row(row)
+        except Mistake as mistake:
+            raise Mistake(f"{path}, line {number}: {mistake}") from None
+    return rows
+
+
 def update(given: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Train, compare, and replace or not; return the exit code."""
     run: Path = given.run
     link = run / "current"
     old, file, labels = link.resolve(), run / "corrections.jsonl", labels_of(link)
-    rows = rows_of(file)
-    for number, row in enumerate(rows, 1):
-        try:
-            check(row, labels)
-        except Mistake as mistake:
-            raise Mistake(f"{file}, line {number}: {mistake}") from None
-    test = rows_of(given.test)
+    rows = checked(file, lambda row: check(row, labels))
+    test = checked(given.test, check_text)
     learnt, held_out = halves(rows)
     print(f"{len(learnt)} corrections to learn, {len(held_out)} held out", flush=True)
     if not learnt or len(held_out) < given.min_held_out:

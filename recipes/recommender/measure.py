@@ -85,6 +85,8 @@ def main(given: argparse.Namespace) -> None:
         users = list(found)[:count]
         relevant[split] = [found[user] for user in users]
         asked[split] = ask(given.run, shop.before(start), start, users, there)
+        if note := shop.left_out(start):
+            print(f"{split}: {note}")
         print(f"{split}: {len(users)} of {len(found)} users, {sum(map(len, relevant[split]))} items", flush=True)
     known = [
         (features, item in items)

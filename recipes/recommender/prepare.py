@@ -15,7 +15,8 @@ SEED = 20260126
 HISTORY = 2
 """Items that a user must have come across before the day that is learnt."""
 OTHERS = 4
-"""Items of a list that nobody brought before this user: drawn by popularity, and unseen by the user until then."""
+"""Draws of a list's other items: by popularity, of those that the user had not come across until then. They are with
+replacement, so there may be fewer items."""
 GRADES = {"view": 0, "click": 1, "buy": 2}
 
 
@@ -51,7 +52,7 @@ def lists(shop: Shop, start: date, end: date, draw: random.Random) -> list[dict[
         known = {one.item for one in earlier} | grades.keys()
         popular = {n: weight + 1 for n, weight in shop.popularity(day).items() if shop.items[n].out <= day}
         free = {name: weight for name, weight in popular.items() if name not in known}
-        others = dict.fromkeys(draw.choices([*free], [*free.values()], k=OTHERS), 0)
+        others = dict.fromkeys(draw.choices([*free], [*free.values()], k=OTHERS), 0) if free else {}
         graded = [*{**grades, **others}.items()]
         draw.shuffle(graded)
         texts = [shop.items[item].text for item, _ in graded]

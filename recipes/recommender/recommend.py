@@ -22,6 +22,8 @@ def recommend(given: argparse.Namespace) -> list[dict[str, Any]]:
     if not shop.events:
         raise Mistake(f"{given.data / 'events.csv'} has no events.")
     day = given.day or max(one.date for one in shop.events) + timedelta(days=1)
+    if note := shop.left_out(day):
+        print(f"recommend.py: {note}", file=sys.stderr)
     shop = shop.before(day)
     own = shop.of(given.user)
     if not own:

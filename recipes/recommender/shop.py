@@ -82,9 +82,17 @@ class Shop:
         return cls(items, sorted(events, key=lambda one: one.date))
 
     def before(self, day: date) -> "Shop":
-        """Return the shop as it was at the beginning of a day."""
+        """Return the shop as it was at the beginning of a day: items that were out, and the events on them.
+
+        Announced books may be viewed; that counts from the day they are out.
+        """
         items = {name: item for name, item in self.items.items() if item.out <= day}
-        return Shop(items, [one for one in self.events if one.date < day])
+        return Shop(items, [one for one in self.events if one.date < day and one.item in items])
+
+    def left_out(self, day: date) -> str:
+        """Return a note on the earlier events that `before` leaves out; empty where there are none."""
+        count = sum(one.date < day < self.items[one.item].out for one in self.events)
+        return f"{count} events are left out: their items were not out on {day}" if count else ""
 
     def of(self, user: str) -> list[Event]:
         """Return what a user did."""

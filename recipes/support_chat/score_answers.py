@@ -7,7 +7,6 @@ Retrieval and answers are scored on questions-test.jsonl, preferences on what dp
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from answer import Bot, read_threshold
 from passages import Passage, read_documents
 from prompt import NOT_FOUND
 from retrieval import Encoder, Search, Words, top
-from training_rows import gold, read_questions
+from training_rows import gold, holds, read_questions
 
 import onecurve
 from onecurve.config import read_yaml
@@ -26,14 +25,6 @@ from onecurve.errors import ConfigError, DataError, UserError
 
 HERE = Path(__file__).parent
 RESAMPLES = 10_000
-
-
-def holds(text: str, fact: Sequence[str]) -> bool:
-    """Whether a text has one of a fact's spellings: in any case, as whole words and numbers ("5" is not in "1.5")."""
-    text = " ".join(text.lower().split())
-    return any(
-        re.search(rf"(?<!\w)(?<!\d[.:]){re.escape(spelling.lower())}(?!\w)(?![.:]\d)", text) for spelling in fact
-    )
 
 
 def recall(text: str, facts: Sequence[Sequence[str]]) -> float:
@@ -199,7 +190,8 @@ def _print_preferences(runs: Sequence[Path]) -> None:
     print("\n| held-out pairs | chosen likelier before DPO | after | reward accuracy | margin |\n|---|--:|--:|--:|--:|")
     for run in runs:
         path = run / "dpo" / "predictions-test.jsonl"
-        pairs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        with open(path, encoding="utf-8") as file:
+            pairs = [*map(json.loads, file)]
         task = read_yaml((run / "dpo" / "config.yaml").read_text(encoding="utf-8"))["task"]
         found = preferred(pairs, task["beta"])
         if task["loss_type"] in ("orpo", "simpo"):  # no model before that the rewards compare with

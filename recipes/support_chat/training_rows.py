@@ -8,6 +8,7 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -37,7 +38,7 @@ def read_questions(path: Path, *needed: str) -> list[dict[str, Any]]:
     if not path.is_file():
         raise DataError(f"there is no {str(path)!r}.")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         try:
             row = json.loads(line) if line.strip() else None
         except ValueError as error:
@@ -54,7 +55,7 @@ def gold(row: Mapping[str, Any], passages: Sequence[Passage]) -> Passage | None:
     """Return the passage that a row's answer stands in; None where the documents do not hold it.
 
     A row names the document and its section; without a section the document must be one passage. Of a section in
-    several parts it is the one that shares the most words with the answer.
+    several parts it is the one that shares the most words with the answer; without one, that holds the most facts.
 
     Raises:
         DataError: There is no such passage, or the document has several and no section is named.
@@ -71,8 +72,17 @@ def gold(row: Mapping[str, Any], passages: Sequence[Passage]) -> Passage | None:
         raise DataError(
             f"{row['question']!r} names {name!r}, which has several sections.", fix="Name one in `section`."
         )
-    words = set(str(row.get("answer") or row.get("chosen") or "").lower().split())
-    return max(found, key=lambda one: len(words & set(one.text.lower().split())))
+    if words := set(str(row.get("answer") or row.get("chosen") or "").lower().split()):
+        return max(found, key=lambda one: len(words & set(one.text.lower().split())))
+    return max(found, key=lambda one: sum(holds(one.text, fact) for fact in row.get("facts") or []))
+
+
+def holds(text: str, fact: Sequence[str]) -> bool:
+    """Whether a text has one of a fact's spellings: in any case, as whole words and numbers ("5" is not in "1.5")."""
+    text = " ".join(text.lower().split())
+    return any(
+        re.search(rf"(?<!\w)(?<!\d[.:]){re.escape(spelling.lower())}(?!\w)(?![.:]\d)", text) for spelling in fact
+    )
 
 
 def context(row: Mapping[str, Any], search: Search, count: int) -> list[Passage]:

@@ -42,6 +42,14 @@ def test_what_a_comment_says_can_be_typed(choice: str, monkeypatch: pytest.Monke
     read([f"recipes/{name}", *words])
 
 
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_pretrained_model_comes_with_a_learning_rate(choice: str) -> None:
+    """That of the recipe is for its own model, which has random weights."""
+    settings = CHOICES[choice][1]
+    if settings.get("model.init") == "pretrained" and not settings["model.path"].startswith("runs/"):
+        assert "optim.lr" in settings
+
+
 def test_choices_are_found_and_a_wrong_key_in_one_is_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {choice.split()[0] for choice in CHOICES} >= {"seq2seq_lm", "object_detection", "masked_lm", "sft"}
     assert CHOICES["seq2seq_lm 1"][1]["task.source_lang"] == "en_XX"

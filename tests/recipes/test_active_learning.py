@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 from math import log
+from types import SimpleNamespace
 
 import pytest
 
 from onecurve.errors import ConfigError
-from recipes.active_learning.run import entropy, learn, least_confident, margin, pick
+from recipes.active_learning import measure
+from recipes.active_learning.run import ROW, entropy, learn, least_confident, margin, pick
 from recipes.rounds import read_rows, write_rows
 from tests.launching import ROOT, environment
 
@@ -96,6 +98,28 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(tmp_path):
     assert "has a row whose pool_row is None" in refused(RECIPE, POOL, tmp_path, counts=[5])
     write_rows(tmp_path / "to_label-0.jsonl", [{"pool_row": 88, "body": "a", "mood": "neutral"}])
     assert "has a row whose pool_row is 88" in refused(RECIPE, POOL, tmp_path, counts=[5])
+
+
+def test_the_measured_table_says_which_labels_were_asked_for(tmp_path, monkeypatch):
+    rows = [{"text": f"text {number}", "label": "positive"} for number in range(measure.POOL)]
+
+    def asked(recipe, pool, rounds, **given):
+        rounds.mkdir()
+        start = 0
+        for number, count in enumerate(given["counts"]):
+            write_rows(rounds / f"to_label-{number}.jsonl", [{**rows[n], ROW: n} for n in range(start, start + count)])
+            start += count
+        return [SimpleNamespace(output_dir=rounds)] * len(given["counts"])
+
+    monkeypatch.setattr(measure, "draw", lambda *given: rows)
+    monkeypatch.setattr(measure, "learn", asked)
+    monkeypatch.setattr(measure, "train", lambda *words, **given: SimpleNamespace(output_dir=tmp_path))
+    monkeypatch.setattr(measure, "accuracy", lambda *given: 0.5)
+    found = [*measure.measure(tmp_path, "model", tmp_path / "0", 0)]
+    assert found[1] == "50 labels, drawn at random, where the asking begins"
+    assert found[2:5] == [f"{count} labels, asked for by margin" for count in (100, 150, 200)]
+    readme = (RECIPE.parent / "README.md").read_text()
+    assert all(f"\n| {name} | 0." in readme for name in found)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The news monitor: its data, its rules, and the whole chain with a tiny model."""
 
+import argparse
 import json
 import math
 import os
@@ -26,7 +27,7 @@ MOODS = {"topic": ["business", "health"], "sentiment": ["negative", "neutral", "
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 # The data
@@ -160,6 +161,46 @@ def test_a_new_alarm_is_told_once_and_to_the_command(predictions, tmp_path, caps
     assert len(read(tmp_path / "told")) == 1
 
 
+def test_a_headline_may_hold_any_separator_that_json_leaves_as_it_is(predictions, capsys):
+    text = predictions.read_text()
+    for separator in ("\u2028", "\u2029", "\x85"):
+        predictions.with_name("alarms.jsonl").unlink(missing_ok=True)
+        predictions.write_text(text.replace("negative 4", f"negative{separator}4"))
+        assert run_monitor(predictions) == monitor.ALARM
+        assert f"negative{separator}4" in read(predictions.with_name("alarms.jsonl"))[0]["examples"]
+        assert run_monitor(predictions) == 0  # and reads its own record
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("code", "lines", "expected", "said"),
+    [
+        (1, 'cat "$0.told"', 3, "1 rows have no answer and are left out"),  # one blank headline
+        (2, 'cat "$0.told"', 2, None),
+        (1, 'grep -v error "$0.told"', 1, None),  # it broke down, and not over a row
+        (1, "false", 1, None),  # before it wrote: what an earlier call wrote is no answer
+    ],
+)
+def test_make_monitor_goes_on_where_single_rows_had_no_answer(predictions, tmp_path, code, lines, expected, said):
+    python, run = tmp_path / "python", tmp_path / "run"
+    run.mkdir()
+    (run / "predictions.jsonl").write_bytes(predictions.read_bytes())
+    predictions.rename(tmp_path / "python.told")
+    python.write_text(f"""#!/bin/sh
+case "$*" in *"onecurve predict"*)
+  for output; do :; done
+  {{ {lines}; }} > "$output.new" && mv "$output.new" "$output"
+  exit {code}
+esac
+exec {sys.executable} "$@"
+""")
+    python.chmod(0o755)
+    command = ["make", "-C", str(RECIPE), f"RUN={run}", f"PYTHON={python}", "monitor"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
+    assert f"Error {expected}" in done.stderr, done.stdout + done.stderr
+    assert said in done.stderr if said else "monitor.py" not in done.stdout + done.stderr
+
+
 def test_an_alarm_that_could_not_be_told_is_raised_again(predictions, capsys):
     assert run_monitor(predictions, "--on_alarm", "exit 7") == 1
     assert "the command ended with 7" in capsys.readouterr().err
@@ -223,6 +264,26 @@ def test_corrections_are_checked_before_any_is_written(tmp_path):
         corrections.labels_of(tmp_path)
 
 
+def test_corrections_with_separators_are_read_as_they_were_written(tmp_path):
+    path, rows = tmp_path / "c.jsonl", [{"headline": f"a{c}b", "topic": "health"} for c in "\u2028\u2029\x85"]
+    corrections.append(path, rows, MOODS)
+    assert corrections.rows_of(path) == rows
+
+
+@pytest.mark.parametrize("headline", [None, "", " "])
+@pytest.mark.parametrize("name", ["test", "corrections"])
+def test_an_update_reads_every_row_before_it_trains(tmp_path, monkeypatch, headline, name):
+    rows = [{"headline": f"headline {n}", "topic": "health", "sentiment": "neutral"} for n in range(20)]
+    for file in ("test", "corrections"):
+        update.write(tmp_path / f"{file}.jsonl", [*rows, {**rows[0], "headline": headline if file == name else "x"}])
+    (tmp_path / "models").mkdir()
+    monkeypatch.setattr(update, "labels_of", lambda model: MOODS)
+    monkeypatch.setattr(update.subprocess, "run", lambda command: pytest.fail("the run has started"))
+    given = argparse.Namespace(run=tmp_path, test=tmp_path / "test.jsonl", min_held_out=1, recipe="update.yaml")
+    with pytest.raises(corrections.Mistake, match=rf"{name}\.jsonl, line 21: the headline is empty\."):
+        update.update(given, [])
+
+
 def test_right_labels_are_counted_where_they_are_known():
     rows = [{"topic": "a", "sentiment": "up"}, {"topic": "b"}, {"topic": "a", "sentiment": "up", "headline": "x"}]
     told = [
@@ -274,7 +335,10 @@ def test_the_whole_chain_with_a_tiny_model(tmp_path, tiny_bert):
     run = tmp_path / "run"
 
     stream = read(RECIPE / "data" / "stream.jsonl")[:300]
-    (tmp_path / "stream.jsonl").write_text("".join(json.dumps(row) + "\n" for row in stream))
+    blank = [{**stream[0], "headline": headline} for headline in ("", None)]  # each feed has one some day
+    stream[7]["headline"] = stream[7]["headline"].replace(" ", "\u2028", 1)
+    given = [*blank, *stream]
+    (tmp_path / "stream.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
 
     def make(*words: str, code: int = 0) -> str:
         places = [f"RUN={run}", f"INPUT={tmp_path / 'stream.jsonl'}", f"PYTHON={sys.executable}"]
@@ -286,13 +350,15 @@ def test_the_whole_chain_with_a_tiny_model(tmp_path, tiny_bert):
     small = f"--data.cache_dir {tmp_path / 'cache'} --train.max_steps"
     make("train", f"MORE=--model.path {tiny_bert} --train.epochs null {small} 30 --optim.lr 1e-3 --eval.every 30")
     assert (run / "current" / "model" / "sentiment" / "config.json").is_file()
-    make("predict")
+    assert "2 of 302 rows could not be used" in make("predict")
     told = read(run / "predictions.jsonl")
-    assert [one["kept"] for one in told] == [{key: row[key] for key in ("date", "headline")} for row in stream]
+    assert ["error" in one for one in told] == [True, True, *[False] * 300]
+    assert [one["kept"] for one in told[2:]] == [{key: row[key] for key in ("date", "headline")} for row in stream]
     script = [sys.executable, str(RECIPE / "monitor.py"), str(run / "predictions.jsonl"), "--table", str(run / "t.csv")]
     done = subprocess.run(script, env=environment(), capture_output=True, text=True)
+    assert "2 rows have no answer and are left out" in done.stderr
     found = read(run / "alarms.jsonl") if (run / "alarms.jsonl").exists() else []
-    assert done.returncode == (3 if found else 0) and len((run / "t.csv").read_text().splitlines()) == 1 + len(stream)
+    assert done.returncode == (3 if found else 0) and (run / "t.csv").read_text().count("\n") == 1 + len(stream)
     make("correct", "HEADLINE=Toll climbs as fever sweeps Ashdown", "TOPIC=health", "SENTIMENT=negative")
     make("correct", """HEADLINE=It's "over" for Ashdown""", "TOPIC=politics")
     assert read(run / "corrections.jsonl")[1]["headline"] == """It's "over" for Ashdown"""

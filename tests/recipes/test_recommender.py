@@ -109,7 +109,29 @@ def test_what_a_list_should_have_named_is_new_clicked_or_bought_and_was_out():
     assert relevant_items(Shop({**shop.items, "d": fresh}, shop.events), DAY, date.max) == {"u": ["c"]}
 
 
+def test_what_was_done_to_an_announced_item_counts_from_the_day_it_is_out():
+    shop = small_shop(ago(9, "u", "a", "buy"), ago(2, "u", "d", "view"), ago(1, "v", "d", "click"))
+    shop = Shop({**shop.items, "d": Item("d", "Book d", "", DAY + timedelta(days=1))}, shop.events)
+    for day, items, note in [
+        (DAY, "a", "2 events are left out: their items were not out on 2026-03-01"),
+        (DAY + timedelta(days=1), "add", ""),
+        (DAY - timedelta(days=1), "a", "1 events are left out: their items were not out on 2026-02-28"),
+        (DAY - timedelta(days=5), "a", ""),
+    ]:
+        earlier = shop.before(day)
+        assert "".join(one.item for one in earlier.events) == items and shop.left_out(day) == note
+        assert "bought Book a" in profile(earlier, earlier.of("u"), day)
+        assert earlier.popularity(day).keys() == earlier.items.keys()
+
+
 # What the models learn from
+
+
+def test_a_user_who_has_come_across_all_items_learns_from_those_of_the_day():
+    days = {item: number for number, item in enumerate("hgfedcba")}
+    shop = small_shop(*(ago(days[item], "u", item, "buy") for item in days))
+    found = lists(shop, date.min, DAY + timedelta(days=1), random.Random(0))
+    assert [len(one["labels"]) > 1 for one in found] == [True] * 5 + [False] and found[-1]["labels"] == [2]
 
 
 def test_what_is_learnt_is_told_by_what_was_known_on_that_day(whole):
@@ -230,11 +252,15 @@ def test_the_whole_chain_with_a_tiny_model(tmp_path):
     data, run = tmp_path / "data", tmp_path / "run"
     data.mkdir()
     shop = Shop.read(RECIPE / "data")
-    named = set(list(shop.items)[:60])
+    new = next(item for item in shop.items.values() if item.out > DEV_UNTIL)
+    named = {*list(shop.items)[:60], new.name}
     for name in ("items.jsonl", "events.csv"):  # a fifth of the items
         lines = (RECIPE / "data" / name).read_text().splitlines(keepends=True)
         kept = [line for line in lines if not line.startswith(("2026", "{")) or any(item in line for item in named)]
         (data / name).write_text("".join(kept))
+
+    with open(data / "events.csv", "a", encoding="utf-8") as file:  # an announced book is viewed
+        file.write(f"{TRAIN_UNTIL - timedelta(days=1)},u001,{new.name},view\n")
 
     def make(step: str, *words: str, code: int = 0) -> str:
         places = [f"RUN={run}", f"DATA={data}", f"PYTHON={sys.executable}"]
@@ -247,6 +273,7 @@ def test_the_whole_chain_with_a_tiny_model(tmp_path):
     small = f"{model} --data.cache_dir {tmp_path / 'cache'} --train.max_steps 3"
     make("models", f"EMBEDDING={small} --eval.every 3", f"RANKING={small} --eval.every 3")
     out = make("measure", "MEASURE=--dev_users 20 --users 12")
+    assert out.count("1 events are left out") == 2  # of dev and of test
     assert "test: 12 of" in out and "| blend less popularity |" in out
     told = json.loads((run / "lists.json").read_text())
     earlier = shop.before(DEV_UNTIL)
@@ -257,6 +284,7 @@ def test_the_whole_chain_with_a_tiny_model(tmp_path):
     script = [sys.executable, str(RECIPE / "recommend.py"), user, "--data", str(data), "--run", str(run)]
     script += ["--day", DEV_UNTIL.isoformat(), "--json"]
     done = subprocess.run(script, env=environment(), capture_output=True, text=True, check=True)
+    assert "recommend.py: 1 events are left out: their items were not out on 2026-03-22" in done.stderr
     recommended: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
     assert [one["item"] for one in recommended] == told["lists"]["blend"][0]
     own = {one.item for one in earlier.of(user)}

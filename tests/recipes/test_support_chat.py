@@ -23,7 +23,7 @@ from answer import Bot, converse
 from passages import LONGEST, Passage, read_documents, sentences, split_document
 from prompt import NOT_FOUND, SYSTEM, messages
 from retrieval import Encoder, Found, Words, best_sentence, top
-from score_answers import holds, interval, model_folder, preferred, rank, read_test, recall
+from score_answers import _print_preferences, holds, interval, model_folder, preferred, rank, read_test, recall
 
 HERE = ROOT / "recipes" / "support_chat"
 RESET = Passage("reset.md", "Reset", "Restart", "Wait 20 seconds. Then plug it in.")
@@ -252,6 +252,9 @@ def test_a_row_names_one_passage() -> None:
     parts = [Passage("a.md", "A", "One", "first words"), Passage("a.md", "A", "One", "other words here")]
     row = {"question": "q", "document": "a.md", "answer": "other things here"}
     assert training_rows.gold(row, parts) == parts[1]
+    test = {"question": "q", "document": "a.md", "facts": [["first"], ["3", "other words"], ["here"]]}
+    assert training_rows.gold(test, parts) == parts[1]
+    assert training_rows.gold(test | {"facts": [["first"]]}, parts) == parts[0]
     with pytest.raises(DataError, match=r"names 'a\.md # Two', which is not in the documents"):
         training_rows.gold(row | {"section": "Two"}, parts)
     with pytest.raises(DataError, match=r"has several sections\. Name one in `section`"):
@@ -276,6 +279,19 @@ def test_rows_that_are_none_are_refused_with_their_line(tmp_path: Path) -> None:
         path.write_text(json.dumps({"question": "q", "facts": facts, "document": document}))
         with pytest.raises(DataError, match=said):
             read_test(path)
+
+
+def test_a_row_may_hold_any_separator_that_json_leaves_as_it_is(tmp_path: Path) -> None:
+    rows = [{"question": f"a{separator}b", "answer": "c"} for separator in ("\u2028", "\u2029", "\x85")]
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert training_rows.read_questions(path, "answer") == rows
+    numbers = {"logps/chosen": -1, "logps/rejected": -2, "rewards/chosen": 1, "rewards/rejected": 0}
+    (tmp_path / "dpo").mkdir()
+    (tmp_path / "dpo" / "config.yaml").write_text("task: {beta: 0.1, loss_type: sigmoid}\n")
+    path = tmp_path / "dpo" / "predictions-test.jsonl"
+    path.write_text("".join(json.dumps(row | numbers, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    _print_preferences([tmp_path])
 
 
 def test_the_threshold_tells_questions_with_an_answer_from_those_without() -> None:

@@ -81,7 +81,8 @@ SETS = {
     "wnut17": Set(
         title="WNUT-17", task="token_classification", train="wnut17/train.conll", test="wnut17/test.conll",
         hub=("leondz/wnut_17:train", "leondz/wnut_17:test"), columns={"tags": "ner_tags"}, examples=800, epochs=2,
-        lr=4e-4, metrics=("f1",), without={}, rare=True,
+        lr=4e-4, metrics=("f1",), rare=True,
+        without=dict.fromkeys(("word_swap", "word_deletion"), "tags belong to words"),
     ),
 }  # fmt: skip
 CURES: dict[str, tuple[str, Callable[[int, int], dict[str, Any]]]] = {
@@ -93,6 +94,8 @@ CURES: dict[str, tuple[str, Callable[[int, int], dict[str, Any]]]] = {
     "fgm": ("1, as mostly used", lambda steps, blocks: {"fgm": 1}),
     "fgm_0.1": ("a tenth of that", lambda steps, blocks: {"fgm": 0.1}),
     "neftune": ("the paper's smallest, 5", lambda steps, blocks: {"neftune_alpha": 5}),
+    "word_swap": ("EDA: 0.1", lambda steps, blocks: {"word_swap": 0.1}),
+    "word_deletion": ("EDA: 0.1", lambda steps, blocks: {"word_deletion": 0.1}),
     "dropout": ("0.2 in place of the model's 0.1", lambda steps, blocks: {"dropout": 0.2}),
     "layer_decay": ("ELECTRA's for its small model: 0.8", lambda steps, blocks: {"layer_decay": 0.8}),
     "freeze": ("the lower half, and the embeddings", lambda steps, blocks: {"freeze_blocks": blocks // 2}),

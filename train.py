@@ -17,7 +17,7 @@ def main(argv: list[str], run: Run) -> None:
     recipe, task = checked.recipe, checked.task
     with heavy_imports(checked):  # the recipe is valid: only now what takes seconds
         from onecurve.data import load_data, plan_run
-        from onecurve.evaluation import Dev, annotated, scoring, write_predictions
+        from onecurve.evaluation import Dev, annotated, scorable, scoring, write_predictions
         from onecurve.export.model_folder import Exporter
         from onecurve.faults import BadSteps, BlackBox, OutOfMemory, Stopping, fit
         from onecurve.machine.distributed import start
@@ -34,7 +34,7 @@ def main(argv: list[str], run: Run) -> None:
 
         precision, remark = check_model(recipe)  # which imports PEFT where the recipe asks for it
     reading = Reading.of(recipe, task)
-    data = load_data(recipe.data, task, reading, recipe.seed)
+    data = scorable(load_data(recipe.data, task, reading, recipe.seed), recipe, task)
     plan, objective = plan_run(data.splits, recipe), build_objective(task, recipe, data.survey, data.label_counts)
     accelerator = start(recipe.tracking.trackers, recipe.output_dir, recipe.train)
     model = load_model(recipe, task, reading.config, data.survey, precision, accelerator.device)

@@ -9,18 +9,19 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from onecurve import predict
-from recipes.rounds import Row, read_rows
+from recipes.rounds import Row, digest, read_rows
 
 WORDS, SCORED = 20, 300
 Measure = Callable[[Path, str, Path, int], dict[str, float]]
 """Takes the data's folder, the model, a folder of its own and the seed; returns numbers by name."""
 
 
-def measure_over_seeds(measure: Measure, description: str, output_dir: str) -> None:
+def measure_over_seeds(measure: Measure, recipe: Path, description: str, output_dir: str) -> None:
     """Read the command line, measure with each seed, and print mean and standard deviation of each number.
 
-    A line for each seed is appended to `results.jsonl`; a seed that is there is not measured again. What the trainings
-    print goes to `log.txt`.
+    A line for each seed is appended to `results.jsonl`, with what it was measured with: model, data and recipe. A seed
+    that is there is not measured again; where it was measured with others, the command ends with exit code 2. What the
+    trainings print goes to `log.txt`.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, required=True, help="a folder with SST-2's train.jsonl and dev.jsonl")
@@ -30,14 +31,22 @@ def measure_over_seeds(measure: Measure, description: str, output_dir: str) -> N
     told = parser.parse_args()
     told.output_dir.mkdir(parents=True, exist_ok=True)
     results = told.output_dir / "results.jsonl"
-    lines = results.read_text(encoding="utf-8").splitlines() if results.is_file() else []
-    done = {line["seed"]: line["found"] for line in map(json.loads, lines)}
+    files = {"recipe": recipe, "train.jsonl": told.data / "train.jsonl", "dev.jsonl": told.data / "dev.jsonl"}
+    of = {"model": told.model, **{name: digest(file) for name, file in files.items()}}
+    lines = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()] if results.is_file() else []
+    for line in lines:
+        if differing := [name for name, value in of.items() if line.get(name) != value]:
+            parser.error(
+                f"{results}: seed {line['seed']} was measured with another {', '.join(differing)}, or does not say "
+                "with which; choose another --output_dir."
+            )
+    done = {line["seed"]: line["found"] for line in lines}
     for seed in range(told.seeds):
         if seed not in done:
             with open(told.output_dir / "log.txt", "a", encoding="utf-8") as log, redirect_stdout(log):
                 done[seed] = measure(told.data, told.model, told.output_dir / str(seed), seed)
             with open(results, "a", encoding="utf-8") as file:
-                print(json.dumps({"seed": seed, "found": done[seed]}), file=file)
+                print(json.dumps({"seed": seed, **of, "data": str(told.data), "found": done[seed]}), file=file)
     print(table([done[seed] for seed in range(told.seeds)]))
 
 

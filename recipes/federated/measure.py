@@ -2,7 +2,8 @@
 
     python -m recipes.federated.measure --data sst2 --seeds 3
 
-Appends a line for each seed to `results.jsonl` and prints a table: mean and standard deviation over the seeds.
+Appends a line for each seed to `results.jsonl` and prints a table: mean and standard deviation over the seeds. Lines of
+another model, other data or another recipe are refused: they need an --output_dir of their own.
 """
 
 import shutil
@@ -60,4 +61,4 @@ def measure(data: Path, model: str, folder: Path, seed: int) -> dict[str, float]
 
 
 if __name__ == "__main__":
-    measure_over_seeds(measure, __doc__.split("\n")[0], "runs/federated_sst2")
+    measure_over_seeds(measure, RECIPE, __doc__.split("\n")[0], "runs/federated_sst2")

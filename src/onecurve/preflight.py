@@ -71,14 +71,16 @@ def read(argv: list[str]) -> Checked:
 
 def _check_metric(recipe: Recipe, task: Task) -> None:
     asked, sets = recipe.eval.best_metric, recipe.data.names("eval")
+    for split in ("eval", "test"):
+        of_sets = [f"{name}/{metric}" for name in recipe.data.names(split) for metric in task.metric_names]
+        if twice := sorted({*task.metric_names} & {*of_sets}):
+            raise ConfigError(
+                f"{twice[0]!r} is a metric of this task, and one of a set of this name.",
+                where=f"data.{split}",
+                fix="Rename the set.",
+            )
     of_sets = [f"{name}/{metric}" for name in sets for metric in task.metric_names]
     known = [*task.metric_names, *of_sets]
-    if twice := sorted({*task.metric_names} & {*of_sets}):
-        raise ConfigError(
-            f"{twice[0]!r} is a metric of this task, and one of a set of this name.",
-            where="data.eval",
-            fix="Rename the set.",
-        )
     if asked is not None and asked not in known:
         names = f"; of one of the sets {', '.join(sets)}: NAME/METRIC, such as {of_sets[-1]}" if sets else ""
         raise ConfigError(

@@ -30,10 +30,9 @@ def adapter(folder: Path, base: Path, seed: int, **fields: Any) -> Path:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     torch.manual_seed(seed)
-    settings = {"r": 2, "lora_alpha": 6, "target_modules": ["query", "value"], **fields}
+    settings = {"r": 2, "lora_alpha": 6, "target_modules": ["query", "value"], "init_lora_weights": False, **fields}
     model = get_peft_model(
-        AutoModelForSequenceClassification.from_pretrained(base),
-        LoraConfig(task_type="SEQ_CLS", init_lora_weights=False, **settings),
+        AutoModelForSequenceClassification.from_pretrained(base), LoraConfig(task_type="SEQ_CLS", **settings)
     )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -88,7 +87,10 @@ def test_whole_models_are_averaged_by_weight(tmp_path, tiny_bert, capsys):
     assert (tmp_path / "mean" / "README.md").read_text().startswith("# Mean of 2 models")
 
 
-@pytest.mark.parametrize("fields", [{}, {"use_rslora": True}], ids=["lora", "rslora"])
+FIELDS = {"lora": {}, "rslora": {"use_rslora": True}, "tokens": {"trainable_token_indices": [3, 5]}}
+
+
+@pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)
 def test_adapters_side_by_side_are_the_mean_of_their_models(tmp_path, tiny_bert, capsys, fields):
     base = classifier(tmp_path / "base", tiny_bert, 5, LABELS)
     parts = [adapter(tmp_path / str(seed), base, seed, **fields) for seed in (0, 1, 2)]
@@ -99,10 +101,11 @@ def test_adapters_side_by_side_are_the_mean_of_their_models(tmp_path, tiny_bert,
     for name, value in mean.items():
         expected = sum(w * one[name] for w, one in zip((0.25, 0.25, 0.5), each, strict=True))
         assert torch.allclose(value, expected, atol=1e-5), name
-        if "delta" in name:  # planted: the mean of A and of B is another model
+        if ".delta." in name:  # planted: the mean of A and of B is another model
             down, up = (sum(w * n[name.replace("delta", f)] for w, n in zip((0.25, 0.25, 0.5), naive, strict=True))
                         for f in ("lora_A", "lora_B"))  # fmt: skip
-            assert not torch.allclose(up @ down, expected / (3 if not fields else 6 / 2**0.5), atol=1e-2)
+            scale = 6 / 2**0.5 if "use_rslora" in fields else 3
+            assert not torch.allclose(up @ down, expected / scale, atol=1e-2)
     if not fields:
         assert torch.isfinite(plainly(tmp_path / "mean")).all()
 
@@ -120,6 +123,69 @@ def test_adapters_that_share_a_keep_their_rank(tmp_path, tiny_bert, capsys):
     assert json.loads((tmp_path / "mean" / "adapter_config.json").read_text())["r"] == 2
     for name, value in deltas(tmp_path / "mean").items():
         assert torch.allclose(value, (deltas(a)[name] + deltas(b)[name]) / 2, atol=1e-6), name
+
+
+def merged(folder: Path, base: Path) -> dict[str, torch.Tensor]:
+    """The weights of an adapter's model, as plain PEFT merges them."""
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(base)
+    return PeftModel.from_pretrained(model, folder).merge_and_unload().state_dict()
+
+
+@pytest.mark.parametrize("kind", ["pissa", "olora"])
+def test_adapters_that_take_from_their_base_are_averaged_at_their_rank_alone(tmp_path, tiny_bert, capsys, kind):
+    base = classifier(tmp_path / "base", tiny_bert, 5, LABELS)
+    apart = [adapter(tmp_path / f"apart-{seed}", base, seed, init_lora_weights=kind) for seed in (0, 1)]
+    said = average(capsys, *apart, "--output", tmp_path / "mean", code=2)
+    assert (
+        f"the mean of lora adapters with init_lora_weights {kind}, each with an A of its own, is not the mean" in said
+    )
+    assert "Merge each into its base (onecurve checkpoint convert ADAPTER FOLDER --merge)" in said
+    assert not (tmp_path / "mean").exists()
+    shared = [adapter(tmp_path / f"shared-{seed}", base, seed, init_lora_weights=kind) for seed in (9, 10)]
+    assert "all adapters share A" in average(capsys, *shared, "--output", tmp_path / "mean")
+    one, other = (merged(folder, base) for folder in shared)
+    for name, value in merged(tmp_path / "mean", base).items():
+        assert torch.allclose(value, (one[name] + other[name]) / 2, atol=1e-5), name
+
+
+@pytest.mark.parametrize(
+    "field",
+    [{"rank_pattern": {"query": 2}}, {"alpha_pattern": {"query": 6}}, {"target_parameters": ["experts.down_proj"]}],
+    ids=lambda field: next(iter(field)),
+)
+def test_adapters_whose_ranks_lie_otherwise_are_not_put_side_by_side(tmp_path, tiny_bert, capsys, field):
+    base = classifier(tmp_path / "base", tiny_bert, 5, LABELS)
+    parts = [adapter(tmp_path / str(seed), base, seed) for seed in (0, 1)]
+    for part in parts:
+        told = json.loads((part / "adapter_config.json").read_text())
+        (part / "adapter_config.json").write_text(json.dumps(told | field))
+    said = average(capsys, *parts, "--output", tmp_path / "mean", code=2)
+    assert f"the mean of lora adapters with {next(iter(field))} is not the mean of their models" in said
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0)])
+def test_bases_are_compared_whatever_the_order(tmp_path, tiny_bert, capsys, order):
+    def run(name: str, **model: Any) -> Path:
+        classifier(tmp_path / name / "model", tiny_bert, len(name), LABELS)
+        told = {"model": {"path": "one", "init": "pretrained", "revision": None, **model}}
+        (tmp_path / name / "config.yaml").write_text(json.dumps(told))
+        return tmp_path / name
+
+    unknown = classifier(tmp_path / "unknown", tiny_bert, 0, LABELS)
+    same, other, drawn = run("same"), run("other", path="two"), run("drawn", init="random")
+    out = ["--output", tmp_path / "mean"]
+
+    def given(*three: Path) -> list[Path]:
+        return [three[place] for place in order]
+
+    assert "come from different bases: " in average(capsys, *given(unknown, same, other), *out, code=2)
+    said = average(capsys, *given(unknown, same, drawn), *out, code=2)
+    assert "'drawn' was trained from weights drawn at random" in said.replace(f"{tmp_path}/", "")
+    assert not (tmp_path / "mean").exists()
+    assert "not checked, because no run says it: the base of" in average(capsys, *given(unknown, same, same), *out)
 
 
 def test_what_has_no_mean_is_refused(tmp_path, tiny_bert, capsys):

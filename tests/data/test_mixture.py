@@ -182,6 +182,17 @@ def test_a_step_tells_the_draws_of_each_source_so_far_whatever_was_interrupted(p
     assert replace(plan, mixture=None).step(1).seen == {}
 
 
+@given(plans(), st.integers(1, 20))
+@settings(max_examples=12, deadline=None)
+def test_after_a_change_of_weights_the_draws_of_each_source_still_sum_to_the_samples(plan, stop):
+    weights = {name: 1 + weight for name, weight in plan.mixture.weights.items()}
+    changed = replace(plan, mixture=replace(plan.mixture, weights=whole_weights(weights)))
+    changed = changed.started_at(plan.position(stop).after_changes({"data.weights"}), None)
+    for step in changed.steps(stop + 1, stop + 5):
+        assert sum(step.seen.values()) == step.num_samples
+        assert step.seen == changed.mixture.counts(step.num_samples, plan.seed)
+
+
 @given(plans(), st.integers(1, 20), st.integers(1, 9), st.integers(1, 3))
 @settings(max_examples=12, deadline=None)
 def test_another_batch_size_and_more_epochs_go_on_with_the_next_draw(plan, stop, size, epochs):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from onecurve.config import OptimSection, load_recipe
@@ -13,7 +14,7 @@ from onecurve.strategies.base import is_left_out
 from onecurve.strategies.plain import Plain
 from tests.config.test_effects import RECIPE
 from tests.model.test_depth import probe
-from tests.model.test_reach import CLASSIFICATION, COMMON, build
+from tests.model.test_reach import CAUSAL_LM, CLASSIFICATION, COMMON, build
 
 LAYERS = COMMON["num_hidden_layers"]
 
@@ -124,3 +125,25 @@ def test_blocks_thaw_from_the_head_down():
     assert steps["classifier.weight"] == 1
     assert steps["bert.encoder.layer.0.output.dense.weight"] == 1 + 10 * LAYERS
     assert steps["bert.embeddings.word_embeddings.weight"] == 1 + 10 * (LAYERS + 1)
+
+
+def test_what_is_trained_and_highest_is_first_to_train():
+    model = get_peft_model(build(CAUSAL_LM, "Llama", COMMON), LoraConfig("CAUSAL_LM", target_modules=["q_proj"]))
+    told = probe(model, CAUSAL_LM, unfreeze_every=10, layer_decay=0.5)
+    order = [f"block {number}" for number in range(LAYERS, 0, -1)]
+    rates = ", ".join(f"{block} {0.5 ** (1 + turn):.3g}" for turn, block in enumerate(order))
+    steps = ", ".join(f"{block} {1 + 10 * turn}" for turn, block in enumerate(order))
+    assert told.splitlines()[-2:] == [f"rates     {rates} times optim.lr", f"thaws     by step: {steps}"]
+    found = {name: model.first_steps[name] for name, p in model.named_parameters() if p.requires_grad}
+    assert {name: step for name, step in found.items() if step == 1} == {
+        name: 1 for name in found if f".layers.{LAYERS - 1}." in name
+    }
+
+
+def test_a_frozen_head_and_a_frozen_block_take_no_turn():
+    keys = {"freeze": ["classifier.*", "*pooler*", f"*.layer.{LAYERS - 1}.*"], "unfreeze_every": 10}
+    told = probe(model := build(CLASSIFICATION, "Bert", COMMON), CLASSIFICATION, **keys)
+    assert told.splitlines()[-1].startswith(f"thaws     by step: block {LAYERS - 1} 1, ")
+    assert "head" not in told.splitlines()[-1]
+    first = {model.first_steps[name] for name, p in model.named_parameters() if p.requires_grad}
+    assert first == {1 + 10 * turn for turn in range(LAYERS)}, "the blocks that are left, and the embeddings"

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.parity.test_strategies_draw_one_curve import FULL, LORA, check, recipes  # noqa: F401  a fixture
+from tests.resume.curves import partings
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -43,3 +44,14 @@ def test_a_cure_changes_the_curve_and_a_resumed_run_goes_on_exactly(forks, recip
     assert losses[1] == losses[2]
     assert losses[0] != losses[1]
     assert "regularization" in whole.output_dir.joinpath("config.yaml").read_text()
+
+
+@pytest.mark.parametrize(("before", "after"), [("ddp", "zero3"), ("zero3", "ddp")])
+def test_a_run_with_cures_goes_on_under_another_launch_form(forks, recipes, tmp_path, before, after):  # noqa: F811
+    overrides = keys(r_drop="1", fgm="1", neftune_alpha="5", word_deletion="0.3")
+    recipe, moved = recipes["text_classification"], tmp_path / "moved"
+    whole = forks.train(recipe, tmp_path / "whole", "python", *overrides)
+    forks.train(recipe, moved, before, *overrides, "--train.stop_after", "3")
+    run = forks.train(recipe, moved, after, *overrides)
+    assert [event["step"] for event in run.events("resume")] == [3]
+    assert not [*partings(whole, run)]

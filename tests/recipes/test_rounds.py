@@ -1,9 +1,12 @@
 """What the recipes that train in rounds share: rows read with a place for each mistake, and runs kept apart."""
 
+import json
+import sys
+
 import pytest
 
 from onecurve.errors import ConfigError
-from recipes.over_seeds import table
+from recipes.over_seeds import measure_over_seeds, table
 from recipes.rounds import digest, keep_apart, read_rows, write_rows
 
 
@@ -49,3 +52,43 @@ def test_a_table_has_mean_and_spread():
     assert "| a | 0.700 | 0.200 | 0.500, 0.700, 0.900 |" in told
     assert "| b | 201.0 | 1.0 | 201.0, 200.0, 202.0 |" in told
     assert "| a | 0.500 | - | 0.500 |" in table([{"a": 0.5}])
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """Call a measure.py's command, whose measurements are only counted."""
+    recipe, seeds = tmp_path / "sst2.yaml", []
+    for file in (recipe, tmp_path / "train.jsonl", tmp_path / "dev.jsonl"):
+        file.write_text(file.name)
+
+    def measure(data, model, folder, seed):
+        seeds.append(seed)
+        return {"accuracy": 0.5 + seed / 10}
+
+    def call(*words):
+        given = ["--data", str(tmp_path), "--output_dir", str(tmp_path / "out"), *words]
+        monkeypatch.setattr(sys, "argv", ["measure.py", *given])
+        measure_over_seeds(measure, recipe, "", "unused")
+        return seeds
+
+    return call
+
+
+def test_a_seed_is_measured_once_and_its_line_says_with_what(measured, tmp_path, capsys):
+    assert measured("--seeds", "1", "--model", "a") == [0]
+    assert measured("--seeds", "2", "--model", "a") == [0, 1]
+    lines = [json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines()]
+    assert [(line["seed"], line["model"], line["data"]) for line in lines] == [(n, "a", str(tmp_path)) for n in (0, 1)]
+    assert lines[0]["recipe"] == digest(tmp_path / "sst2.yaml")
+    assert "| accuracy | 0.550 | 0.071 | 0.500, 0.600 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("changed", ["model", "recipe", "train.jsonl", "dev.jsonl"])
+def test_what_was_measured_with_something_else_is_not_taken_for_this(measured, tmp_path, capsys, changed):
+    measured("--seeds", "1", "--model", "a")
+    if changed != "model":
+        (tmp_path / {"recipe": "sst2.yaml"}.get(changed, changed)).write_text("other")
+    with pytest.raises(SystemExit) as ended:
+        measured("--seeds", "1", "--model", "b" if changed == "model" else "a")
+    assert ended.value.code == 2
+    assert f"seed 0 was measured with another {changed}, or does not say with which" in capsys.readouterr().err

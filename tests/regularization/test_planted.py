@@ -13,7 +13,7 @@ from onecurve.regularization import class_weights, fgm, focal, label_smoothing, 
 from onecurve.regularization.criterion import OfOneLabel
 from tests.regularization import test_cures as cures
 
-HOLDERS = ("onecurve.content.", "onecurve.losses.", "onecurve.regularization.", "tests.regularization.")
+HOLDERS = ("onecurve.", "tests.")
 
 
 def _smooths_over_the_other_classes(right):
@@ -215,6 +215,16 @@ def plant(monkeypatch, right, planted):
     for module, name in held:
         monkeypatch.setattr(module, name, planted)
     return len(held)
+
+
+def must_fail(request, monkeypatch, right, bug, check, given):
+    """See a check pass and, with a bug planted, fail; what it is not `given` are fixtures."""
+    asked = check.__code__.co_varnames[: check.__code__.co_argcount]
+    given = {name: given[name] if name in given else request.getfixturevalue(name) for name in asked}
+    check(**given)
+    assert plant(monkeypatch, right, bug(right)) > 0
+    with pytest.raises(AssertionError):
+        check(**given)
 
 
 @pytest.mark.parametrize(("right", "bug", "check"), PLANTED, ids=[bug.__name__ for _, bug, _ in PLANTED])

@@ -178,6 +178,49 @@ def test_targets_that_the_model_does_not_have_are_refused_before_its_weights_loa
     assert not (tmp_path / "run").exists()
 
 
+HEADS = {"name": "multi_task", "heads": {name: {"name": "text_classification"} for name in ("topic", "mood")}}
+OF_HEADS = {
+    "a set without labels for the head": (
+        "topics/mood/macro_f1",
+        {"eval": {"both": "train.jsonl", "topics": "topics.jsonl"}},
+        "eval.best_metric: 'topics/mood/macro_f1' would have no value: no example of data.eval.topics has anything to "
+        "score for mood. Name that of a set which has some (both), or another metric.",
+    ),
+    "a split without labels for the head": (
+        "mood/loss",
+        {"eval": "topics.jsonl"},
+        "eval.best_metric: 'mood/loss' would have no value: no example of data.eval has anything to score for mood.",
+    ),
+    "a dev set named as a head": (
+        None,
+        {"eval": {"topic": "topics.jsonl"}},
+        "data.eval: 'topic/loss' is a metric of this task, and one of a set of this name. Rename the set.",
+    ),
+    "a test set named as a head": (
+        None,
+        {"test": {"mood": "train.jsonl"}},
+        "data.test: 'mood/loss' is a metric of this task, and one of a set of this name. Rename the set.",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", OF_HEADS)
+def test_scores_of_heads_that_nothing_can_have_are_refused_before_any_weights_load(run, tmp_path, mistake):
+    metric, data, said = OF_HEADS[mistake]
+    rows = [
+        {"text": "profit rises", "topic": "up", "mood": "good"},
+        {"text": "it falls", "topic": "down", "mood": "bad"},
+    ]
+    write("train.jsonl", rows * 4)
+    write("topics.jsonl", [{key: row[key] for key in ("text", "topic")} for row in rows])
+    code, message, loaded = run(
+        *(["--eval.best_metric", metric, "--eval.every", "1"] if metric else []), task=HEADS, **data
+    )
+    assert (code, loaded) == (2, [])
+    assert said in message
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_guard_on_loading_weights_sees_them_load(run):
     write("train.jsonl", GOOD)
     code, message, loaded = run("--data.on_long", "truncate")

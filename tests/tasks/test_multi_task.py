@@ -246,6 +246,19 @@ def test_words_without_tags_are_not_scored_for_them(case: Prepared) -> None:
     assert (batch["tags/labels"] == IGNORE_INDEX).any()
 
 
+def test_a_row_without_tags_may_be_the_longest(case: Prepared, tiny_bert: Path) -> None:
+    rows = [{"tokens": "play the quick brown lazy fox".split(), "intent": "music"}, *WORDS]
+    found = prepare(
+        Case(rows, {"heads": SLOTS}, model="tiny_bert", nats_per_item=math.nan, task="multi_task"), tiny_bert
+    )
+    without_dropout(found.model)
+    batch = found.batch()
+    assert batch["tags/labels"].shape == batch["input_ids"].shape
+    assert batch["tags/items"].tolist() == [0, 3, 0, 1]
+    each = sum(found.loss_sums(found.batch([example])) for example in found.examples)
+    assert found.loss_sums(batch).tolist() == pytest.approx(each.tolist(), rel=1e-5)
+
+
 def test_a_checkpoint_whose_heads_are_for_other_labels_is_refused(case: Prepared, tmp_path: Path) -> None:
     case.model.save_pretrained(tmp_path)
     auto, config = case.task.auto_model(), deepcopy(case.model.config)

@@ -64,15 +64,17 @@ def _curve(run: Any) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_two_heads_draw_one_curve_and_resume_on_it(tmp_path: Path, tiny_bert: Path) -> None:
+@pytest.mark.parametrize("how", ["single", "ddp", "zero2", "zero3"])
+def test_two_heads_draw_one_curve_and_resume_on_it(forks: Any, tmp_path: Path, tiny_bert: Path, how: str) -> None:
     recipe = _recipe(tmp_path, tiny_bert)
-    alone = train(recipe, tmp_path / "single")
-    expected = _curve(alone)
+    alone = forks.train(recipe, tmp_path / "python", "python")
     assert sorted(alone.events("train")[0]["losses"]) == ["sentiment", "topic"]
-    for how in ("ddp", "zero2", "zero3"):
-        assert _curve(train(recipe, tmp_path / how, how)) == pytest.approx(expected, rel=1e-5), how
-    train(recipe, tmp_path / "again", "python", "--train.stop_after", "2")
-    assert _curve(train(recipe, tmp_path / "again")) == expected
+    whole = forks.train(recipe, tmp_path / "whole", how)
+    assert _curve(whole) == pytest.approx(_curve(alone), rel=1e-5)
+    forks.train(recipe, tmp_path / "parts", how, "--train.stop_after", "2")
+    parts = forks.train(recipe, tmp_path / "parts", how)
+    assert [event["step"] for event in parts.events("resume")] == [2]
+    assert _curve(parts) == _curve(whole)
 
 
 LINEAR = {"target_modules": "all-linear"}

@@ -19,19 +19,24 @@ from torch import Tensor
 from onecurve.adapters.folder import CONFIG, Continued, is_adapter
 from onecurve.checkpoint import read_state
 from onecurve.checkpoint.folders import folder_name, steps
-from onecurve.config import read_yaml
+from onecurve.config import PeftSection, read_yaml
 from onecurve.conversion.weights import read_weights
 from onecurve.errors import ConfigError
 from onecurve.model.task_file import TaskFile
 
 ADAPTER = "adapter_model.safetensors"
+_DRAWN = "weights drawn at random"
 _NAMED = 3
 _NOT_COPIED = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "README.md")
 _OF_THE_SAVING = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 _LINEAR = {"ia3"}
 """PEFT methods whose effect is linear in what they train, so that the mean of that is the mean of the effect."""
-_NOT_STACKED = ("use_dora", "rank_pattern", "alpha_pattern", "alora_invocation_tokens", "trainable_token_indices")
+_NOT_LINEAR = ("use_dora", "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config")
+"""Settings of LoRA with which the effect is not linear in B, so that no mean of the factors is exact."""
+_NOT_STACKED = ("alpha_pattern", "rank_pattern", "target_parameters", "use_bdlora")
 """Settings of LoRA with which adapters side by side are not their sum, or would need ranks of their own."""
+_INIT = "init_lora_weights"
+"""Nor are those whose rank says how much PEFT takes out of the base on loading, as with pissa and olora."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Part:
         if not recipe.is_file():
             return cls(name, folder, "")
         model = read_yaml(recipe.read_text(encoding="utf-8"))["model"]
-        begun = "weights drawn at random" if model["init"] == "random" else model["path"]
+        begun = _DRAWN if model["init"] == "random" else model["path"]
         return cls(name, folder, f"{begun}@{model['revision'] or ''}")
 
 
@@ -72,23 +77,37 @@ def check_parts(parts: Sequence[Part]) -> str:
         ConfigError: Another base, kind, config, labels, task or tokenizer.
     """
     first, *others = parts
-    if first.base.startswith("weights drawn"):
-        raise ConfigError(f"{first.name!r} was trained from weights drawn at random: no other model has its base.")
+    for other in others:
+        _check_kind(first, other)
+    _check_bases(parts)
     for other in others:
         _check_pair(first, other)
     unknown = [part.name for part in parts if not part.base]
     return f"not checked, because no run says it: the base of {', '.join(unknown)}" if unknown else ""
 
 
-def _check_pair(first: Part, other: Part) -> None:
-    both = f"{first.name!r} and {other.name!r}"
+def _check_kind(first: Part, other: Part) -> None:
     if is_adapter(first.folder) != is_adapter(other.folder):
         raise ConfigError(
-            f"{both} are an adapter and a whole model.",
+            f"{first.name!r} and {other.name!r} are an adapter and a whole model.",
             fix="Merge the adapter first: onecurve checkpoint convert ADAPTER FOLDER --merge.",
         )
-    if first.base and other.base and first.base != other.base:
-        raise ConfigError(f"{both} come from different bases: {first.base} and {other.base}.")
+
+
+def _check_bases(parts: Sequence[Part]) -> None:
+    """Raise `ConfigError` where two bases are known that differ, whatever is unknown between them."""
+    known = [part for part in parts if part.base]
+    for part in known:
+        if part.base.startswith(_DRAWN):
+            raise ConfigError(f"{part.name!r} was trained from {_DRAWN}: no other model has its base.")
+        if part.base != (first := known[0]).base:
+            raise ConfigError(
+                f"{first.name!r} and {part.name!r} come from different bases: {first.base} and {part.base}."
+            )
+
+
+def _check_pair(first: Part, other: Part) -> None:
+    both = f"{first.name!r} and {other.name!r}"
     file = CONFIG if is_adapter(first.folder) else "config.json"
     mine, theirs = (_settings(part.folder / file) for part in (first, other))
     if differing := sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k)):
@@ -186,19 +205,17 @@ def _mean_of_adapters(
     method = str(settings["peft_type"]).lower()
     if method in _LINEAR:
         return mean_of(tensors, weights, parts), "mean of the factors, which is the mean of the models"
-    uneven = [
-        key for key in ("use_dora", "rank_pattern", "alpha_pattern", "alora_invocation_tokens") if settings.get(key)
-    ]
-    if method != "lora" or uneven:
-        raise ConfigError(
-            f"the mean of {method} adapters{f' with {uneven[0]}' if uneven else ''} is not the mean of their models.",
-            where=parts[0].name,
-            fix="Merge each into its base (onecurve checkpoint convert ADAPTER FOLDER --merge) and average those.",
-        )
+    bent = [key for key in _NOT_LINEAR if settings.get(key)]
+    if method != "lora" or bent:
+        raise _inexact(f"{method} adapters{f' with {bent[0]}' if bent else ''}", parts)
     mean = mean_of(tensors, weights, parts)
     first = [name for name in mean if ".lora_A." in name or ".lora_embedding_A" in name]
     if all(torch.equal(one[name], tensors[0][name]) for one in tensors for name in first):
         return mean, "all adapters share A, so the mean of B is exact"
+    if uneven := [key for key in _NOT_STACKED if settings.get(key)]:
+        raise _inexact(f"lora adapters with {uneven[0]}", parts)
+    if PeftSection.model_validate({"method": method, _INIT: settings.get(_INIT)}).moves_base:
+        raise _inexact(f"lora adapters with {_INIT} {settings[_INIT]}, each with an A of its own,", parts)
     for name in first:
         down, up = name, name.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B")
         mean[down] = torch.cat([one[down] for one in tensors], 0).contiguous()
@@ -208,6 +225,14 @@ def _mean_of_adapters(
     # What B A is multiplied by stays the same: alpha / r, or alpha / sqrt(r)
     settings["lora_alpha"] *= sqrt(count) if settings.get("use_rslora") else count
     return mean, f"exact: the adapters side by side, so the rank grows from {rank} to {rank * count}"
+
+
+def _inexact(what: str, parts: Sequence[Part]) -> ConfigError:
+    return ConfigError(
+        f"the mean of {what} is not the mean of their models.",
+        where=parts[0].name,
+        fix="Merge each into its base (onecurve checkpoint convert ADAPTER FOLDER --merge) and average those.",
+    )
 
 
 def weights_of(asked: str | None, parts: Sequence[Part]) -> list[float]:

@@ -44,7 +44,7 @@ class Step:
     sample_passes: np.ndarray | None = None
     """In a mixture, the same for each of `sample_ids`: int64 [examples]."""
     seen: dict[str, int] = field(default_factory=dict)
-    """Source of a mixture -> its draws up to and with this step."""
+    """Source of a mixture -> its draws among as many as were seen up to and with this step, all by today's weights."""
     seed: int = 0
     """Of what is drawn for its examples."""
     following: "Callable[[], Step | None]" = field(default=lambda: None, repr=False, compare=False)
@@ -210,7 +210,6 @@ class BatchPlan:
         epoch, first, before = self._place(number)
         stop = min(first + self.global_batch_size, self.num_examples)
         ids, passes = self._drawn(epoch, first, stop)
-        draws = epoch * self.num_examples + stop
         size = self.micro_batch_size
         places = np.arange(len(ids))
         parts = self.cut.places(ids, size) if self.cut else [places[i : i + size] for i in range(0, len(ids), size)]
@@ -223,7 +222,7 @@ class BatchPlan:
             epoch=epoch,
             passes=None if passes is None else [passes[part] for part in parts],
             sample_passes=passes,
-            seen=self.mixture.counts(draws, self._seed(epoch)) if self.mixture else {},
+            seen=self.mixture.counts(before + len(ids), self._seed(epoch)) if self.mixture else {},
             seed=self._seed(epoch),
             following=partial(self.after, number),
         )

@@ -9,13 +9,14 @@ from onecurve.evaluation.annotation import annotated
 from onecurve.evaluation.best import Best
 from onecurve.evaluation.dev import Dev
 from onecurve.evaluation.predictions import write_predictions
+from onecurve.evaluation.scorable import scorable
 from onecurve.evaluation.scores import Evaluator
 from onecurve.evaluation.writing import settle_prompts
 from onecurve.strategies.average import Average
 from onecurve.strategies.base import Strategy
 from onecurve.tasks.base import Task
 
-__all__ = ["Best", "Dev", "Evaluator", "annotated", "scoring", "write_predictions"]
+__all__ = ["Best", "Dev", "Evaluator", "annotated", "scorable", "scoring", "write_predictions"]
 
 
 def scoring(

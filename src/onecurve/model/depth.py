@@ -1,6 +1,6 @@
 """How deep below its head each of a model's parameters lies, by the order in which a pass calls its blocks."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,13 @@ class Depths:
         """Whether a parameter lies below all blocks."""
         return self.of[name] > self.num_blocks
 
-    def describe(self, of_depths: list[str]) -> str:
-        """Say what each depth that holds parameters has."""
-        return ", ".join(f"{self._name(depth)} {of_depths[depth]}" for depth in sorted({*self.of.values()}))
+    def trained(self, model: nn.Module) -> list[int]:
+        """Return the depths of the parameters that are trained, the highest first."""
+        return sorted({self.of[name] for name, parameter in model.named_parameters() if parameter.requires_grad})
+
+    def describe(self, of_depths: Mapping[int, str]) -> str:
+        """Say what depths have."""
+        return ", ".join(f"{self._name(depth)} {told}" for depth, told in of_depths.items())
 
     def _name(self, depth: int) -> str:
         if depth == 0:
@@ -108,7 +112,8 @@ def settle_rates(model: Any, section: RegularizationSection, called: Iterable[nn
 
     Sources: Howard & Ruder, Universal language model fine-tuning, ACL 2018, sections 3.2 (discriminative fine-tuning)
     and 3.3 (gradual unfreezing, from the head down); Clark et al., ELECTRA, ICLR 2020, appendix B, whose order from
-    embeddings to head this is.
+    embeddings to head this is. A depth without trained parameters has no turn to thaw: of LoRA on a language model, the
+    top block is first.
 
     Returns:
         Both for the summary, a line each; empty where all parameters are trained alike.
@@ -118,10 +123,11 @@ def settle_rates(model: Any, section: RegularizationSection, called: Iterable[nn
         depths = find_depths(model, called, "regularization.layer_decay")
         share = [section.layer_decay**depth for depth in range(depths.num_blocks + 2)]
         model.learning_rates = {name: share[depth] for name, depth in depths.of.items()}
-        told.append(f"rates     {depths.describe([f'{factor:.3g}' for factor in share])} times optim.lr")
+        rates = {depth: f"{share[depth]:.3g}" for depth in depths.trained(model)}
+        told.append(f"rates     {depths.describe(rates)} times optim.lr")
     if section.unfreeze_every is not None:
         depths = find_depths(model, called, "regularization.unfreeze_every")
-        first = [1 + depth * section.unfreeze_every for depth in range(depths.num_blocks + 2)]
-        model.first_steps = {name: first[depth] for name, depth in depths.of.items()}
-        told.append(f"thaws     by step: {depths.describe([str(step) for step in first])}")
+        first = {depth: 1 + turn * section.unfreeze_every for turn, depth in enumerate(depths.trained(model))}
+        model.first_steps = {name: first[depth] for name, depth in depths.of.items() if depth in first}
+        told.append(f"thaws     by step: {depths.describe({depth: str(step) for depth, step in first.items()})}")
     return "\n".join(told)

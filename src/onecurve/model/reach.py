@@ -65,7 +65,7 @@ def probe(
         passes = [
             _reached_by(example, model, task, reading, recipe.seed, accelerator.device) for example in _varied(split)
         ]
-    chosen = [freeze(model, recipe.regularization, called), settle_rates(model, recipe.regularization, called)]
+    frozen = freeze(model, recipe.regularization, called)
     trained = {name: p for name, p in trained.items() if p.requires_grad}
     never: list[str] = []
     sometimes: list[str] = []
@@ -86,8 +86,9 @@ def probe(
         )
     sizes = {name: int(getattr(p, "ds_numel", p.numel())) for name, p in trained.items()}
     _freeze(model, never, called)
+    rates = settle_rates(model, recipe.regularization, called)  # of what is left to train
     told = _describe({name: sizes[name] for name in never}, sum(sizes.values()), sometimes, layerdrop)
-    remarks = [told, getattr(model, "batch_norm_remark", ""), _of_task(model), describe_moving(moved), *chosen]
+    remarks = [told, getattr(model, "batch_norm_remark", ""), _of_task(model), describe_moving(moved), frozen, rates]
     return "\n".join(filter(None, remarks)), sometimes
 
 

@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> "Tensor":
-    """Pad rows of ids on the right, or on the left, to int64 [len(rows), longest]."""
+def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False, width: int = 0) -> "Tensor":
+    """Pad rows of ids on the right, or on the left, to int64 [len(rows), the longest of them, or `width` if larger]."""
     import torch
 
-    width = max(map(len, rows))
+    width = max(width, *map(len, rows))
     filled = ((list(row), [value] * (width - len(row))) for row in rows)
     return torch.tensor([padding + row if left else row + padding for row, padding in filled])
 

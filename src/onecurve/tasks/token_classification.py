@@ -129,7 +129,8 @@ class Task(base.Task):
         batch = pad_text(examples, reading.tokenizer.pad_token_id)
         batch["words"] = pad([e["words"] for e in examples], _NO_WORD)
         if all("labels" in e for e in examples):
-            batch["labels"] = pad([e["labels"] for e in examples], IGNORE_INDEX)
+            width = batch["input_ids"].shape[1]  # of several heads' rows, the longest may have no tags
+            batch["labels"] = pad([e["labels"] for e in examples], IGNORE_INDEX, width=width)
             batch["tags"] = pad([e["tags"] for e in examples], IGNORE_INDEX)
         return batch
 

@@ -73,7 +73,8 @@ class RegularizationSection(Section):
     Generator, from which alone it draws, that returns the text to train on."""
     unfreeze_every: int | None = Field(default=None, gt=0)
     """Gradual unfreezing: train the head alone for this many steps, then a block more from the top after each as many
-    steps, and the embeddings at last. Default: train all from the start."""
+    steps, and the embeddings at last. Where nothing of the head is trained, as with LoRA on a language model, the top
+    block is first. Default: train all from the start."""
 
     word_deletion: _Share = None
     """Text augmentation: the probability that a word is left out, anew in every pass. 0.1 in EDA."""

@@ -158,32 +158,31 @@ def test_a_document_has_a_score_and_a_list_has_several() -> None:
 ST = "sentence-transformers "
 
 
-@pytest.mark.parametrize(
-    ("record", "documents", "labels", "shape"),
-    [
-        ({"query": "a", "response": "b", "label": 1}, ["b"], [1.0], "(query, response, label)"),
-        ({"query": "a", "answer": "b", "label": 0}, ["b"], [0.0], "(query, answer, label)"),
-        ({"question": "a", "answer": "b", "score": 0.3}, ["b"], [0.3], "(question, answer, score)"),
-        ({"sentence1": "a", "sentence2": "b", "label": 1}, ["b"], [1.0], "(sentence1, sentence2, label)"),
-        ({"sentence1": "a", "sentence2": "b", "score": 0.5}, ["b"], [0.5], "(sentence1, sentence2, score)"),
-        ({"anchor": "a", "positive": "b", "label": 0}, ["b"], [0.0], "(anchor, positive, label)"),
-        ({"anchor": "a", "positive": "b", "negative": "c"}, ["b", "c"], [1.0, 0.0], "(anchor, positive, negative)"),
-        (
-            {"anchor": "a", "positive": "b", "negative_1": "c", "negative_2": "d", "negative_3": None},
-            ["b", "c", "d"],
-            [1.0, 0.0, 0.0],
-            "(anchor, positive, negative_1)",
-        ),
-        ({"question": "a", "answer": "b", "negative_1": "c"}, ["b", "c"], [1.0, 0.0], "(question, answer, negative_1)"),
-        ({"query": "a", "answer": "b", "negative": "c"}, ["b", "c"], [1.0, 0.0], "(query, answer, negative)"),
-        ({"query": "a", "docs": ["b", "c"], "labels": [1, 0]}, ["b", "c"], [1.0, 0.0], "(query, docs, labels)"),
-        ({"query": "a", "docs": ["b", "c"], "scores": [0.9, 0.1]}, ["b", "c"], [0.9, 0.1], "(query, docs, scores)"),
-        ({"query": "a", "answer": ["b", "c"], "labels": [1, 0]}, ["b", "c"], [1.0, 0.0], "(query, answer, labels)"),
-        ({"query": "a", "positive": "b", "negative_1": "c"}, ["b", "c"], [1.0, 0.0], ""),  # a form of our own
-        ({"query": "a", "document": "b", "label": 1}, ["b"], [1.0], ""),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
+FORMS: list[tuple[dict[str, Any], list[str], list[float], str]] = [
+    ({"query": "a", "response": "b", "label": 1}, ["b"], [1.0], "(query, response, label)"),
+    ({"query": "a", "answer": "b", "label": 0}, ["b"], [0.0], "(query, answer, label)"),
+    ({"question": "a", "answer": "b", "score": 0.3}, ["b"], [0.3], "(question, answer, score)"),
+    ({"sentence1": "a", "sentence2": "b", "label": 1}, ["b"], [1.0], "(sentence1, sentence2, label)"),
+    ({"sentence1": "a", "sentence2": "b", "score": 0.5}, ["b"], [0.5], "(sentence1, sentence2, score)"),
+    ({"anchor": "a", "positive": "b", "label": 0}, ["b"], [0.0], "(anchor, positive, label)"),
+    ({"anchor": "a", "positive": "b", "negative": "c"}, ["b", "c"], [1.0, 0.0], "(anchor, positive, negative)"),
+    (
+        {"anchor": "a", "positive": "b", "negative_1": "c", "negative_2": "d", "negative_3": None},
+        ["b", "c", "d"],
+        [1.0, 0.0, 0.0],
+        "(anchor, positive, negative_1)",
+    ),
+    ({"question": "a", "answer": "b", "negative_1": "c"}, ["b", "c"], [1.0, 0.0], "(question, answer, negative_1)"),
+    ({"query": "a", "answer": "b", "negative": "c"}, ["b", "c"], [1.0, 0.0], "(query, answer, negative)"),
+    ({"query": "a", "docs": ["b", "c"], "labels": [1, 0]}, ["b", "c"], [1.0, 0.0], "(query, docs, labels)"),
+    ({"query": "a", "docs": ["b", "c"], "scores": [0.9, 0.1]}, ["b", "c"], [0.9, 0.1], "(query, docs, scores)"),
+    ({"query": "a", "answer": ["b", "c"], "labels": [1, 0]}, ["b", "c"], [1.0, 0.0], "(query, answer, labels)"),
+    ({"query": "a", "positive": "b", "negative_1": "c"}, ["b", "c"], [1.0, 0.0], ""),  # a form of our own
+    ({"query": "a", "document": "b", "label": 1}, ["b"], [1.0], ""),
+]
+
+
+@pytest.mark.parametrize(("record", "documents", "labels", "shape"), FORMS, ids=[" ".join(form[0]) for form in FORMS])
 def test_columns_of_sentence_transformers_are_known(
     record: dict[str, Any], documents: list[str], labels: list[float], shape: str
 ) -> None:

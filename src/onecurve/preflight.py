@@ -12,6 +12,7 @@ from onecurve.config import Recipe, check_effects, closest, dump_recipe, load_re
 from onecurve.errors import ConfigError, NothingToDo
 from onecurve.machine.distributed import asked_world_size
 from onecurve.machine.optional_packages import keep_out_unused, require, require_trackers
+from onecurve.model.beside import following
 from onecurve.model.identity import other_identity
 from onecurve.optim import check_optim
 from onecurve.regularization.checks import check_regularization
@@ -19,7 +20,7 @@ from onecurve.regularization.text_augmentation import build_text_augmentation
 from onecurve.run.directory import RunDirectory
 from onecurve.strategies import check_strategy
 from onecurve.tasks import load_task, locate_task, resolve_task, unread_keys
-from onecurve.tasks.base import Pools, Rewords, RollsOut, Task
+from onecurve.tasks.base import Follows, Pools, Rewords, RollsOut, Task
 
 _OWN_METRIC = "If the task's `metrics` returns it, add it to the task's `metric_names`."
 
@@ -48,6 +49,9 @@ def read(argv: list[str]) -> Checked:
     regularization = recipe.regularization.located(lambda name: user_code.locate(name, folder))
     recipe = recipe.model_copy(update={"task": locate_task(recipe.task, folder), "regularization": regularization})
     task = load_task(recipe.task)
+    if isinstance(task, Follows):
+        task = following(task, recipe.model)
+        sources |= {f"task.{name}": f"{file} of the model" for name, file in task.followed.items()}
     if isinstance(task, Rewords):
         task.augmentation = build_text_augmentation(regularization)
     if isinstance(task, RollsOut):

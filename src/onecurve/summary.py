@@ -21,7 +21,7 @@ from onecurve.model.quantization import num_weights
 from onecurve.model.reading import UNLIMITED
 from onecurve.regularization.building import describe
 from onecurve.strategies.average import describe_average
-from onecurve.tasks.base import Annotates, Processing, Recognises, Survey, Task
+from onecurve.tasks.base import Annotates, Follows, Processing, Recognises, Survey, Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -66,6 +66,7 @@ def describe_run(
         *describe(recipe, model, data.survey, data.label_counts),
         f"threads   {describe_threads()}",
         *_describe_prompts(model),
+        *(f"vectors   {note}" for note in (task.notes if isinstance(task, Follows) else ())),
         *(["compile   layers: the first passes may take minutes"] if recipe.train.compile else []),
         *_describe_labels(data.survey, getattr(model, "head_remark", "")),
         *_describe_counts(data.survey, data.splits),

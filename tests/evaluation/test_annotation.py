@@ -159,6 +159,32 @@ def test_an_adapter_that_takes_a_part_out_of_the_base_is_not_switched_off(
     assert not np.allclose(plain_logps(folder, without_what_was_taken), plain_logps(folder), rtol=0, atol=0.1)
 
 
+def test_another_model_is_known_by_its_weights_and_its_config(tiny_llama: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    other = shutil.copytree(tiny_llama, tmp_path / "other")
+    adapter = tmp_path / "adapter"
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
+    get_peft_model(AutoModelForCausalLM.from_pretrained(other), config).save_pretrained(adapter)
+
+    def identities() -> list[str]:
+        return [other_identity(OtherModel(str(folder), None, "task.teacher")) for folder in (other, adapter)]
+
+    def change(folder: Path, name: str, **values: Any) -> None:
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(content | values))
+
+    before = identities()
+    change(other, "config.json", transformers_version="9.9.9", use_cache=False, dtype="bfloat16")
+    assert identities() == before
+    change(other, "config.json", rms_norm_eps=0.5)
+    changed = identities()
+    assert changed[0] != before[0] and changed[1] != before[1]
+    change(adapter, "adapter_config.json", lora_alpha=64)
+    assert identities()[0] == changed[0] and identities()[1] != changed[1]
+
+
 def test_another_model_of_the_hub_is_known_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cached = tmp_path / "models--some--teacher"
     (cached / "snapshots" / "abc123").mkdir(parents=True)

@@ -56,3 +56,16 @@ def test_completions_that_cannot_be_written_end_both(tmp_path: Any, monkeypatch:
 
     one, other = on_two_ranks(work, monkeypatch)
     assert one == other and one[0] is TrainingError and "cannot be written: File exists" in one[1]
+
+
+def test_completions_that_cannot_be_removed_end_both(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tmp_path / "rollouts" / "step-00000007.jsonl"
+    left.parent.mkdir()
+    left.write_text("")
+
+    def refuse(path: Any, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+    one, other = on_two_ranks(lambda: Records(tmp_path).remove_after(3), monkeypatch)
+    assert one == other and one[0] is TrainingError and f"'{left}' cannot be removed: Permission denied" in one[1]

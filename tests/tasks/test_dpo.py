@@ -1,4 +1,5 @@
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -106,12 +107,13 @@ def test_the_odds_of_equal_probabilities_have_the_ratio_one() -> None:
 
 
 @pytest.mark.slow
-def test_what_trl_itself_computes_is_the_loss_of_our_batch(tiny_llama: Any, tmp_path: Any) -> None:
+@pytest.mark.parametrize("loss_type", ["sigmoid", "sigmoid_norm", "hinge", "ipo"])
+def test_what_trl_itself_computes_is_the_loss_of_our_batch(loss_type: str, tiny_llama: Any, tmp_path: Any) -> None:
     trl_module = pytest.importorskip("trl")
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    case = prepare(Case(ROWS[:2], {"beta": 0.3}, task="dpo"), tiny_llama)
+    case = prepare(Case(ROWS[:2], {"beta": 0.3, "loss_type": loss_type}, task="dpo"), tiny_llama)
     reference = AutoModelForCausalLM.from_pretrained(tiny_llama)
     trainer = trl_module.DPOTrainer(
         copy.deepcopy(case.model),
@@ -119,6 +121,7 @@ def test_what_trl_itself_computes_is_the_loss_of_our_batch(tiny_llama: Any, tmp_
         args=trl_module.DPOConfig(
             output_dir=str(tmp_path),
             beta=0.3,
+            loss_type=loss_type,
             report_to=[],
             use_cpu=True,
             max_length=None,
@@ -140,17 +143,62 @@ def test_what_trl_itself_computes_is_the_loss_of_our_batch(tiny_llama: Any, tmp_
         ),
     )
     inputs = next(iter(trainer.get_train_dataloader()))
-    trainer.model.eval()
+    batch = {  # side by side what they have below each other
+        name: torch.stack(inputs[name].chunk(2), dim=1) for name in ("input_ids", "attention_mask", "completion_mask")
+    }
     with torch.no_grad():
-        theirs = float(trainer.compute_loss(trainer.model, inputs))
-        batch = {  # side by side what they have below each other
-            name: torch.stack(inputs[name].chunk(2), dim=1)
-            for name in ("input_ids", "attention_mask", "completion_mask")
-        }
         said = case.task.annotate(case.task.forward(reference.eval(), batch), batch)
-        batch["reference_logps"] = torch.tensor(said["reference_logps"])
-        ours = float(case.task.loss_sum(case.task.forward(case.model, batch), batch)) / 2
-    assert ours == pytest.approx(theirs, rel=1e-5)
+    batch["reference_logps"] = torch.tensor(said["reference_logps"])
+    theirs = trainer.compute_loss(trainer.model.eval(), inputs)
+    theirs.backward()
+    ours = case.task.loss_sum(case.task.forward(case.model, batch), batch) / 2
+    ours.backward()
+    assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
+    gradients = [
+        torch.cat([p.grad.flatten() for p in one.parameters() if p.grad is not None])
+        for one in (case.model, trainer.model)
+    ]
+    assert bool(gradients[1].any())
+    assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss_type", ["simpo", "orpo"])
+def test_losses_without_a_reference_are_those_of_trl_s_own_functions(loss_type: str, tiny_llama: Any) -> None:
+    """Of ORPO the term of odds: TRL's other term counts the prompts too, and the paper's does not."""
+    pytest.importorskip("trl")
+    from trl.experimental.cpo import CPOTrainer
+    from trl.experimental.orpo import ORPOTrainer
+
+    settings = {"loss_type": loss_type, "beta": 0.3} | ({"simpo_gamma": 0.7} if loss_type == "simpo" else {})
+    case = prepare(Case(ROWS, settings, task="dpo"), tiny_llama)
+    batch = case.batch()
+    ids, labels = batch["input_ids"], batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    trainer: Any = SimpleNamespace(
+        alpha=0.0,
+        loss_type=loss_type,
+        simpo_gamma=0.7,
+        beta=0.3,
+        label_smoothing=0.0,
+        accelerator=SimpleNamespace(device="cpu"),
+    )
+    gradients = []
+    for is_ours in (True, False):
+        model = copy.deepcopy(case.model)
+        logits = model(input_ids=ids.flatten(0, 1), attention_mask=batch["attention_mask"].flatten(0, 1)).logits
+        logps = CPOTrainer.get_batch_logps(logits, labels.flatten(0, 1), average_log_prob=True)
+        chosen, rejected = logps.view(-1, 2).unbind(1)
+        if is_ours:
+            loss = case.task.loss_sum(case.task.forward(model, batch), batch)
+        elif loss_type == "simpo":
+            loss = CPOTrainer.cpo_loss(trainer, chosen, rejected)[0].sum()
+        else:
+            loss = -chosen.sum() - ORPOTrainer.odds_ratio_loss(trainer, chosen, rejected)[0].sum()
+        loss.backward()
+        gradients.append((loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])))
+    (ours, our_gradient), (theirs, their_gradient) = gradients
+    assert ours == pytest.approx(theirs, rel=1e-5) and bool(their_gradient.any())
+    assert float((our_gradient - their_gradient).norm() / their_gradient.norm()) < 1e-5
 
 
 def _encode(row: dict[str, Any], tokenizer: Any, max_length: int = 256, truncate: bool = False) -> Any:

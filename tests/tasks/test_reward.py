@@ -1,4 +1,6 @@
+import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from onecurve.tasks.base import Asked, Recognises, Survey
 from onecurve.tasks.reward import RewardSettings, Task
 from tests.launching import train, write_recipe
 from tests.readings import reading
-from tests.tasks.contract import Case
+from tests.tasks.contract import Case, prepare
 
 TASK = Task(RewardSettings())
 ASKED = [{"role": "user", "content": "what is it?"}]
@@ -30,7 +32,7 @@ def _trl(coefficient: float = 0.0) -> Any:
     def loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
         ids, mask = (torch.cat(batch[name].unbind(1)) for name in ("input_ids", "attention_mask"))
         chosen, rejected = model(input_ids=ids, attention_mask=mask).logits.squeeze(-1).chunk(2)
-        found = -functional.logsigmoid(chosen - rejected).mean()
+        found = -functional.logsigmoid(chosen - rejected - batch.get("margin", 0.0)).mean()
         return found + coefficient * torch.mean((chosen + rejected) ** 2)
 
     return loss
@@ -46,6 +48,9 @@ CASES = {
         oracle=_trl(0.1),
     ),
 }
+
+MARGINS = [{**ROWS[0], "margin": 1.5}, ROWS[1], {**ROWS[2], "margin": -0.25}]
+CASES["reward, margins"] = Case(MARGINS, nats_per_item=math.nan, oracle=_trl())
 
 
 def _encode(row: dict[str, Any], tokenizer: Any, max_length: int = 256, truncate: bool = False) -> Any:
@@ -100,6 +105,7 @@ def test_without_a_chat_template_a_separator_joins_prompt_and_answer(tokenizer: 
         ({"chosen": [*ASKED, GOOD], "rejected": [{"role": "user", "content": "x"}, BAD]}, "the same prompt"),
         ({"chosen": [*ASKED, GOOD], "rejected": ASKED}, "must end with an answer"),
         ({"chosen": "a", "rejected": "b", "system": "s"}, "no prompt, so system"),
+        ({**PROMPT, "margin": "much"}, "margin must be a finite number; got 'much'"),
     ],
 )
 def test_a_row_that_is_no_pair_is_refused(row: dict[str, Any], why: str) -> None:
@@ -134,6 +140,53 @@ def test_a_trained_model_scores_one_answer(tokenizer: Any) -> None:
     batch = TASK.collate([asked], read)
     assert batch["input_ids"].shape[:2] == (1, 1)
     assert json.dumps(TASK.replies(torch.tensor([[1.5]]), batch, read)) == '[{"score": 1.5}]'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("margin", "coefficient"), [(False, None), (True, 0.1)], ids=["plain", "margin, centred"])
+def test_what_trl_itself_computes_is_the_loss_of_our_batch(
+    margin: bool, coefficient: float | None, tiny_llama: Path, tmp_path: Path
+) -> None:
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+
+    case = prepare(Case(ROWS[:2], {"center_rewards_coefficient": coefficient}, task="reward"), tiny_llama)
+    pairs: list[dict[str, Any]] = [
+        {"prompt": [{"role": "user", "content": row["prompt"]}]}
+        | {side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")}
+        | ({"margin": number} if margin else {})
+        for row, number in zip(ROWS[:2], (1.5, 0.5), strict=True)
+    ]
+    trainer = trl.RewardTrainer(
+        copy.deepcopy(case.model),
+        args=trl.RewardConfig(
+            output_dir=str(tmp_path),
+            center_rewards_coefficient=coefficient,
+            report_to=[],
+            use_cpu=True,
+            max_length=None,
+            gradient_checkpointing=False,
+            bf16=False,
+            per_device_train_batch_size=2,
+        ),
+        processing_class=AutoTokenizer.from_pretrained(tiny_llama),
+        train_dataset=Dataset.from_list(pairs),
+    )
+    inputs = next(iter(trainer.get_train_dataloader()))
+    batch = {name: torch.stack(inputs[name].chunk(2), dim=1) for name in ("input_ids", "attention_mask")}
+    batch |= {"margin": inputs["margin"]} if margin else {}
+    model = trainer.model.eval()
+    trainer.compute_loss(model, dict(inputs)).backward()
+    theirs = float(trainer.compute_loss(model, dict(inputs)))
+    ours = case.task.loss_sum(case.task.forward(case.model, batch), batch) / 2
+    ours.backward()
+    assert float(ours) == pytest.approx(theirs, rel=1e-5) and ("margin" in inputs) == margin
+    for own, other in zip(case.model.parameters(), model.parameters(), strict=True):
+        assert (own.grad is None) == (other.grad is None)
+        if own.grad is not None:
+            torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=1e-6)
+    assert any(bool(p.grad.any()) for p in model.parameters() if p.grad is not None)
 
 
 @pytest.mark.slow

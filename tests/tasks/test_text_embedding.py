@@ -196,6 +196,42 @@ def test_a_setting_that_does_not_suit_is_refused_before_anything_is_loaded(setti
         read(["recipes/text_embedding.yaml", *setting])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("cached", [False, True], ids=["whole", "cached"])
+@pytest.mark.parametrize(
+    ("settings", "similarity"), [({}, "cos_sim"), ({"normalize": False, "temperature": 2.0}, "dot_score")]
+)
+def test_what_sentence_transformers_itself_computes_is_the_loss_of_our_batch(
+    cached: bool, settings: dict[str, Any], similarity: str, tiny_bert: Path
+) -> None:
+    pytest.importorskip("sentence_transformers")
+    from sentence_transformers import SentenceTransformer, losses, util
+    from sentence_transformers.models import Pooling, Transformer
+
+    texts = "dog fox sun film lazy quick brown happy answer left right jumps".split()
+    rows = [{"query": texts[n], "positive": texts[n + 1], "negative": texts[n + 2]} for n in range(0, 12, 3)]
+    case = prepare(Case(rows, settings, task="text_embedding"), tiny_bert)
+    bert = Transformer(str(tiny_bert))
+    bert.model.load_state_dict(case.model.state_dict())
+    model = SentenceTransformer(modules=[bert, Pooling(64, "mean")], device="cpu").eval()
+    options: dict[str, Any] = {"scale": 1 / case.task.settings.temperature, "similarity_fct": getattr(util, similarity)}
+    kind = losses.CachedMultipleNegativesRankingLoss if cached else losses.MultipleNegativesRankingLoss
+    loss = kind(model, **options, **({"mini_batch_size": 3} if cached else {}))
+    features = [model.preprocess([row[name] for row in rows]) for name in ("query", "positive", "negative")]
+    theirs = loss(features, torch.zeros(0))
+    theirs.backward()
+    batch = case.batch()
+    ours = case.task.loss_sum(case.task.forward(case.model, batch), batch) / len(rows)
+    ours.backward()
+    assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
+    gradients = [
+        torch.cat([p.grad.flatten() for p in one.parameters() if p.grad is not None])
+        for one in (case.model, bert.model)
+    ]
+    assert bool(gradients[1].any())
+    assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < 1e-5
+
+
 SCORED = [
     {"query": "how long is the crossing?", "positive": "it takes forty minutes", "score": 0.9},
     {"query": "are dogs allowed?", "positive": "the café sells soup", "score": "-0.1"},
@@ -236,11 +272,17 @@ def test_columns_of_sentence_transformers_are_known() -> None:
     row, shape = _shaped({"sentence1": "a", "sentence2": "b"})
     assert row == {"query": "a", "positive": "b"} and shape == "sentence-transformers (pair)"
     _task().check(row)
+    for asked in ("query", "question"):  # as mine_hard_negatives writes them
+        row, shape = _shaped({asked: "a", "answer": "b", "negative_1": "c", "negative_2": "d"})
+        assert (row["query"], row["positive"], negatives(row)) == ("a", "b", ["c", "d"])
+        assert shape == f"{asked} and answer" and negatives(_shaped({asked: "a", "answer": "b", "negative": "c"})[0])
+        _task().check(row)
 
 
 @pytest.mark.parametrize(
     ("settings", "record", "why"),
     [
+        ({}, {"question": "a", "answer": "b", "label": 0}, "set task.loss to cosine"),
         ({}, {"sentence1": "a", "sentence2": "b", "score": 0.3}, "set task.loss to cosine"),
         ({}, {"sentence1": "a", "sentence2": "b", "label": 0}, "set task.loss to cosine"),  # no pair of alike texts
         ({"loss": "cosine"}, {"query": "a", "positive": "b"}, "score must be a number; got None"),

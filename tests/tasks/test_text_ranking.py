@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from onecurve.config import TaskSection
+from onecurve.data.rows import Columns
 from onecurve.tasks import load_task
-from onecurve.tasks.base import BadRow, Survey
-from onecurve.tasks.text_ranking import Task
+from onecurve.tasks.base import BadRow, Recognises, Survey
+from onecurve.tasks.text_ranking import Task, _documents, _labels
 from tests.tasks.contract import Case
 
 QUERY = "where does the dog sleep?"
@@ -152,3 +153,47 @@ def test_a_document_has_a_score_and_a_list_has_several() -> None:
     outputs = torch.tensor([[0.5, 0.0], [1.0, 2.0]])
     told = _task().answers(outputs, {}, [{"lengths": [3]}, {"lengths": [3, 4]}], Survey())
     assert told == [{"score": 0.5}, {"scores": [1.0, 2.0]}]
+
+
+ST = "sentence-transformers "
+
+
+FORMS: list[tuple[dict[str, Any], list[str], list[float], str]] = [
+    ({"query": "a", "response": "b", "label": 1}, ["b"], [1.0], "(query, response, label)"),
+    ({"query": "a", "answer": "b", "label": 0}, ["b"], [0.0], "(query, answer, label)"),
+    ({"question": "a", "answer": "b", "score": 0.3}, ["b"], [0.3], "(question, answer, score)"),
+    ({"sentence1": "a", "sentence2": "b", "label": 1}, ["b"], [1.0], "(sentence1, sentence2, label)"),
+    ({"sentence1": "a", "sentence2": "b", "score": 0.5}, ["b"], [0.5], "(sentence1, sentence2, score)"),
+    ({"anchor": "a", "positive": "b", "label": 0}, ["b"], [0.0], "(anchor, positive, label)"),
+    ({"anchor": "a", "positive": "b", "negative": "c"}, ["b", "c"], [1.0, 0.0], "(anchor, positive, negative)"),
+    (
+        {"anchor": "a", "positive": "b", "negative_1": "c", "negative_2": "d", "negative_3": None},
+        ["b", "c", "d"],
+        [1.0, 0.0, 0.0],
+        "(anchor, positive, negative_1)",
+    ),
+    ({"question": "a", "answer": "b", "negative_1": "c"}, ["b", "c"], [1.0, 0.0], "(question, answer, negative_1)"),
+    ({"query": "a", "answer": "b", "negative": "c"}, ["b", "c"], [1.0, 0.0], "(query, answer, negative)"),
+    ({"query": "a", "docs": ["b", "c"], "labels": [1, 0]}, ["b", "c"], [1.0, 0.0], "(query, docs, labels)"),
+    ({"query": "a", "docs": ["b", "c"], "scores": [0.9, 0.1]}, ["b", "c"], [0.9, 0.1], "(query, docs, scores)"),
+    ({"query": "a", "answer": ["b", "c"], "labels": [1, 0]}, ["b", "c"], [1.0, 0.0], "(query, answer, labels)"),
+    ({"query": "a", "positive": "b", "negative_1": "c"}, ["b", "c"], [1.0, 0.0], ""),  # a form of our own
+    ({"query": "a", "document": "b", "label": 1}, ["b"], [1.0], ""),
+]
+
+
+@pytest.mark.parametrize(("record", "documents", "labels", "shape"), FORMS, ids=[" ".join(form[0]) for form in FORMS])
+def test_columns_of_sentence_transformers_are_known(
+    record: dict[str, Any], documents: list[str], labels: list[float], shape: str
+) -> None:
+    assert isinstance(_task(), Recognises)
+    names = Columns.resolve({}, Task.columns, Task.shapes.values()).names_in(record)
+    found = [
+        name
+        for name, known in Task.shapes.items()
+        if {*names.items()} == {(c.rstrip("?"), f) for c, f in known.items()}
+    ]
+    assert found == ([ST + shape] if shape else [])
+    row = {column: record[name] for column, name in names.items() if record.get(name) is not None}
+    _task().check(row)
+    assert (row["query"], _documents(row), _labels(row)) == ("a", documents, labels)

@@ -6,16 +6,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def bradley_terry(chosen: "Tensor", rejected: "Tensor", centre: float) -> "Tensor":
-    """Return -log sigmoid(chosen - rejected) + centre * (chosen + rejected)^2 of each pair: float32 [pairs].
+def bradley_terry(chosen: "Tensor", rejected: "Tensor", margin: "Tensor | float", centre: float) -> "Tensor":
+    """Return -log sigmoid(chosen - rejected - margin) + centre * (chosen + rejected)^2 of each pair: float32 [pairs].
 
-    Bradley and Terry (1952); the second term keeps the rewards' mean near zero (Eisenstein et al. 2023,
-    arXiv:2312.09244), which the first one leaves open.
+    Bradley and Terry (1952); the margin is that of Touvron et al. 2023 (arXiv:2307.09288), equation 2; the last term
+    keeps the rewards' mean near zero (Eisenstein et al. 2023, arXiv:2312.09244), which the first one leaves open.
     """
     from torch.nn import functional
 
     chosen, rejected = chosen.float(), rejected.float()
-    loss = -functional.logsigmoid(chosen - rejected)
+    loss = -functional.logsigmoid(chosen - rejected - margin)
     return loss + centre * (chosen + rejected) ** 2 if centre else loss
 
 

@@ -71,6 +71,50 @@ def fetched(name: str, revision: str | None, weights: bool = True, what: str = "
     return Path(copy)
 
 
+def file_of(name: str, revision: str | None, path: str) -> Path | None:
+    """Return a small file of a hub's model, fetched where the hub can be reached.
+
+    Args:
+        name: Of the model.
+        revision: Default: main.
+        path: Of the file, within the repository.
+
+    Returns:
+        None: the repository has none, or is not to be had, which is told when the model's config is read.
+
+    Raises:
+        ConfigError: Other files of the model are here, and nothing here says whether it has this one.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    revision = revision or "main"
+    try:
+        if reachable():
+            return Path(hf_hub_download(name, path, revision=revision))
+        found, config = (try_to_load_from_cache(name, file, revision=revision) for file in (path, "config.json"))
+    except (HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
+        return None
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise ConfigError(f"{path} of {name!r} cannot be fetched: {line}", where="model.path") from None
+    if found is None and isinstance(config, str):
+        raise ConfigError(
+            f"of {name!r} the config is in the local cache, but not whether it has a {path}, and the hub cannot be "
+            "reached.",
+            where="model.path",
+            fix="Run `onecurve data stage RECIPE` where there is a network, or name a local folder.",
+        )
+    return Path(found) if isinstance(found, str) else None
+
+
 def _weight_files(name: str, revision: str | None) -> list[str]:
     """List the weight files that transformers would load: safetensors where there are any."""
     from huggingface_hub import list_repo_files

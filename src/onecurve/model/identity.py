@@ -1,14 +1,19 @@
-"""Hashes samples of the weight files, to detect within milliseconds that frozen weights have changed."""
+"""Hashes a config and samples of the weight files, to detect within milliseconds that a frozen model has changed."""
 
+import json
+from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
-from onecurve.adapters.folder import Continued, is_adapter
+from onecurve.adapters.folder import Continued, described_in, is_adapter
 from onecurve.config import ModelSection
 from onecurve.tasks.base import OtherModel
 
 _SUFFIXES = (".safetensors", ".bin")
 _BLOCK, _BLOCKS = 2**16, 64
+_UNTOLD = {"architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
+"""What a config says that does not change what its model computes, or that the precision says already."""
 
 
 def weights_identity(section: ModelSection) -> str:
@@ -41,14 +46,33 @@ def _digest(folder: Path, before: str) -> str:
     return digest.hexdigest()
 
 
+def told_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a config says of what its model computes."""
+    return {name: value for name, value in config.items() if name[0] != "_" and name not in _UNTOLD}
+
+
+def _config_digest(folder: Path) -> str:
+    """Hash what a folder's config says; empty where there is none that can be read, which is told on loading it."""
+    try:
+        told = told_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError, IndexError):
+        return ""
+    return blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
 def other_identity(other: OtherModel) -> str:
-    """Return what tells another model's weights from others; of a hub's, which may not be here yet, their commit."""
+    """Return what tells another model from others: its weights and its config.
+
+    Of a hub's, which may not be here yet, it is their commit.
+    """
+    folder = Path(other.path).expanduser()
     if is_adapter(other.path):
         continued = Continued.read(other.path)
         base = other_identity(OtherModel(continued.base, continued.revision, other.key))
-        return f"{_digest(Path(other.path).expanduser(), '')} on {base}"
-    if Path(other.path).expanduser().is_dir():
-        return weights_identity(ModelSection(path=other.path))
+        method = json.dumps([continued.method, continued.settings], sort_keys=True)
+        return f"{_digest(folder, method + _config_digest(described_in(folder)))} on {base}"
+    if folder.is_dir():
+        return _digest(folder, _config_digest(folder))
     from huggingface_hub import snapshot_download
 
     found = snapshot_download(other.path, revision=other.revision or "main", allow_patterns=["config.json"])

@@ -13,7 +13,7 @@ from onecurve.adapters.folder import is_adapter
 from onecurve.config import Recipe
 from onecurve.errors import ConfigError
 from onecurve.model.construction import onto
-from onecurve.model.identity import other_identity, weights_identity
+from onecurve.model.identity import other_identity, told_of, weights_identity
 from onecurve.model.loading import whole_parameters
 from onecurve.model.positions import num_positions
 from onecurve.model.reading import set_padding
@@ -21,9 +21,6 @@ from onecurve.model.unloadable import explained
 from onecurve.strategies.base import Strategy
 from onecurve.strategies.precision import DTYPES
 from onecurve.tasks.base import OtherModel, Processing
-
-_UNTOLD = {"architectures", "dtype", "transformers_version", "use_cache"}
-"""What a config says that does not change what its model computes, or that the precision says already."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +44,9 @@ class Reference:
         parts: dict[str, Any] = {"precision": self.strategy.precision, "dtype": model.dtype}
         if self.other:
             return parts | {"weights": other_identity(self.other)}
-        config = self.reading.config.to_dict()
         parts |= {
             "weights": weights_identity(model),
-            "config": {name: value for name, value in config.items() if name[0] != "_" and name not in _UNTOLD},
+            "config": told_of(self.reading.config.to_dict()),
             "quantization": model.quantization,
             "add_tokens": model.add_tokens,
         }

@@ -9,11 +9,12 @@ from onecurve.config import ModelSection, TaskSection
 from onecurve.errors import ConfigError
 from onecurve.machine.distributed import computes_natively
 from onecurve.model.adapted import load_adapted
+from onecurve.model.beside import following
 from onecurve.model.reading import Reading, load_config, set_padding
 from onecurve.model.remote_code import check_trusted, told_by_flag
 from onecurve.model.task_file import NAME, TaskFile, is_model_folder
-from onecurve.tasks import find_task, load_task, task_names
-from onecurve.tasks.base import Survey, Task
+from onecurve.tasks import find_task, load_task, resolve_task, task_names
+from onecurve.tasks.base import Follows, Survey, Task
 
 _HEADS = (".classifier.weight", ".score.weight", ".classifier.out_proj.weight")
 """The last layer of a classifier, as PEFT names it in its file."""
@@ -106,6 +107,9 @@ def _guess(folder: Path, task_name: str | None, trusted: bool) -> TaskFile:
         told.setdefault("problem_type", "regression")  # what transformers takes one output for
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     length = limit if isinstance(limit, int) and limit > 0 else 2048
+    if isinstance(task := load_task(TaskSection(name=names[0], **told)), Follows):
+        task = following(task, ModelSection(path=str(folder)))
+        told, length = resolve_task(task), min(length, task.longest or length)
     return TaskFile(names[0], told, Survey(labels), {}, length)
 
 

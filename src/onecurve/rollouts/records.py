@@ -95,10 +95,17 @@ class Records:
         return completions
 
     def remove_after(self, step: int) -> None:
-        """Remove what an earlier run, or one that went back, left of the steps after this one."""
+        """Remove what an earlier run, or one that went back, left of the steps after this one.
+
+        Raises:
+            TrainingError: A file cannot be removed.
+        """
         for number, path in recorded(self.folder).items():
             if number > step:
-                path.unlink(missing_ok=True)
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    raise TrainingError(f"'{path}' cannot be removed: {error.strerror}.") from None
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.jsonl"

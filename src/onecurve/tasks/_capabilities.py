@@ -276,17 +276,3 @@ class Borrows(Protocol):
     def saved_as(self) -> tuple[str, dict[str, Any]]:
         """Return that task's name and its settings, resolved: what a trained model is asked as."""
         ...
-
-
-@runtime_checkable
-class Packaged(Protocol):
-    """A task whose model folders hold further files, by which other tools know how the model is to be used."""
-
-    def beside(self, config: Any, max_length: int) -> "Mapping[str, Any]":
-        """Return what to write as JSON: path within the folder -> content.
-
-        Args:
-            config: The model's.
-            max_length: The length that a text might have in training.
-        """
-        ...

@@ -1,4 +1,4 @@
-"""The rows that text embedding learns from: a query, a positive, and negatives or a score, by the names they have."""
+"""The rows that text embedding and ranking learn from: a query, documents, and a label or score, by their names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +14,8 @@ COLUMNS: Mapping[str, str] = {
     **{f"{name}?": "a further text that does not" for name in MORE},
     "score?": "with `task.loss: cosine`: how alike query and positive are, a number from -1 to 1",
 }
+_BESIDE_ANSWERS = {"negative?": "negative", **{f"{name}?": name for name in MORE}, "score?": "label"}
+"""What sentence-transformers' mine_hard_negatives adds to a question and its answer."""
 SHAPES: Mapping[str, Mapping[str, str]] = {
     "sentence-transformers (anchor)": {
         "query": "anchor",
@@ -24,11 +26,34 @@ SHAPES: Mapping[str, Mapping[str, str]] = {
     },
     "sentence-transformers (scored pair)": {"query": "sentence1", "positive": "sentence2", "score": "score"},
     "sentence-transformers (pair)": {"query": "sentence1", "positive": "sentence2", "score?": "label"},
-    "question and answer": {"query": "question", "positive": "answer"},
-    "query and answer": {"query": "query", "positive": "answer"},
+    "question and answer": {"query": "question", "positive": "answer", **_BESIDE_ANSWERS},
+    "query and answer": {"query": "query", "positive": "answer", **_BESIDE_ANSWERS},
     "a query alone": {"query": "query"},
     "a document alone": {"positive": "document"},
 }
+
+_ASKED = (("question", "answer"), ("query", "answer"))
+RANKING_SHAPES: Mapping[str, Mapping[str, str]] = {
+    f"sentence-transformers ({', '.join(name.rstrip('?') for name in told)})": shape
+    for told, shape in (
+        *(
+            ((query, positive, first), {"query": query, "positive": positive, first: first, **rest})
+            for query, positive in (("anchor", "positive"), *_ASKED)
+            for first, rest in (("negative", {}), ("negative_1", {f"{name}?": name for name in MORE[1:]}))
+        ),
+        *(
+            ((query, documents, labels), {"query": query, "documents": documents, "labels": labels})
+            for query, documents in (("query", "docs"), *_ASKED)
+            for labels in ("labels", "scores")
+        ),
+        *(
+            ((query, document, label), {"query": query, "document": document, column: label})
+            for query, document in (("sentence1", "sentence2"), ("query", "response"), *_ASKED, ("anchor", "positive"))
+            for column, label in (("label", "score"), ("label?", "label"))
+        ),
+    )
+}
+"""Rows of the datasets that sentence-transformers documents for the losses of its CrossEncoder, or mines."""
 
 
 def negatives(row: Row) -> list[Any]:

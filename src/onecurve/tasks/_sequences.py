@@ -103,3 +103,22 @@ def put_back(rows: "Tensor", places: "Tensor", shape: tuple[int, int]) -> "Tenso
     """
     filled = rows.new_zeros((shape[0] * shape[1], *rows.shape[1:]))
     return filled.index_copy(0, places, rows).unflatten(0, shape)
+
+
+def pool_tokens(hidden: "Tensor", mask: "Tensor", pooling: str) -> "Tensor":
+    """Return a vector for each sequence: float32 [sequences, size].
+
+    Args:
+        hidden: float32 [sequences, longest, size].
+        mask: 1 where a token is: int64 [sequences, longest].
+        pooling: mean, cls (the first), or last.
+    """
+    import torch
+
+    if pooling == "mean":
+        # Products and sums alone: autocast leaves these in float32, under every strategy
+        there = mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * there).sum(1) / there.sum(1)
+    first = mask.argmax(1)  # 0 where padding is on the right
+    place = first if pooling == "cls" else first + mask.sum(1) - 1
+    return hidden[torch.arange(len(hidden), device=hidden.device), place]

@@ -17,13 +17,14 @@ from onecurve.tasks._capabilities import Generates as Generates
 from onecurve.tasks._capabilities import Mismatches as Mismatches
 from onecurve.tasks._capabilities import Mixes as Mixes
 from onecurve.tasks._capabilities import OtherModel as OtherModel
-from onecurve.tasks._capabilities import Packaged as Packaged
 from onecurve.tasks._capabilities import Pools as Pools
 from onecurve.tasks._capabilities import Recognises as Recognises
 from onecurve.tasks._capabilities import Rewords as Rewords
 from onecurve.tasks._capabilities import Transforms as Transforms
 from onecurve.tasks._capabilities import Votes as Votes
 from onecurve.tasks._capabilities import Writes as Writes
+from onecurve.tasks._packaged import Follows as Follows
+from onecurve.tasks._packaged import Packaged as Packaged
 from onecurve.tasks._rolls_out import RollsOut as RollsOut
 
 if TYPE_CHECKING:  # the heavy imports wait until a recipe is known to be good

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from onecurve.content.documents import Document
+from onecurve.content.labels import read_number
 from onecurve.losses.preference import bradley_terry
 from onecurve.tasks._preferences import PreferenceTask, flattened, pad_pairs
 from onecurve.tasks._rendering import TemplateSettings
 from onecurve.tasks.base import (
     Answer,
+    BadRow,
     Batch,
     Example,
     Processing,
@@ -32,12 +34,19 @@ class RewardSettings(TemplateSettings):
 class Task(PreferenceTask):
     """Learn to score answers from pairs of a chosen and a rejected one.
 
-    The loss of a pair is that of Bradley and Terry: -log sigmoid(chosen score - rejected score).
+    The loss of a pair is that of Bradley and Terry: -log sigmoid(chosen score - rejected score - margin).
     """
 
     is_guessed: ClassVar[bool] = False
     Settings: ClassVar[type[Settings]] = RewardSettings
-    targets: ClassVar[frozenset[str]] = frozenset({"rejected"})
+    columns: ClassVar[Mapping[str, str]] = {
+        **PreferenceTask.columns,
+        "margin?": "by how much the chosen answer's score is to be higher: a number; default: 0",
+    }
+    shapes: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        name: {**shape, "margin?": "margin"} for name, shape in PreferenceTask.shapes.items()
+    }
+    targets: ClassVar[frozenset[str]] = frozenset({"rejected", "margin"})
     peft_task_type: ClassVar[str | None] = "SEQ_CLS"
     metric_names: Sequence[str] = ("loss", "accuracy", "margin")
     loss_settings: ClassVar[frozenset[str]] = frozenset({"center_rewards_coefficient"})
@@ -53,7 +62,12 @@ class Task(PreferenceTask):
         chosen, rejected = (_ids(one, reading.tokenizer, limit) for one in self.documents(row, reading.tokenizer))
         if chosen == rejected:  # what differs was cut off
             return []
-        return [{"chosen_ids": chosen, "rejected_ids": rejected, "num_items": 1}]
+        margin = {"margin": _margin(row)} if "margin" in row else {}
+        return [{"chosen_ids": chosen, "rejected_ids": rejected, **margin, "num_items": 1}]
+
+    def check(self, row: Row) -> None:
+        super().check(row)
+        _margin(row)
 
     def auto_model(self) -> type:
         from transformers import AutoModelForSequenceClassification
@@ -65,7 +79,13 @@ class Task(PreferenceTask):
         return {"num_labels": 1, "problem_type": "regression"}
 
     def collate(self, examples: Sequence[Example], reading: Processing) -> Batch:
-        return pad_pairs(examples, reading.tokenizer.pad_token_id, reads_last_position(reading.config))
+        """Pad the answers; `margin`, where an example has one: float32 [pairs]."""
+        batch = pad_pairs(examples, reading.tokenizer.pad_token_id, reads_last_position(reading.config))
+        if not any("margin" in example for example in examples):
+            return batch
+        import torch
+
+        return batch | {"margin": torch.tensor([example.get("margin", 0.0) for example in examples])}
 
     def describe(self, example: Example, survey: Survey, tokenizer: Any) -> str:
         chosen, rejected = (
@@ -79,8 +99,9 @@ class Task(PreferenceTask):
         return scores.view(batch["input_ids"].shape[:2])
 
     def loss_sum(self, outputs: "Tensor", batch: Batch) -> "Tensor":
-        chosen, rejected = outputs.unbind(1)
-        return bradley_terry(chosen, rejected, self.settings.center_rewards_coefficient or 0.0).sum()
+        chosen, rejected = outputs.float().unbind(1)
+        margin = batch.get("margin", 0.0)
+        return bradley_terry(chosen, rejected, margin, self.settings.center_rewards_coefficient or 0.0).sum()
 
     def predict(self, outputs: "Tensor", batch: Batch) -> list[tuple[Any, Any]]:
         return [(pair, None) for pair in outputs.float().tolist()]
@@ -104,6 +125,13 @@ class Task(PreferenceTask):
     def replies(self, outputs: "Tensor", batch: Batch, reading: Processing) -> list[Answer]:
         """Return the `score` of each answer."""
         return [{"score": score} for (score,) in outputs.float().tolist()]
+
+
+def _margin(row: Row) -> float:
+    try:
+        return read_number(row.get("margin", 0.0))
+    except BadRow:
+        raise BadRow(f"margin must be a finite number; got {row['margin']!r}") from None
 
 
 def _ids(document: Document, tokenizer: Any, max_length: int | None) -> list[int]:

@@ -12,27 +12,36 @@ from onecurve.errors import ConfigError
 from onecurve.losses.in_batch import in_batch_losses, relevant_ranks
 from onecurve.metrics import ranking
 from onecurve.tasks._embedding_rows import COLUMNS, MORE, SHAPES, negatives, score
-from onecurve.tasks._sequences import SequencesTask, by_example, each_sequence, put_back, sequences
+from onecurve.tasks._sentence_transformers import NOTHING, Read, Said, files_of_vectors, notes_on, said_of_vectors
+from onecurve.tasks._sequences import SequencesTask, by_example, each_sequence, pool_tokens, put_back, sequences
 from onecurve.tasks.base import Answer, BadRow, Batch, Example, Processing, Row, Settings, Survey, check_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+_ELSE = {"pooling": "mean", "normalize": True, "query_prompt": "", "document_prompt": ""}
+"""Settings that a model's files may say, and their values where neither they nor the recipe do."""
 
 
 class TextEmbeddingSettings(Settings):
     loss: Literal["contrastive", "cosine"] = "contrastive"
     """contrastive: each query's positive is told from all documents of the global batch. cosine: the square of how far
     the cosine of query and positive is from the row's `score`."""
-    pooling: Literal["mean", "cls", "last"] = "mean"
-    """What of the last hidden states is a text's vector: their mean, the first, or the last, as for a decoder."""
-    normalize: bool = True
-    """Whether vectors have length 1: scores are cosines then, else products."""
+    pooling: Literal["mean", "cls", "last"] | None = None
+    """What of the last hidden states is a text's vector: their mean, the first, or the last, as for a decoder. This,
+    `normalize`, `similarity` and the prompts are by default as the model's folder says where sentence-transformers
+    wrote it; else mean."""
+    normalize: bool | None = None
+    """Whether vectors have length 1; default: as the model's folder says, else true."""
+    similarity: Literal["cosine", "dot"] | None = None
+    """The score of two vectors in the loss and in searches: their cosine or their product, one and the same for those
+    of length 1. Default: as the model's folder says, else dot where `normalize` is false, else cosine."""
     temperature: float = Field(default=0.05, gt=0)
     """What scores are divided by in the loss. sentence-transformers calls the reciprocal `scale`."""
-    query_prompt: str = ""
-    """Text put before each query, such as 'query: ' for E5 models."""
-    document_prompt: str = ""
-    """Text put before each document, such as 'passage: '."""
+    query_prompt: str | None = None
+    """Text put before each query, such as 'query: ' for E5 models; default: as the model's folder says, else none."""
+    document_prompt: str | None = None
+    """Text put before each document, such as 'passage: '; default: as the model's folder says, else none."""
     matryoshka: list[int] = Field(default_factory=list)
     """Numbers of leading dimensions that are each to do as a vector, such as [384, 128, 64]; the model's own size must
     be one of them. Each is a term of the loss, with weight 1 (Kusupati et al., 2022)."""
@@ -49,6 +58,17 @@ class TextEmbeddingSettings(Settings):
     def is_scored(self) -> bool:
         """Whether rows are pairs with a score."""
         return self.loss == "cosine"
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """Those of the settings that a model's files may say which have a value."""
+        values = self.model_dump(include={*_ELSE, "similarity"})
+        return {name: value for name, value in values.items() if value is not None}
+
+    def filled(self, said: Mapping[str, Any]) -> "TextEmbeddingSettings":
+        """Return the settings with a value for each: their own, else what a model's files said."""
+        similarity = "dot" if self.normalize is False else "cosine"
+        return self.model_copy(update={**_ELSE, "similarity": similarity, **said, **self.asked})
 
 
 class Task(SequencesTask):
@@ -84,8 +104,11 @@ class Task(SequencesTask):
     scoring_settings: ClassVar[frozenset[str]] = frozenset({"cutoff"})
     pooled: Sequence[str] = ("texts",)
 
-    def __init__(self, settings: TextEmbeddingSettings) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: TextEmbeddingSettings, said: Said = NOTHING) -> None:
+        super().__init__(settings.filled(said.values))
+        self.unfilled, self.longest = settings, said.longest
+        self.followed = {name: file for name, file in said.files.items() if name not in settings.asked}
+        self.notes: list[str] = []
         self.metric_names: Sequence[str] = ("loss", *ranking.names(settings.cutoff, searches=True))
         if settings.is_scored:
             self.pooled, self.metric_names = ("score",), ("loss", "pearson", "spearman", "mse", "mae")
@@ -98,7 +121,13 @@ class Task(SequencesTask):
         if not self.settings.is_scored:
             return told
         why = "task.loss is cosine"
-        return {**told, "task.temperature": why, "task.cutoff": why, "task.normalize": "cosines are compared"}
+        return {**told, "task.temperature": why, "task.cutoff": why}
+
+    def following(self, read: Read, path: str) -> "Task":
+        said = said_of_vectors(read, path)
+        task = type(self)(self.unfilled, said)
+        task.notes = notes_on(self.unfilled.asked, said, path)
+        return task
 
     # Rows
 
@@ -171,14 +200,11 @@ class Task(SequencesTask):
         inputs, places, shape = each_sequence(batch)
         hidden, mask = model(**inputs).last_hidden_state, inputs["attention_mask"]
         hidden = hidden[:, -mask.shape[1] :].float()  # PEFT's prompt learning prepends virtual tokens
-        return put_back(_pool(hidden, mask, self.settings.pooling), places, shape)
+        return put_back(pool_tokens(hidden, mask, self.settings.pooling), places, shape)
 
     def vectors(self, outputs: "Tensor", size: int | None = None) -> "Tensor":
-        """Return vectors as they are compared, cut to their leading `size` dimensions."""
-        from torch.nn import functional
-
-        outputs = outputs[..., :size]
-        return functional.normalize(outputs, dim=-1) if self.settings.normalize else outputs
+        """Return vectors, cut to their leading `size` dimensions, whose products are the scores."""
+        return _of_length_1(outputs[..., :size], self.settings.normalize or self.settings.similarity == "cosine")
 
     def losses(self, outputs: "Tensor", batch: Batch) -> "Tensor":
         import torch
@@ -234,37 +260,19 @@ class Task(SequencesTask):
 
     def replies(self, outputs: "Tensor", batch: Batch, reading: Processing) -> list[Answer]:
         """Return the `embedding` of a query, or of a document: a list of numbers."""
-        return [{"embedding": vector} for vector in self.vectors(outputs.float())[:, 0].tolist()]
+        return [{"embedding": one} for one in _of_length_1(outputs.float()[:, 0], self.settings.normalize).tolist()]
 
     # The folder
 
     def beside(self, config: Any, max_length: int) -> Mapping[str, Any]:
         """Return what sentence-transformers needs to build the model: its modules, their settings, the prompts."""
-        settings, text = self.settings, config.get_text_config()
-        modules = {"": "Transformer", "1_Pooling": "Pooling"}
-        modules |= {"2_Normalize": "Normalize"} if settings.normalize else {}
-        return {
-            "modules.json": [
-                {"idx": at, "name": str(at), "path": path, "type": f"sentence_transformers.models.{kind}"}
-                for at, (path, kind) in enumerate(modules.items())
-            ],
-            "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
-            "1_Pooling/config.json": {
-                "word_embedding_dimension": text.hidden_size,
-                "pooling_mode_cls_token": settings.pooling == "cls",
-                "pooling_mode_mean_tokens": settings.pooling == "mean",
-                "pooling_mode_max_tokens": False,
-                "pooling_mode_mean_sqrt_len_tokens": False,
-                "pooling_mode_weightedmean_tokens": False,
-                "pooling_mode_lasttoken": settings.pooling == "last",
-                "include_prompt": True,
-            },
-            "config_sentence_transformers.json": {
-                "prompts": {"query": settings.query_prompt, "document": settings.document_prompt},
-                "default_prompt_name": None,
-                "similarity_fn_name": "cosine" if settings.normalize else "dot",
-            },
-        }
+        return files_of_vectors(self.settings, config, max_length)
+
+
+def _of_length_1(vectors: "Tensor", wanted: bool) -> "Tensor":
+    from torch.nn import functional
+
+    return functional.normalize(vectors, dim=-1) if wanted else vectors
 
 
 def _cosines(outputs: "Tensor", size: int | None = None) -> "Tensor":
@@ -277,22 +285,3 @@ def _cosines(outputs: "Tensor", size: int | None = None) -> "Tensor":
 def _number(ids: Sequence[int]) -> int:
     """Return a number above 0 that equal texts share, and others but by a chance of 1 in 2 ** 63."""
     return max(1, int.from_bytes(blake2b(array("q", ids).tobytes(), digest_size=8).digest(), "little") >> 1)
-
-
-def _pool(hidden: "Tensor", mask: "Tensor", pooling: str) -> "Tensor":
-    """Return a vector for each sequence: float32 [sequences, size].
-
-    Args:
-        hidden: float32 [sequences, longest, size].
-        mask: 1 where a token is: int64 [sequences, longest].
-        pooling: How.
-    """
-    import torch
-
-    if pooling == "mean":
-        # Products and sums alone: autocast leaves these in float32, under every strategy
-        there = mask.unsqueeze(-1).to(hidden.dtype)
-        return (hidden * there).sum(1) / there.sum(1)
-    first = mask.argmax(1)  # 0 where padding is on the right
-    place = first if pooling == "cls" else first + mask.sum(1) - 1
-    return hidden[torch.arange(len(hidden), device=hidden.device), place]

@@ -9,6 +9,7 @@ from pydantic import Field
 from onecurve.content.labels import read_number
 from onecurve.losses import lists
 from onecurve.metrics import ranking
+from onecurve.tasks._embedding_rows import MORE, RANKING_SHAPES, negatives
 from onecurve.tasks._sequences import SequencesTask, by_example, each_sequence, put_back, sequences
 from onecurve.tasks.base import (
     IGNORE_INDEX,
@@ -62,10 +63,12 @@ class Task(SequencesTask):
         "label?": "its label: a number, 0 for irrelevant",
         "positive?": "a relevant text",
         "negative?": "an irrelevant text, or a list of them",
+        **{f"{name}?": "a further irrelevant text" for name in MORE},
         "documents?": "a list of texts",
         "labels?": "a list with the label of each",
     }
-    reworded: ClassVar[Sequence[str]] = ("query", "document", "positive", "negative", "documents")
+    shapes: ClassVar[Mapping[str, Mapping[str, str]]] = RANKING_SHAPES
+    reworded: ClassVar[Sequence[str]] = ("query", "document", "positive", "negative", *MORE, "documents")
     targets: ClassVar[frozenset[str]] = frozenset({"label", "labels"})
     sample: ClassVar[Sequence[Row]] = tuple(
         {"query": query, "documents": [answer, other], "labels": [1, 0]}
@@ -201,21 +204,21 @@ class Task(SequencesTask):
 
 
 def _check_form(row: Row) -> None:
-    forms = [any(name in row for name in names) for names in (("document",), ("positive", "negative"), ("documents",))]
+    own = (("document",), ("positive", "negative", *MORE), ("documents",))
+    forms = [any(name in row for name in names) for names in own]
     if sum(forms) != 1:
         raise BadRow(f"a row has {_FORMS}; this one has {', '.join(row)}")
-    if forms[1] and not ("positive" in row and "negative" in row):
-        raise BadRow(f"{'negative' if 'positive' in row else 'positive'} is missing")
+    if forms[1] and "positive" not in row:
+        raise BadRow("positive is missing")
+    if forms[1] and not negatives(row):
+        raise BadRow("negative is an empty list" if "negative" in row else "negative is missing")
     if forms[2] and not (isinstance(row["documents"], list) and row["documents"]):
         raise BadRow("documents must be a list of texts that is not empty")
-    if forms[1] and row["negative"] == []:
-        raise BadRow("negative is an empty list")
 
 
 def _documents(row: Row) -> list[Any]:
     if "positive" in row:
-        negative = row["negative"]
-        return [row["positive"], *(negative if isinstance(negative, list) else [negative])]
+        return [row["positive"], *negatives(row)]
     return row["documents"] if "documents" in row else [row["document"]]
 
 

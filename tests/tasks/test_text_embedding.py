@@ -119,6 +119,16 @@ def test_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     assert _task().predict(vectors, {"texts": texts}) == ranks
 
 
+def test_vectors_of_any_length_are_compared_by_cosines_or_products() -> None:
+    vectors, texts = _vectors()
+    by_cosine, by_product = _task(normalize=False, similarity="cosine"), _task(normalize=False, temperature=20.0)
+    assert torch.equal(by_cosine.losses(vectors, {"texts": texts}), _task().losses(vectors, {"texts": texts}))
+    products = _task(temperature=20.0).losses(vectors, {"texts": texts})
+    assert not torch.allclose(by_product.losses(vectors, {"texts": texts}), products)
+    (answer,) = by_cosine.replies(vectors[:1], {}, None)  # type: ignore[arg-type]
+    assert answer["embedding"] == vectors[0, 0].tolist()
+
+
 def test_each_size_of_a_matryoshka_is_a_term() -> None:
     vectors, texts = _vectors()
     task = _task(matryoshka=[8, 2])

@@ -89,11 +89,10 @@ class Trainer:
             train={"max_steps": 3, "global_batch_size": len(rows), "micro_batch_size": 1},
         )
         run = self.forks.train(recipe, folder / "run", "python", *(LORA if lora else []))
-        asked = Asked(case, run.output_dir / "model", rows, [])
         # A prompt that stands in its answers alone is gone with them
-        asked.labelled[:] = [row for row in rows if _unlabelled(row, asked.task)]
-        asked.rows = [_unlabelled(row, asked.task) for row in asked.labelled]
-        return asked
+        task = load_task(TaskSection(name=case.task, **case.settings))
+        pairs = [(row, bare) for row in rows if (bare := _unlabelled(row, task))]
+        return Asked(case, run.output_dir / "model", [row for row, _ in pairs], [bare for _, bare in pairs])
 
 
 @pytest.fixture(scope="module")

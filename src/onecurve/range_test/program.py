@@ -39,7 +39,7 @@ def main(argv: list[str], run: Run) -> None:
     recipe, task = checked.recipe, checked.task
     with heavy_imports(checked):
         from onecurve.data import load_data, plan_run
-        from onecurve.evaluation import annotated
+        from onecurve.evaluation import annotated, scorable
         from onecurve.faults import OutOfMemory, fit
         from onecurve.machine.distributed import start
         from onecurve.model.loading import check_model, load_model
@@ -55,7 +55,7 @@ def main(argv: list[str], run: Run) -> None:
 
         precision, remark = check_model(recipe)
     reading = Reading.of(recipe, task)
-    data = load_data(recipe.data, task, reading, recipe.seed)
+    data = scorable(load_data(recipe.data, task, reading, recipe.seed), recipe, task)
     data = replace(data, eval=None, test=None)  # loaded for their labels only
     plan, objective = plan_run(data.splits, recipe), build_objective(task, recipe, data.survey, data.label_counts)
     accelerator = start(recipe.tracking.trackers, recipe.output_dir, recipe.train)

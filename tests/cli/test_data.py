@@ -73,6 +73,7 @@ def test_what_cannot_be_had_is_one_message(recipe, override, said, offline):
     assert said in line
 
 
+@pytest.mark.slow
 def test_from_a_hub_to_a_run_without_one(tmp_path, monkeypatch):
     model, data = build_tiny_bert(tmp_path / "model"), tmp_path / "data"
     (model / "pytorch_model.bin").write_bytes(b"never asked for")

@@ -57,6 +57,7 @@ def numbers(texts: list[str]) -> set[str]:
     return {text.rpartition(" ")[2] for text in texts}
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_what_is_written_was_scored(recipe: Path, forks: Any, tmp_path: Path) -> None:
     run = forks.train(recipe, tmp_path / "run", "python")

@@ -136,6 +136,7 @@ print(json.dumps(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :])))
 """
 
 
+@pytest.mark.slow
 def test_plain_transformers_stops_after_the_answer_that_was_learnt(
     forks: Any, tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

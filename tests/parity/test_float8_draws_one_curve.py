@@ -85,9 +85,8 @@ def test_two_ranks_begin_where_one_process_does_and_draw_its_curve(recipes, fork
 SMALLER, PACKED = ["--train.micro_batch_size", "2"], ["--train.packing", "on"]
 
 
-@pytest.mark.parametrize(
-    ("how", "ranks", "cut"), [pytest.param("zero2", 2, SMALLER, marks=pytest.mark.slow), ("zero3", 2, PACKED)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "ranks", "cut"), [("zero2", 2, SMALLER), ("zero3", 2, PACKED)])
 def test_strategies_and_cuts_draw_it_within_its_tolerance(recipes, forks, one, tmp_path, how, ranks, cut):
     same_curve(one("sft"), forks.train(recipes["sft"], tmp_path, how, *FP8, *cut, num_processes=ranks))
 

@@ -4,7 +4,7 @@
 
 Every run is train.py's, with the same recipe but for the cure. A run that ends adds a line to RESULTS, so the command
 goes on where it was cut off; `--table` prints what is there. DIR holds sst2/{train,dev}.jsonl, trec/{train,test}.jsonl
-with the fine labels, and wnut17/{train,test}.conll; without it the sets come from the hub.
+with the six coarse labels, and wnut17/{train,test}.conll; without it the sets come from the hub.
 """
 
 import argparse
@@ -74,8 +74,8 @@ SETS = {
         metrics=("accuracy",), without={"class_weights": "as many of each label"},
     ),
     "trec": Set(
-        title="TREC, 50 classes", task="text_classification", train="trec/train.jsonl", test="trec/test.jsonl",
-        hub=("CogComp/trec:train", "CogComp/trec:test"), columns={"label": "fine_label"}, examples=800, epochs=3,
+        title="TREC", task="text_classification", train="trec/train.jsonl", test="trec/test.jsonl",
+        hub=("CogComp/trec:train", "CogComp/trec:test"), columns={"label": "coarse_label"}, examples=800, epochs=3,
         lr=4e-4, metrics=("accuracy", "macro_f1"), without={}, rare=True,
     ),
     "wnut17": Set(

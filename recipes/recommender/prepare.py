@@ -54,6 +54,8 @@ def lists(shop: Shop, start: date, end: date, draw: random.Random) -> list[dict[
         free = {name: weight for name, weight in popular.items() if name not in known}
         others = dict.fromkeys(draw.choices([*free], [*free.values()], k=OTHERS), 0) if free else {}
         graded = [*{**grades, **others}.items()]
+        if len(graded) < 2:  # nothing to rank
+            continue
         draw.shuffle(graded)
         texts = [shop.items[item].text for item, _ in graded]
         found.append(

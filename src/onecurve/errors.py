@@ -25,6 +25,10 @@ class ConfigError(UserError):
     """An invalid recipe, override or launch file."""
 
 
+class NotCached(ConfigError):
+    """Whether a hub's model has a file is not known here, and the hub cannot be reached."""
+
+
 class BetweenUpdates(ConfigError):
     """A mistake that every rank meets at the same point between two updates, such as a reward function that fails.
 

@@ -158,7 +158,7 @@ def test_a_run_is_not_resumed_with_another_reward_model(recipe: Any) -> None:
     assert recipe.read("runs/mine").task.settings.rewards_hash == before
     saved(recipe.bert, recipe.folder / "runs" / "mine" / "model", False, initializer_range=0.5)
     assert recipe.read("runs/mine").task.settings.rewards_hash != before
-    with pytest.raises(ConfigError, match=r"task.rewards_hash: .*the weights of a reward model, has changed"):
+    with pytest.raises(ConfigError, match=r"task.rewards_hash: .*weights or config of a reward model, have changed"):
         recipe.read("runs/mine", "--task.rewards_hash", before)
 
 

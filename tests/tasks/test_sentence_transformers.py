@@ -171,8 +171,9 @@ def test_a_hub_s_model_is_asked_for_its_files(
     from onecurve.config import ModelSection
     from onecurve.machine.hub import reachable
 
-    def found(name: str) -> Any:
-        return following(load_task(TaskSection(name="text_embedding")), ModelSection(path=name)).settings.pooling  # type: ignore[arg-type]
+    def found(name: str, **settings: Any) -> Any:
+        task: Any = load_task(TaskSection(name="text_embedding", **settings))
+        return following(task, ModelSection(path=name)).settings.pooling
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     with serving({"models/org/cls": folder, "models/org/plain": tiny_bert}) as hub:
@@ -194,6 +195,10 @@ def test_a_hub_s_model_is_asked_for_its_files(
     (tmp_path / "hub/models--org--plain/snapshots" / snapshot.name / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match="but not whether it has"):
         found("org/plain")
+    every = {"normalize": True, "similarity": "cosine", "query_prompt": "", "document_prompt": ""}
+    with pytest.raises(ConfigError, match="but not whether it has"):
+        found("org/plain", **every)
+    assert found("org/plain", pooling="last", **every) == "last"  # nothing is left to ask
     reachable.cache_clear()
 
 

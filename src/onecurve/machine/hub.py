@@ -6,7 +6,7 @@ import urllib.request
 from functools import cache
 from pathlib import Path
 
-from onecurve.errors import ConfigError
+from onecurve.errors import ConfigError, NotCached
 
 _TIMEOUT_SECONDS = 5
 _READING = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
@@ -83,7 +83,8 @@ def file_of(name: str, revision: str | None, path: str) -> Path | None:
         None: the repository has none, or is not to be had, which is told when the model's config is read.
 
     Raises:
-        ConfigError: Other files of the model are here, and nothing here says whether it has this one.
+        NotCached: Other files of the model are here, and nothing here says whether it has this one.
+        ConfigError: It cannot be fetched or written.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import (
@@ -102,15 +103,16 @@ def file_of(name: str, revision: str | None, path: str) -> Path | None:
         found, config = (try_to_load_from_cache(name, file, revision=revision) for file in (path, "config.json"))
     except (HFValidationError, RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
         return None
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        line = str(error).strip().splitlines()[0]
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ConfigError(f"{path} of {name!r} cannot be fetched: {line}", where="model.path") from None
     if found is None and isinstance(config, str):
-        raise ConfigError(
+        raise NotCached(
             f"of {name!r} the config is in the local cache, but not whether it has a {path}, and the hub cannot be "
             "reached.",
             where="model.path",
-            fix="Run `onecurve data stage RECIPE` where there is a network, or name a local folder.",
+            fix="Run `onecurve data stage RECIPE` where there is a network, or name a local folder, or set all that "
+            "such a file may say: task.pooling, normalize, similarity, query_prompt and document_prompt.",
         )
     return Path(found) if isinstance(found, str) else None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from onecurve.adapters.folder import Continued, is_adapter
 from onecurve.config import ModelSection
-from onecurve.errors import ConfigError
+from onecurve.errors import ConfigError, NotCached
 from onecurve.machine.hub import file_of
 from onecurve.tasks.base import Follows
 
@@ -20,7 +20,12 @@ def following(task: Follows, section: ModelSection) -> Any:
     Raises:
         ConfigError: They describe a model that the task does not train, or cannot be read.
     """
-    return task.following(*_reader(section))
+    try:
+        return task.following(*_reader(section))
+    except NotCached:
+        if not task.decided:
+            raise
+        return task
 
 
 def _reader(section: ModelSection) -> tuple[Callable[[str], Any], str]:

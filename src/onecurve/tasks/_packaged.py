@@ -31,6 +31,11 @@ class Follows(Protocol):
         ...
 
     @property
+    def decided(self) -> bool:
+        """Whether the recipe sets all of these settings, so that nothing need be asked of the files."""
+        ...
+
+    @property
     def notes(self) -> list[str]:
         """What the summary says of that, once `following` was asked."""
         ...

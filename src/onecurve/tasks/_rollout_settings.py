@@ -101,8 +101,8 @@ def check_recipe(settings: GrpoSettings, recipe: "Recipe", code: str) -> GrpoSet
         raise ConfigError("names no reward.", where="task.rewards", fix="Set it to [my_file.py:NAME].")
     if settings.rewards_hash not in (None, code):
         raise ConfigError(
-            f"is {settings.rewards_hash}, but the code of the reward functions, or the weights of a reward "
-            f"model, has changed: it is {code} now.",
+            f"is {settings.rewards_hash}, but the code of the reward functions, or the weights or config of a "
+            f"reward model, have changed: it is {code} now.",
             where="task.rewards_hash",
             fix="Remove it to train with the current ones.",
         )

@@ -131,7 +131,10 @@ def _margin(row: Row) -> float:
     try:
         return read_number(row.get("margin", 0.0))
     except BadRow:
-        raise BadRow(f"margin must be a finite number; got {row['margin']!r}") from None
+        raise BadRow(
+            f"margin must be a finite number; got {row['margin']!r}. Set data.columns to the columns to read to leave "
+            "it out, such as {chosen: chosen, rejected: rejected, margin: ''}"
+        ) from None
 
 
 def _ids(document: Document, tokenizer: Any, max_length: int | None) -> list[int]:

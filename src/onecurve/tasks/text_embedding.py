@@ -102,6 +102,7 @@ class Task(SequencesTask):
     )
     peft_task_type: ClassVar[str | None] = "FEATURE_EXTRACTION"
     scoring_settings: ClassVar[frozenset[str]] = frozenset({"cutoff"})
+    loss_settings: ClassVar[frozenset[str]] = frozenset({"similarity"})
     pooled: Sequence[str] = ("texts",)
 
     def __init__(self, settings: TextEmbeddingSettings, said: Said = NOTHING) -> None:
@@ -122,6 +123,10 @@ class Task(SequencesTask):
             return told
         why = "task.loss is cosine"
         return {**told, "task.temperature": why, "task.cutoff": why}
+
+    @property
+    def decided(self) -> bool:
+        return len(self.unfilled.asked) == len(_ELSE) + 1  # similarity is the other one
 
     def following(self, read: Read, path: str) -> "Task":
         said = said_of_vectors(read, path)
@@ -145,8 +150,9 @@ class Task(SequencesTask):
             score(row)
         elif row.get("score") is not None:
             raise BadRow(
-                "has a score, which the contrastive loss does not read: set task.loss to cosine, or data.columns.score "
-                "to '' if every positive belongs to its query"
+                "has a score, which the contrastive loss does not read: set task.loss to cosine; or, if every "
+                "positive belongs to its query, data.columns to the columns of both, such as {query: question, "
+                "positive: answer}, with score: '' where the file has such a column"
             )
 
     def encode(self, row: Row, survey: Survey, reading: Processing, truncate: bool) -> list[Example]:

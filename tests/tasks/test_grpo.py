@@ -362,7 +362,7 @@ def test_the_columns_are_what_the_functions_ask_for(recipe: Any) -> None:
         (["--task.epsilon", "0.3"], "task.epsilon: has no effect: .*steps_per_generation is 1"),
         (["--task.replay", "nowhere"], "task.replay: 'nowhere' has no rollouts/"),
         (["--task.beta", "0.1", "--model.init", "random"], "task.beta: the reference"),
-        (["--task.rewards_hash", "abc"], "task.rewards_hash: .*has changed"),
+        (["--task.rewards_hash", "abc"], "task.rewards_hash: .*have changed"),
         (["--regularization.label_smoothing", "0.1"], "regularization.label_smoothing"),
         (["--regularization.neftune_alpha", "5"], "regularization.neftune_alpha: changes embeddings, and grpo learns"),
     ],

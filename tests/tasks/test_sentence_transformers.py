@@ -196,7 +196,7 @@ def test_a_hub_s_model_is_asked_for_its_files(
     with pytest.raises(ConfigError, match="but not whether it has"):
         found("org/plain")
     every = {"normalize": True, "similarity": "cosine", "query_prompt": "", "document_prompt": ""}
-    with pytest.raises(ConfigError, match="but not whether it has"):
+    with pytest.raises(ConfigError, match=r"but not whether it has.* Or set what such a file may say: task\.pooling\."):
         found("org/plain", **every)
     assert found("org/plain", pooling="last", **every) == "last"  # nothing is left to ask
     reachable.cache_clear()

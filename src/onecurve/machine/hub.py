@@ -111,8 +111,7 @@ def file_of(name: str, revision: str | None, path: str) -> Path | None:
             f"of {name!r} the config is in the local cache, but not whether it has a {path}, and the hub cannot be "
             "reached.",
             where="model.path",
-            fix="Run `onecurve data stage RECIPE` where there is a network, or name a local folder, or set all that "
-            "such a file may say: task.pooling, normalize, similarity, query_prompt and document_prompt.",
+            fix="Run `onecurve data stage RECIPE` where there is a network, or name a local folder.",
         )
     return Path(found) if isinstance(found, str) else None
 

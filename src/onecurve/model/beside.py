@@ -22,10 +22,11 @@ def following(task: Follows, section: ModelSection) -> Any:
     """
     try:
         return task.following(*_reader(section))
-    except NotCached:
-        if not task.decided:
-            raise
-        return task
+    except NotCached as error:
+        if not task.undecided:
+            return task
+        error.fix += f" Or set what such a file may say: {', '.join(f'task.{name}' for name in task.undecided)}."
+        raise
 
 
 def _reader(section: ModelSection) -> tuple[Callable[[str], Any], str]:

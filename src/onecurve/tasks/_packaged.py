@@ -31,8 +31,8 @@ class Follows(Protocol):
         ...
 
     @property
-    def decided(self) -> bool:
-        """Whether the recipe sets all of these settings, so that nothing need be asked of the files."""
+    def undecided(self) -> list[str]:
+        """These settings, but for those that the recipe sets: where there are none, the files need not be there."""
         ...
 
     @property

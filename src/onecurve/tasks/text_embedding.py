@@ -125,8 +125,8 @@ class Task(SequencesTask):
         return {**told, "task.temperature": why, "task.cutoff": why}
 
     @property
-    def decided(self) -> bool:
-        return len(self.unfilled.asked) == len(_ELSE) + 1  # similarity is the other one
+    def undecided(self) -> list[str]:
+        return [name for name in (*_ELSE, "similarity") if name not in self.unfilled.asked]
 
     def following(self, read: Read, path: str) -> "Task":
         said = said_of_vectors(read, path)
